@@ -1,0 +1,113 @@
+package policy
+
+import (
+	"math/bits"
+	"strings"
+)
+
+// Op is one operation of the FUSE protocol, under the name the protocol gives
+// it (include/uapi/linux/fuse.h), plus the two directions of memory-map I/O.
+type Op uint8
+
+// The operations a rule can name.
+const (
+	OpLookup Op = iota
+	OpGetattr
+	OpSetattr
+	OpReadlink
+	OpMknod
+	OpMkdir
+	OpUnlink
+	OpRmdir
+	OpSymlink
+	OpRename
+	OpLink
+	OpOpen
+	OpCreate
+	OpTmpfile
+	OpRead
+	OpWrite
+	OpFlush
+	OpRelease
+	OpFsync
+	OpFdatasync
+	OpOpendir
+	OpReaddir
+	OpReleasedir
+	OpFsyncdir
+	OpStatfs
+	OpSetxattr
+	OpGetxattr
+	OpListxattr
+	OpRemovexattr
+	OpAccess
+	OpGetlk
+	OpSetlk
+	OpIoctl
+	OpFallocate
+	OpLseek
+	OpCopyFileRange
+	OpMmapRead
+	OpMmapWrite
+	opCount
+)
+
+var opNames = [opCount]string{
+	"lookup", "getattr", "setattr", "readlink", "mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link",
+	"open", "create", "tmpfile", "read", "write", "flush", "release", "fsync", "fdatasync", "opendir", "readdir",
+	"releasedir", "fsyncdir", "statfs", "setxattr", "getxattr", "listxattr", "removexattr", "access", "getlk", "setlk",
+	"ioctl", "fallocate", "lseek", "copy_file_range", "mmap-read", "mmap-write",
+}
+
+// String returns the protocol's name of the operation.
+func (o Op) String() string {
+	if o < opCount {
+		return opNames[o]
+	}
+	return "op(" + string(rune('0'+o%10)) + ")"
+}
+
+// OpSet is a set of operations, one bit for each Op.
+type OpSet uint64
+
+// Has reports whether o is in the set.
+func (s OpSet) Has(o Op) bool { return s&(1<<o) != 0 }
+
+// With returns the set with o added.
+func (s OpSet) With(o Op) OpSet { return s | 1<<o }
+
+// Ops lists the members in the order of the constants.
+func (s OpSet) Ops() []Op {
+	ops := make([]Op, 0, bits.OnesCount64(uint64(s)))
+	for o := Op(0); o < opCount; o++ {
+		if s.Has(o) {
+			ops = append(ops, o)
+		}
+	}
+	return ops
+}
+
+// String joins the members with a plus sign, as a rule writes them.
+func (s OpSet) String() string {
+	names := make([]string, 0, 4)
+	for _, o := range s.Ops() {
+		names = append(names, o.String())
+	}
+	return strings.Join(names, "+")
+}
+
+func setOf(ops ...Op) OpSet {
+	var s OpSet
+	for _, o := range ops {
+		s = s.With(o)
+	}
+	return s
+}
+
+// The op groups of the rule language.
+var (
+	GroupData = setOf(OpRead, OpWrite, OpMmapRead, OpMmapWrite, OpCopyFileRange, OpFallocate, OpLseek)
+	GroupSync = setOf(OpFlush, OpFsync, OpFdatasync, OpFsyncdir)
+	GroupAll  = OpSet(1<<opCount - 1)
+	GroupMeta = GroupAll &^ GroupData &^ GroupSync
+)

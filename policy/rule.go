@@ -1,0 +1,55 @@
+// Package policy is the fault language: it turns labels, annotations and the
+// text of rules into rules that a fault layer can apply. It is pure: no system
+// calls and no clock of its own.
+package policy
+
+import (
+	"syscall"
+	"time"
+)
+
+// Rule is one fault: where (path, op), what (error, latency), when (trigger).
+// The zero value matches nothing; rules come from ParseRule or ParseLabels.
+type Rule struct {
+	// Name is the rule's name: the RULE of the label RULE.faultgraft.io, or one that the user's command gives it.
+	Name string `json:"name"`
+	// Text is the rule as its author wrote it.
+	Text string `json:"text"`
+	// IO is the fault of an `io` rule.
+	IO *IOFault `json:"io,omitempty"`
+	// Trigger says at which of the matching operations the rule fires.
+	Trigger Trigger `json:"trigger"`
+}
+
+// IOFault is what an `io` rule does to the operations that it matches.
+type IOFault struct {
+	// Path is a doublestar glob over the path as the container sees it; absolute.
+	Path string `json:"path"`
+	// Exclude are globs of the same kind that take paths out again.
+	Exclude []string `json:"exclude,omitempty"`
+	// Ops are the operations that the rule matches.
+	Ops OpSet `json:"ops"`
+	// Errno is the error returned; 0 when the rule only delays.
+	Errno syscall.Errno `json:"errno,omitempty"`
+	// Latency is how long the operation waits before it goes on or fails.
+	Latency time.Duration `json:"latency,omitempty"`
+}
+
+// Trigger says when a rule fires. Its unit is the matching operation: operation
+// n (from 1) of a rule fires if n > After, (n-After-1) is a multiple of Every,
+// the rule has fired fewer than Times times, and the draw for n under Seed is
+// below P.
+type Trigger struct {
+	// P is the probability, 0 to 1.
+	P float64 `json:"p"`
+	// After is how many matching operations pass first.
+	After uint64 `json:"after,omitempty"`
+	// Every lets one in that many fire; 0 and 1 mean each.
+	Every uint64 `json:"every,omitempty"`
+	// Times is how often the rule fires at most; 0 means without limit.
+	Times uint64 `json:"times,omitempty"`
+	// TTL is how long the rule lives, counted from its activation. Never 0.
+	TTL time.Duration `json:"ttl"`
+	// Seed makes the draws repeatable.
+	Seed uint64 `json:"seed,omitempty"`
+}
