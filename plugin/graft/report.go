@@ -1,0 +1,38 @@
+// Package graft puts a fault layer over a path of a running target and takes it
+// off again: mount and swap as one transaction, entered from outside, without a
+// helper in the container.
+package graft
+
+import (
+	"time"
+
+	"github.com/faultgraft/faultgraft/tracer"
+)
+
+// DefaultDeadline bounds how long a target may be stopped.
+const DefaultDeadline = 2 * time.Second
+
+// Report says what a graft or an ungraft did to the target.
+type Report struct {
+	// Prepare is the work done while the target ran; Pause how long its threads stood still. Nanoseconds in JSON.
+	Prepare time.Duration `json:"prepare"`
+	Pause   time.Duration `json:"pause"`
+	// Stopped are the processes that were stopped; the others never noticed.
+	Stopped []tracer.ProcessReport `json:"stopped"`
+	// Swapped and Skipped list the open objects, with a reason for each that was left where it was.
+	Swapped []tracer.ObjectReport `json:"swapped"`
+	Skipped []tracer.ObjectReport `json:"skipped,omitempty"`
+	// Notes are remarks that a person should read.
+	Notes []string `json:"notes,omitempty"`
+}
+
+func (r *Report) add(t *tracer.Report) {
+	if t == nil {
+		return
+	}
+	r.Prepare += t.Prepare
+	r.Pause += t.Pause
+	r.Stopped = append(r.Stopped, t.Processes...)
+	r.Swapped = append(r.Swapped, t.Swapped...)
+	r.Skipped = append(r.Skipped, t.Skipped...)
+}

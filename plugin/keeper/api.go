@@ -1,0 +1,90 @@
+// Package keeper runs the small process that stands between faultgraft and one
+// target: it holds what a graft needs to live (the FUSE device, the mount, the
+// adopted descriptions), outlives the daemon and the command that started it,
+// and undoes its grafts when their time is up.
+package keeper
+
+import (
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+// Target is one running container, or a process tree named by its PID.
+type Target struct {
+	// ID is the container's id, or "pid-N" for a process tree.
+	ID string `json:"id"`
+	// Name is what a user calls it; may be empty.
+	Name string `json:"name,omitempty"`
+	// Namespace is the containerd namespace; empty for a process tree.
+	Namespace string `json:"namespace,omitempty"`
+	// PID is the target's first process, in the PID namespace of the host.
+	PID int `json:"pid"`
+	// StartTime is field 22 of /proc/PID/stat (clock ticks since boot); with PID it names a process for good.
+	StartTime uint64 `json:"startTime,omitempty"`
+	// Labels are the container's labels, or annotations for a CRI container.
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// Origin says who asked for a graft.
+type Origin string
+
+// Where a graft can come from.
+const (
+	OriginUser       Origin = "user"
+	OriginLabel      Origin = "label"
+	OriginAnnotation Origin = "annotation"
+)
+
+// Request asks for one graft.
+type Request struct {
+	// Path is where the layer goes, as the target sees it: absolute.
+	Path string `json:"path"`
+	// Rules are what the layer does; each has a TTL.
+	Rules []policy.Rule `json:"rules"`
+	// Deadline bounds how long the target may be stopped; 0 means graft.DefaultDeadline.
+	Deadline time.Duration `json:"deadline,omitempty"`
+	// RequireAll makes an object that cannot be swapped an error instead of a line in the report.
+	RequireAll bool `json:"requireAll,omitempty"`
+	// Origin says who asked.
+	Origin Origin `json:"origin,omitempty"`
+}
+
+// State is where a graft is in its life.
+type State string
+
+// The states of a graft.
+const (
+	StateGrafting  State = "grafting"
+	StateActive    State = "active"
+	StateReverting State = "reverting"
+	StateFailed    State = "failed"
+)
+
+// Graft is one layer over one path of one target.
+type Graft struct {
+	ID     string       `json:"id"`
+	Target Target       `json:"target"`
+	Path   string       `json:"path"`
+	State  State        `json:"state"`
+	Reason string       `json:"reason,omitempty"`
+	Origin Origin       `json:"origin,omitempty"`
+	Since  time.Time    `json:"since"`
+	Rules  []RuleStatus `json:"rules"`
+	// PauseMs is how long the target stood still for the graft, in milliseconds.
+	PauseMs float64 `json:"pauseMs"`
+	// Report lists what was swapped and what was not; only in the answer to Inject.
+	Report *graft.Report `json:"report,omitempty"`
+}
+
+// RuleStatus is what a rule has done so far.
+type RuleStatus struct {
+	Name string `json:"name"`
+	Text string `json:"text"`
+	// Matched counts the operations that the rule matched, Fired those that it changed.
+	Matched uint64    `json:"matched"`
+	Fired   uint64    `json:"fired"`
+	Expires time.Time `json:"expires"`
+	Expired bool      `json:"expired,omitempty"`
+}
