@@ -109,8 +109,12 @@ func (c *Conn) Call(ctx context.Context, method string, in, out any, fds ...int)
 	}
 	e, got, err := c.receive()
 	if err != nil {
-		if ctx.Err() != nil {
+		_ = c.c.Close() // a late answer would be taken for that of the next call
+		switch {
+		case ctx.Err() != nil:
 			err = ctx.Err()
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			err = context.DeadlineExceeded // the socket's clock fired first
 		}
 		return nil, fmt.Errorf("%s: no answer: %w", method, err)
 	}
