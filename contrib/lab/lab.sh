@@ -1,0 +1,216 @@
+#!/usr/bin/env bash
+# A private containerd with runc and nerdctl, NRI on and faultgraft registered
+# as its plugin 10-faultgraft, in a mount and network namespace of its own.
+#
+#   lab.sh build             build the programs from published Go modules (once; minutes)
+#   lab.sh image             make the images lab.local/busybox:1 and lab.local/pause:1
+#   lab.sh up                build what is missing and start containerd
+#   lab.sh load [TAR...]     import images (default: those of `image`) for nerdctl, ctr and CRI
+#   lab.sh status            is it up, and what runs in it; exit status 1 when down
+#   lab.sh nerdctl ARGS...   nerdctl inside the lab; the same with ctr
+#   lab.sh ns CMD ARGS...    any command inside the lab's namespaces: lab.sh ns faultgraft ps
+#   lab.sh restart           stop containerd and start it again under the running containers
+#   lab.sh down              remove grafts, containers and cgroups, stop containerd
+#   lab.sh purge             down, and remove the lab's folder
+#
+# Everything on disk is under $FAULTGRAFT_LAB (default ~/.cache/faultgraft/lab).
+# Inside the lab /run is a tmpfs of its own, so containerd, NRI and faultgraft
+# use their default paths there and collide with nothing on the machine.
+#
+# FAULTGRAFT_BIN       the binary that becomes the plugin (default: bin/faultgraft of this tree)
+# FAULTGRAFT_LAB_CGROUP  host: the machine's cgroups (default); v2: a cgroup2 view on /sys/fs/cgroup
+set -euo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+TREE=$(cd "$HERE/../.." && pwd)
+LAB=${FAULTGRAFT_LAB:-${XDG_CACHE_HOME:-$HOME/.cache}/faultgraft/lab}
+case $LAB in /*) ;; *) LAB=$PWD/$LAB ;; esac
+NAMESPACE=faultgraft-lab # containerd namespace of nerdctl and ctr, and cgroup parent of everything
+BUSYBOX_IMAGE=lab.local/busybox:1
+PAUSE_IMAGE=lab.local/pause:1
+PIDFILE=$LAB/run/containerd.pid
+BINARY=${FAULTGRAFT_BIN:-$TREE/bin/faultgraft}
+
+die() {
+  echo "lab: $*" >&2
+  exit 1
+}
+# shellcheck source-path=SCRIPTDIR source=versions.sh
+. "$HERE/versions.sh"
+# shellcheck source-path=SCRIPTDIR source=build.sh
+. "$HERE/build.sh"
+# shellcheck source-path=SCRIPTDIR source=members.sh
+. "$HERE/members.sh"
+# shellcheck source-path=SCRIPTDIR source=config.sh
+. "$HERE/config.sh"
+
+root_only() { [ "$(id -u)" = 0 ] || die "'$1' needs root: it makes namespaces, mounts and cgroups"; }
+
+# lock: one build, up or down at a time; the lock ends with this script.
+lock() {
+  mkdir -p "$LAB"
+  exec {lockfd}>"$LAB/lock"
+  flock -n "$lockfd" || {
+    echo "lab: waiting for another lab.sh on $LAB" >&2
+    flock -w 1800 "$lockfd" || die "another lab.sh has held $LAB/lock for 30 minutes"
+  }
+}
+
+# enter COMMAND...: replaces this script by COMMAND in the lab's namespaces, so that killing it kills the command.
+enter() {
+  local pid
+  pid=$(containerd_pid) || die "the lab is down; start it with: $0 up"
+  exec nsenter -m -n -t "$pid" -- env -C "$PWD" "PATH=$LAB/bin:$PATH" "NERDCTL_TOML=$LAB/etc/nerdctl.toml" \
+    CONTAINERD_ADDRESS=/run/containerd/containerd.sock CONTAINERD_NAMESPACE="$NAMESPACE" "$@"
+}
+inside() { (enter "$@"); }
+
+# launch HOLDER: starts containerd in the namespaces of process HOLDER, or in new ones if that is empty.
+launch() {
+  local where=(unshare -m -n --propagation private) fresh=1 i
+  [ -z "$1" ] || { where=(nsenter -m -n -t "$1" --); fresh=; }
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  setsid "${where[@]}" env "FRESH=$fresh" "LAB=$LAB" "CGROUP=${FAULTGRAFT_LAB_CGROUP:-host}" "PATH=$LAB/bin:$PATH" \
+    bash -euc '
+      if [ -n "$FRESH" ]; then
+        [ "$CGROUP" != v2 ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
+        mount -t tmpfs -o mode=755 faultgraft-lab /run
+        mkdir -p "$LAB/run/cni"
+        [ ! -d /var/lib/cni ] || mount --bind "$LAB/run/cni" /var/lib/cni
+        ip link set lo up
+      fi
+      readlink /proc/self/ns/mnt >"$LAB/run/mntns"
+      echo $$ >"$LAB/run/containerd.pid"
+      cd /
+      exec containerd -c "$LAB/etc/containerd.toml" -l "${FAULTGRAFT_LAB_LOG:-info}"
+    ' >>"$LAB/log/containerd.log" 2>&1 </dev/null {lockfd}>&- &
+  for i in $(seq 150); do
+    sleep 0.1
+    if containerd_pid >/dev/null && inside ctr --connect-timeout 2s plugins ls 2>/dev/null | grep -q 'grpc.v1 *cri .*ok'; then
+      await_plugin
+      return
+    fi
+    [ "$i" -lt 20 ] || kill -0 "$!" 2>/dev/null || break
+  done
+  tail -n 20 "$LAB/log/containerd.log" >&2
+  die "containerd did not come up: the whole log is $LAB/log/containerd.log"
+}
+
+# await_plugin: the plugin that containerd launched listens, so that what is started next is seen by it.
+await_plugin() {
+  local pid i
+  [ -e "$LAB/nri/plugins/10-faultgraft" ] || return 0
+  pid=$(containerd_pid)
+  for i in $(seq 60); do
+    [ ! -S "/proc/$pid/root/run/faultgraft/daemon.sock" ] || return 0
+    sleep 0.1
+  done
+  echo "lab: the plugin 10-faultgraft does not listen after $((i / 10)) s: see $LAB/log/faultgraft.log and $LAB/log/containerd.log" >&2
+}
+
+up() {
+  root_only up
+  build
+  image
+  mkdir -p "$LAB"/{bin,etc,log,run/podlogs,root,opt,cdi,nerdctl,cni,shimpath,nri/plugins,nri/conf.d}
+  local changed=
+  install_plugin && changed=1
+  if containerd_pid >/dev/null; then
+    [ -z "$changed" ] || restart
+    echo "lab: already up, containerd is pid $(containerd_pid)"
+    return
+  fi
+  write_config
+  remember_cgroups
+  : >"$LAB/log/containerd.log"
+  # a containerd that was killed leaves its containers: it comes back to them
+  launch "$(members | head -n 1)"
+  load_default
+  echo "lab: up, containerd is pid $(containerd_pid)"
+}
+
+# restart keeps the namespaces by a descriptor while no containerd is there.
+restart() {
+  root_only restart
+  local pid holder
+  pid=$(containerd_pid) || die "the lab is down; start it with: $0 up"
+  write_config
+  # a process of the lab that waits keeps both namespaces alive while containerd is away
+  inside sleep 120 </dev/null >/dev/null 2>&1 {lockfd}>&- &
+  holder=$!
+  for _ in $(seq 50); do
+    [ "$(readlink "/proc/$holder/ns/mnt")" != "$(cat "$LAB/run/mntns")" ] || break
+    sleep 0.1
+  done
+  end_process "$pid" 10
+  launch "$holder"
+  kill "$holder"
+  wait "$holder" 2>/dev/null || true
+  echo "lab: restarted, containerd is pid $(containerd_pid)"
+}
+
+load() { # TAR...
+  local ns tar
+  for tar in "$@"; do
+    for ns in "$NAMESPACE" k8s.io; do
+      inside ctr -n "$ns" images import --local "$tar" >"$LAB/log/load.log" 2>&1 ||
+        die "cannot import $tar into namespace $ns: $(tail -n 1 "$LAB/log/load.log")"
+    done
+  done
+}
+
+load_default() {
+  local want
+  want=$(cat "$LAB/stamps/busybox" "$LAB/stamps/pause")
+  [ "$(cat "$LAB/root/.loaded" 2>/dev/null)" != "$want" ] || return 0
+  load "$LAB/img/busybox.tar" "$LAB/img/pause.tar"
+  echo "$want" >"$LAB/root/.loaded"
+}
+
+status() {
+  local pid ns
+  pid=$(containerd_pid) || {
+    echo "lab: down ($LAB)"
+    [ -z "$(members)" ] || echo "lab: left over: $(members | tr '\n' ' ')"
+    return 1
+  }
+  echo "lab: up, containerd is pid $pid, folder $LAB"
+  for ns in "$NAMESPACE" k8s.io; do
+    echo "containers of namespace $ns:"
+    inside ctr -n "$ns" tasks ls
+  done
+}
+
+down() {
+  root_only down
+  local pid
+  if pid=$(containerd_pid); then
+    remove_grafts
+    remove_containers
+    end_process "$pid" 10
+  fi
+  end_members
+  rm -f "$PIDFILE" "$LAB/run/mntns"
+  remove_cgroups
+  echo "lab: down"
+}
+
+purge() {
+  down
+  # mounts of the lab went with its namespace; -x and --one-file-system guard against one that did not
+  rm -rf --one-file-system "$LAB"
+}
+
+case ${1:-} in
+  build | image) lock; "$1" ;;
+  up | down | restart | purge) lock; "$1" ;;
+  load)
+    lock
+    shift
+    if [ $# -gt 0 ]; then load "$@"; else rm -f "$LAB/root/.loaded"; load_default; fi
+    ;;
+  status) status ;;
+  nerdctl | ctr) enter "$@" ;;
+  ns) shift; enter "$@" ;;
+  -h | --help | help) sed -n '2,24s/^# \{0,1\}//p' "$0" ;;
+  *) sed -n '2,24s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Checks that the programs and headers of a task are on this machine and, as
+# root on a Debian-like system, installs the packages that are missing.
+#
+#   packages.sh [--check] lab|test|bench|lint...
+#
+# --check only names what is missing (exit status 1) and installs nothing.
+set -euo pipefail
+
+missing=()
+
+# command COMMAND PACKAGE: PACKAGE is missing unless COMMAND is on the PATH.
+command_from() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); }
+
+# The image holds one file, so a busybox that needs libc.so is of no use.
+static_busybox() {
+  local b
+  b=$(command -v busybox) && ! ldd "$b" >/dev/null 2>&1
+}
+
+c_compiler() {
+  command_from gcc gcc
+  # gcc alone brings no headers when recommended packages are left out
+  [ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
+}
+
+check() {
+  case $1 in
+    lab) # runc is built with cgo and libseccomp; busybox is the image
+      c_compiler
+      command_from pkg-config pkg-config
+      pkg-config --exists libseccomp 2>/dev/null || missing+=(libseccomp-dev)
+      static_busybox || missing+=(busybox-static)
+      command_from jq jq
+      command_from ip iproute2
+      command_from nsenter util-linux
+      ;;
+    test) c_compiler ;; # -race and the C programs that tests graft onto
+    bench)
+      c_compiler
+      command_from fio fio
+      ;;
+    lint) command_from shellcheck shellcheck ;;
+    *)
+      echo "packages.sh: unknown task '$1': one of lab, test, bench, lint" >&2
+      exit 2
+      ;;
+  esac
+}
+
+only_check=
+[ "${1:-}" != --check ] || { only_check=1; shift; }
+[ $# -gt 0 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
+for task in "$@"; do check "$task"; done
+[ ${#missing[@]} -gt 0 ] || exit 0
+mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+
+if [ -n "$only_check" ] || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+  echo "missing packages (Debian names): ${missing[*]}; install them with: apt-get install --no-install-recommends ${missing[*]}" >&2
+  exit 1
+fi
+echo "installing ${missing[*]}"
+install() {
+  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" </dev/null >/dev/null
+}
+# The package lists may be absent or old on a fresh machine: fetched only when the first attempt fails.
+install 2>/dev/null || { apt-get update -qq </dev/null && install; } || {
+  echo "apt-get could not install ${missing[*]}: see the lines above" >&2
+  exit 1
+}
