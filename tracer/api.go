@@ -1,0 +1,196 @@
+package tracer
+
+import (
+	"fmt"
+	"syscall"
+	"time"
+)
+
+// Kind is the way in which a process refers to a file.
+type Kind int
+
+// The kinds of objects.
+const (
+	Descriptor Kind = iota // a slot of the descriptor table
+	Cwd                    // the working directory
+	Root                   // the root directory
+	Map                    // a memory map
+)
+
+var kindNames = [...]string{"descriptor", "cwd", "root", "map"}
+
+// String returns the name of the kind as it stands in reports.
+func (k Kind) String() string {
+	if k >= 0 && int(k) < len(kindNames) {
+		return kindNames[k]
+	}
+	return fmt.Sprintf("kind(%d)", int(k))
+}
+
+// MarshalText writes the kind as its name.
+func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (k *Kind) UnmarshalText(b []byte) error {
+	for i, n := range kindNames {
+		if n == string(b) {
+			*k = Kind(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no kind of object", b)
+}
+
+// Object is one place in a process that refers to a file.
+type Object struct {
+	PID     int    `json:"pid"`               // process (thread group) id
+	TID     int    `json:"tid"`               // a thread whose table, directories or memory it is in; the PID unless threads have their own
+	Kind    Kind   `json:"kind"`              //
+	FD      int    `json:"fd"`                // number, for Descriptor; else -1
+	Path    string `json:"path"`              // text of the link in /proc, without " (deleted)": relative to the root of the reader's mount namespace where it can be
+	Deleted bool   `json:"deleted,omitempty"` // the link text ended in " (deleted)"
+	MountID uint64 `json:"mountID"`           // as in fdinfo and mountinfo
+	Dev     uint64 `json:"dev"`               // st_dev
+	Ino     uint64 `json:"ino"`               // st_ino
+	Mode    uint32 `json:"mode"`              // st_mode
+	Flags   int    `json:"flags"`             // open flags of the description as in fdinfo, with O_CLOEXEC of the slot; for Map O_RDONLY or O_RDWR
+
+	Start  uint64 `json:"start,omitempty"`  // first address, for Map
+	End    uint64 `json:"end,omitempty"`    // address after the last, for Map
+	Offset uint64 `json:"offset,omitempty"` // offset in the file, bytes, for Map
+	Shared bool   `json:"shared,omitempty"` // MAP_SHARED, for Map
+	Prot   int    `json:"prot,omitempty"`   // PROT_READ, PROT_WRITE, PROT_EXEC, for Map
+}
+
+// String names the object as a person would look for it under /proc.
+func (o *Object) String() string {
+	switch o.Kind {
+	case Descriptor:
+		return fmt.Sprintf("descriptor %d of process %d (%s)", o.FD, o.PID, o.Path)
+	case Map:
+		return fmt.Sprintf("map %x-%x of process %d (%s)", o.Start, o.End, o.PID, o.Path)
+	default:
+		return fmt.Sprintf("%s of process %d (%s)", o.Kind, o.PID, o.Path)
+	}
+}
+
+// Description is one file that is to be replaced, with all that hold it: for
+// Descriptor one open file description (open(2)), however many slots in
+// however many processes share it.
+type Description struct {
+	Kind    Kind
+	Path    string // see Object
+	Deleted bool
+	MountID uint64
+	Dev     uint64
+	Ino     uint64
+	Mode    uint32
+	Flags   int // without O_CLOEXEC
+	// File is a descriptor of ours: for Descriptor the very description
+	// (pidfd_getfd(2)); for Cwd and Root an O_PATH one; for Map the file opened
+	// anew through /proc/PID/map_files with Flags, or with O_PATH if
+	// Options.MapsByPath. It belongs to tracer, and is open from the call of
+	// Replace until Swap returns; dup it to keep it.
+	File    int
+	Holders []Object
+}
+
+// Lock is a POSIX record lock (fcntl(2), F_SETLK) of a process.
+type Lock struct {
+	Type  int16 `json:"type"`  // F_RDLCK or F_WRLCK
+	Start int64 `json:"start"` // bytes from the start of the file
+	Len   int64 `json:"len"`   // bytes; 0 is to the end of the file and beyond
+}
+
+// Steps at which Options.Step is called, in this order. A process can pass
+// some of them several times, once for each of its tables.
+const (
+	StepScan    = "scan"    // before anything is looked at
+	StepReplace = "replace" // before Replace is called for what the live scan found
+	StepSeize   = "seize"   // before the first thread is seized
+	StepStopped = "stopped" // all stopped and looked at again; before Options.Stopped
+	StepInject  = "inject"  // before code is placed into each thread that will run it
+	StepStage   = "stage"   // before files are sent to each of these threads and maps are prepared beside the old
+	StepCommit  = "commit"  // before each of these threads exchanges its slots, directories and maps
+	StepCheck   = "check"   // after each exchange, before its result is looked at
+	StepRelease = "release" // all exchanged; before the code is taken out again and the threads go on
+)
+
+// Options says what is to be swapped for what.
+type Options struct {
+	// Processes lists the candidates. It is asked again, while stopping, until
+	// no new process with a matching object turns up. The own process, kernel
+	// threads and zombies in it are passed over.
+	Processes func() ([]int, error)
+	// Match says whether an object is part of the swap. It sees every object
+	// whose link text starts with "/": also FIFOs and devices, never sockets
+	// and other nameless files. It must be quick: it is called while the
+	// processes are stopped.
+	Match func(*Object) bool
+	// Replace returns the file that goes in the place of d, which belongs to
+	// tracer from then on. It is called before the stop for what a live scan
+	// finds, and within the stop for what came late. After an error the holders
+	// of d are left as they are and reported; with RequireAll the transaction
+	// fails. tracer copies to the new file what a description carries beside
+	// its file: offset, O_APPEND, O_NONBLOCK, O_DIRECT, O_NOATIME, owner and
+	// signal of asynchronous I/O.
+	Replace func(d *Description) (fd int, err error)
+	// Locks returns POSIX locks of the process at the object, which the kernel
+	// does not show in fdinfo, that must be taken again on the new file.
+	Locks func(*Object) []Lock
+	// Seized is called once every thread is seized and told to stop, and none
+	// was waited for: the moment to release threads that sleep in a file system
+	// whose server died.
+	Seized func() error
+	// Stopped is called when all threads with objects are stopped and nothing
+	// is changed yet.
+	Stopped func() error
+	// Undo reverses Stopped, in a rollback after Stopped succeeded.
+	Undo func() error
+	// Step, if set, is called before each step with one of the Step constants.
+	// An error makes the transaction roll back.
+	Step func(step string) error
+	// RestartErrnos: a system call that a stop finds returning one of these is
+	// restarted, and a SIGBUS that a page fault raises while the processes are
+	// being stopped is dropped (the access is tried again). For files whose
+	// server died: ECONNABORTED, ENOTCONN.
+	RestartErrnos []syscall.Errno
+	// MapsByPath gives Replace the files of maps as O_PATH descriptors: for
+	// file systems that cannot answer an open any more. A rollback of such maps
+	// may then fail.
+	MapsByPath bool
+	// NeverEmpty exchanges each slot in one step (dup3) instead of closing
+	// many and filling them in order. Right where closing what is there now is
+	// slow (FUSE, NFS); else it costs a close of each new file.
+	NeverEmpty bool
+	// RequireAll makes the transaction fail when a matching object cannot be
+	// swapped, instead of reporting it. Executable maps are never swapped and
+	// do not count.
+	RequireAll bool
+	// Deadline is how long the threads may take to stop. Default 2 s.
+	Deadline time.Duration
+}
+
+// Report tells what a swap did.
+type Report struct {
+	Prepare     time.Duration   `json:"prepare"` // before the first thread was seized
+	Pause       time.Duration   `json:"pause"`   // from the first thread seized to the last one resumed
+	Processes   []ProcessReport `json:"processes,omitempty"`
+	Swapped     []ObjectReport  `json:"swapped,omitempty"`
+	Skipped     []ObjectReport  `json:"skipped,omitempty"`
+	RemoteCalls int             `json:"remoteCalls"` // system calls made inside the targets
+}
+
+// ProcessReport is what happened to one process that was stopped.
+type ProcessReport struct {
+	PID     int           `json:"pid"`
+	Comm    string        `json:"comm"`
+	Threads int           `json:"threads"`
+	Pause   time.Duration `json:"pause"` // from its first thread seized to its last one resumed
+}
+
+// ObjectReport is an object, and the reason why it was not swapped.
+type ObjectReport struct {
+	Object Object `json:"object"`
+	Reason string `json:"reason,omitempty"`
+}
