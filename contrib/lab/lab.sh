@@ -28,6 +28,8 @@ NAMESPACE=faultgraft-lab # containerd namespace of nerdctl and ctr, and cgroup p
 BUSYBOX_IMAGE=lab.local/busybox:1
 PAUSE_IMAGE=lab.local/pause:1
 PIDFILE=$LAB/run/containerd.pid
+# The source of the tmpfs on the lab's /run: who sees this mount is in the lab (see members.sh).
+LABID=faultgraft-lab-$(printf %s "$LAB" | sha256sum | cut -c1-12)
 BINARY=${FAULTGRAFT_BIN:-$TREE/bin/faultgraft}
 
 die() {
@@ -60,36 +62,45 @@ enter() {
   local pid
   pid=$(containerd_pid) || die "the lab is down; start it with: $0 up"
   exec nsenter -m -n -t "$pid" -- env -C "$PWD" "PATH=$LAB/bin:$PATH" "NERDCTL_TOML=$LAB/etc/nerdctl.toml" \
-    CONTAINERD_ADDRESS=/run/containerd/containerd.sock CONTAINERD_NAMESPACE="$NAMESPACE" "$@"
+    CONTAINERD_ADDRESS=/run/containerd/containerd.sock CONTAINERD_NAMESPACE="$NAMESPACE" \
+    CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1 "$@"
 }
 inside() { (enter "$@"); }
 
-# launch HOLDER: starts containerd in the namespaces of process HOLDER, or in new ones if that is empty.
+# launch [MNT NET]: starts containerd in the namespaces that these two files
+# name, or in new ones.
 launch() {
   local where=(unshare -m -n --propagation private) fresh=1 i
-  [ -z "$1" ] || { where=(nsenter -m -n -t "$1" --); fresh=; }
+  [ $# -eq 0 ] || { where=(nsenter "--mount=$1" "--net=$2" --); fresh=; }
   # shellcheck disable=SC2016 # expanded by the inner shell
-  setsid "${where[@]}" env "FRESH=$fresh" "LAB=$LAB" "CGROUP=${FAULTGRAFT_LAB_CGROUP:-host}" "PATH=$LAB/bin:$PATH" \
+  setsid "${where[@]}" env "FRESH=$fresh" "LAB=$LAB" "LABID=$LABID" "OUTSIDE=$(readlink /proc/self/ns/mnt)" \
+    "CGROUP=${FAULTGRAFT_LAB_CGROUP:-host}" "PATH=$LAB/bin:$PATH" \
     bash -euc '
-      if [ -n "$FRESH" ]; then
-        [ "$CGROUP" != v2 ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
-        mount -t tmpfs -o mode=755 faultgraft-lab /run
+      if [ "$(readlink /proc/self/ns/mnt)" = "$OUTSIDE" ]; then
+        echo "not in a mount namespace of its own: containerd is not started" >&2
+        exit 1
+      fi
+      if [ -n "$FRESH" ]; then # -n: mount(8) leaves no /run/mount on the machine
+        [ "$CGROUP" != v2 ] || mount -n -t cgroup2 cgroup2 /sys/fs/cgroup
+        mount -n -t tmpfs -o mode=755 "$LABID" /run
         mkdir -p "$LAB/run/cni"
-        [ ! -d /var/lib/cni ] || mount --bind "$LAB/run/cni" /var/lib/cni
+        [ ! -d /var/lib/cni ] || mount -n --bind "$LAB/run/cni" /var/lib/cni
         ip link set lo up
       fi
-      readlink /proc/self/ns/mnt >"$LAB/run/mntns"
       echo $$ >"$LAB/run/containerd.pid"
       cd /
+      for fd in /proc/self/fd/*; do # the lock and namespace descriptors of lab.sh are not for containerd
+        [ "${fd##*/}" -le 2 ] || eval "exec ${fd##*/}>&-"
+      done
       exec containerd -c "$LAB/etc/containerd.toml" -l "${FAULTGRAFT_LAB_LOG:-info}"
-    ' >>"$LAB/log/containerd.log" 2>&1 </dev/null {lockfd}>&- &
+    ' >>"$LAB/log/containerd.log" 2>&1 </dev/null &
   for i in $(seq 150); do
     sleep 0.1
     if containerd_pid >/dev/null && inside ctr --connect-timeout 2s plugins ls 2>/dev/null | grep -q 'grpc.v1 *cri .*ok'; then
       await_plugin
       return
     fi
-    [ "$i" -lt 20 ] || kill -0 "$!" 2>/dev/null || break
+    [ "$i" -lt 20 ] || ! gone "$!" || break
   done
   tail -n 20 "$LAB/log/containerd.log" >&2
   die "containerd did not come up: the whole log is $LAB/log/containerd.log"
@@ -122,29 +133,27 @@ up() {
   write_config
   remember_cgroups
   : >"$LAB/log/containerd.log"
-  # a containerd that was killed leaves its containers: it comes back to them
-  launch "$(members | head -n 1)"
+  local left
+  left=$(members | head -n 1)
+  if [ -n "$left" ]; then # a containerd that was killed comes back to its containers
+    launch "/proc/$left/ns/mnt" "/proc/$left/ns/net"
+  else
+    launch
+  fi
   load_default
   echo "lab: up, containerd is pid $(containerd_pid)"
 }
 
-# restart keeps the namespaces by a descriptor while no containerd is there.
+# restart keeps the namespaces by descriptors while no containerd is in them.
 restart() {
   root_only restart
-  local pid holder
+  local pid mnt net
   pid=$(containerd_pid) || die "the lab is down; start it with: $0 up"
   write_config
-  # a process of the lab that waits keeps both namespaces alive while containerd is away
-  inside sleep 120 </dev/null >/dev/null 2>&1 {lockfd}>&- &
-  holder=$!
-  for _ in $(seq 50); do
-    [ "$(readlink "/proc/$holder/ns/mnt")" != "$(cat "$LAB/run/mntns")" ] || break
-    sleep 0.1
-  done
+  exec {mnt}<"/proc/$pid/ns/mnt" {net}<"/proc/$pid/ns/net"
   end_process "$pid" 10
-  launch "$holder"
-  kill "$holder"
-  wait "$holder" 2>/dev/null || true
+  launch "/proc/$$/fd/$mnt" "/proc/$$/fd/$net"
+  exec {mnt}<&- {net}<&-
   echo "lab: restarted, containerd is pid $(containerd_pid)"
 }
 
@@ -189,17 +198,25 @@ down() {
     end_process "$pid" 10
   fi
   end_members
-  rm -f "$PIDFILE" "$LAB/run/mntns"
+  rm -f "$PIDFILE"
   remove_cgroups
   echo "lab: down"
 }
 
+# purge removes the folders that the lab made, by name: FAULTGRAFT_LAB may be a folder with other things in it.
 purge() {
   down
-  # mounts of the lab went with its namespace; -x and --one-file-system guard against one that did not
-  rm -rf --one-file-system "$LAB"
+  local d
+  for d in bin cdi cni etc img log nerdctl nri opt root run shimpath src stamps; do
+    rm -rf --one-file-system "${LAB:?}/$d"
+  done
+  rm -f "$LAB/lock"
+  rmdir --ignore-fail-on-non-empty "$LAB"
 }
 
+case ${1:-} in
+  up | down | restart | purge) ! in_lab $$ || die "run '$1' from outside the lab" ;;
+esac
 case ${1:-} in
   build | image) lock; "$1" ;;
   up | down | restart | purge) lock; "$1" ;;

@@ -1,22 +1,24 @@
 # shellcheck shell=bash
 # Sourced by lab.sh: which processes and cgroups belong to the lab, and how they end.
 
+# A process is in the lab if its mount namespace has the lab's own tmpfs on
+# /run, whose source no other mount on the machine is named like. PIDs and
+# namespace numbers are used again by the kernel and prove nothing.
+
+# in_lab PID
+in_lab() { grep -qs " /run .* - tmpfs $LABID " "/proc/$1/mountinfo"; }
+
 # containerd_pid: prints the PID of the lab's containerd; fails when it does not run.
 containerd_pid() {
   local pid
   pid=$(cat "$PIDFILE" 2>/dev/null) && [ -n "$pid" ] || return 1
-  # the number may belong to another process by now
-  [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = containerd ] &&
-    [ "$(readlink "/proc/$pid/ns/mnt")" = "$(cat "$LAB/run/mntns" 2>/dev/null)" ] && echo "$pid"
+  [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = containerd ] && in_lab "$pid" && ! gone "$pid" && echo "$pid"
 }
 
-# members: prints the PIDs of the processes in the lab's mount namespace: containerd, shims, plugin, keepers, shells.
+# members: prints the PIDs in the lab: containerd, shims, plugin, keepers, shells.
 members() {
-  local ns p
-  ns=$(cat "$LAB/run/mntns" 2>/dev/null) || return 0
-  for p in /proc/[0-9]*; do
-    [ "$(readlink "$p/ns/mnt" 2>/dev/null)" != "$ns" ] || echo "${p#/proc/}"
-  done
+  # grep fails on processes that end meanwhile, and when there is no match
+  { grep -ls " /run .* - tmpfs $LABID " /proc/[0-9]*/mountinfo || true; } | cut -d/ -f3
 }
 
 # children PID...: prints the direct children of each PID.
@@ -24,7 +26,7 @@ children() {
   local p f
   for p in "$@"; do
     for f in /proc/"$p"/task/*/children; do
-      tr ' ' '\n' <"$f" 2>/dev/null | grep . || true
+      { tr ' ' '\n' <"$f"; } 2>/dev/null | grep . || true
     done
   done
 }
