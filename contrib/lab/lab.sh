@@ -131,13 +131,13 @@ up() {
     return
   fi
   write_config
-  remember_cgroups
   : >"$LAB/log/containerd.log"
   local left
   left=$(members | head -n 1)
   if [ -n "$left" ]; then # a containerd that was killed comes back to its containers
     launch "/proc/$left/ns/mnt" "/proc/$left/ns/net"
   else
+    remember_cgroups
     launch
   fi
   load_default

@@ -93,8 +93,8 @@ cgroup_dirs() {
   for d in /sys/fs/cgroup/{,*/}{"$NAMESPACE",k8s.io}; do [ ! -d "$d" ] || echo "$d"; done
 }
 
-# remember_cgroups: what was there before the lab is not the lab's to remove.
-remember_cgroups() { cgroup_dirs >"$LAB/run/cgroups.before"; }
+# remember_cgroups: a k8s.io that was there before the lab is not the lab's to remove.
+remember_cgroups() { cgroup_dirs | grep '/k8s.io$' >"$LAB/run/cgroups.before" || true; }
 
 # remove_cgroups: rmdir refuses a cgroup that holds a process, so only empty ones go.
 remove_cgroups() {
