@@ -1,7 +1,10 @@
 package policy
 
 import (
+	"fmt"
 	"math/bits"
+	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -64,7 +67,25 @@ func (o Op) String() string {
 	if o < opCount {
 		return opNames[o]
 	}
-	return "op(" + string(rune('0'+o%10)) + ")"
+	return "op(" + strconv.Itoa(int(o)) + ")"
+}
+
+// MarshalText gives the protocol's name, for JSON.
+func (o Op) MarshalText() ([]byte, error) {
+	if o >= opCount {
+		return nil, fmt.Errorf("there is no operation number %d", uint8(o))
+	}
+	return []byte(opNames[o]), nil
+}
+
+// UnmarshalText reads the protocol's name.
+func (o *Op) UnmarshalText(text []byte) error {
+	i := slices.Index(opNames[:], string(text))
+	if i < 0 {
+		return fmt.Errorf("unknown operation %q", text)
+	}
+	*o = Op(i)
+	return nil
 }
 
 // OpSet is a set of operations, one bit for each Op.
@@ -96,6 +117,38 @@ func (s OpSet) String() string {
 	return strings.Join(names, "+")
 }
 
+// MarshalText writes the set as a rule does, for JSON.
+func (s OpSet) MarshalText() ([]byte, error) {
+	if s&^GroupAll != 0 {
+		return nil, fmt.Errorf("a set of operations with unknown members (%#x)", uint64(s))
+	}
+	return []byte(s.short()), nil
+}
+
+// UnmarshalText reads names of operations and groups joined with plus signs.
+func (s *OpSet) UnmarshalText(text []byte) error {
+	var set OpSet
+	for name := range strings.SplitSeq(string(text), "+") {
+		ops, ok := opsNamed(name)
+		if !ok && len(text) > 0 {
+			return fmt.Errorf("unknown operation %q", name)
+		}
+		set |= ops
+	}
+	*s = set
+	return nil
+}
+
+// short is like String, but names a set that is a group by the group.
+func (s OpSet) short() string {
+	for _, g := range groupNames {
+		if s == groups[g] {
+			return g
+		}
+	}
+	return s.String()
+}
+
 func setOf(ops ...Op) OpSet {
 	var s OpSet
 	for _, o := range ops {
@@ -111,3 +164,19 @@ var (
 	GroupAll  = OpSet(1<<opCount - 1)
 	GroupMeta = GroupAll &^ GroupData &^ GroupSync
 )
+
+var (
+	groups     = map[string]OpSet{"data": GroupData, "meta": GroupMeta, "sync": GroupSync, "all": GroupAll}
+	groupNames = []string{"data", "meta", "sync", "all"}
+)
+
+// opsNamed gives the operations of a name: of one, or of a group.
+func opsNamed(name string) (OpSet, bool) {
+	if set, ok := groups[name]; ok {
+		return set, true
+	}
+	if i := slices.Index(opNames[:], name); i >= 0 {
+		return OpSet(0).With(Op(i)), true
+	}
+	return 0, false
+}

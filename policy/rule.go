@@ -4,6 +4,8 @@
 package policy
 
 import (
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -23,7 +25,8 @@ type Rule struct {
 
 // IOFault is what an `io` rule does to the operations that it matches.
 type IOFault struct {
-	// Path is a doublestar glob over the path as the container sees it; absolute.
+	// Path is a doublestar glob over the path as the container sees it; absolute,
+	// in the canonical spelling that CheckGlob gives.
 	Path string `json:"path"`
 	// Exclude are globs of the same kind that take paths out again.
 	Exclude []string `json:"exclude,omitempty"`
@@ -52,4 +55,52 @@ type Trigger struct {
 	TTL time.Duration `json:"ttl"`
 	// Seed makes the draws repeatable.
 	Seed uint64 `json:"seed,omitempty"`
+	// Seeded says that Seed was chosen, so that 0 is a seed like any other. See Rule.EnsureSeed.
+	Seeded bool `json:"seeded,omitempty"`
+}
+
+// EnsureSeed gives the rule a seed if its author gave none. The caller shows
+// the seed to the user, who can repeat the faults with it.
+func (r *Rule) EnsureSeed(random func() uint64) {
+	if !r.Trigger.Seeded {
+		r.Trigger.Seed, r.Trigger.Seeded = random(), true
+	}
+}
+
+// String writes the rule in the rule language, every field but the name; it
+// parses to an equal rule (Text aside).
+func (r Rule) String() string {
+	var b strings.Builder
+	field := func(name, value string) { b.WriteString(" " + name + "=" + value) }
+	if r.IO != nil {
+		b.WriteString("io")
+		if r.IO.Errno != 0 {
+			field("error", ErrnoName(r.IO.Errno))
+		}
+		if r.IO.Latency != 0 {
+			field("latency", r.IO.Latency.String())
+		}
+		field("op", r.IO.Ops.short())
+		field("path", quote(r.IO.Path))
+		if len(r.IO.Exclude) > 0 {
+			field("exclude", quote(strings.Join(r.IO.Exclude, ",")))
+		}
+	}
+	t := r.Trigger
+	if t.P != 1 {
+		field("p", strconv.FormatFloat(t.P, 'g', -1, 64))
+	}
+	for _, n := range []struct {
+		name  string
+		value uint64
+	}{{"after", t.After}, {"every", t.Every}, {"times", t.Times}} {
+		if n.value != 0 {
+			field(n.name, strconv.FormatUint(n.value, 10))
+		}
+	}
+	field("ttl", t.TTL.String())
+	if t.Seeded {
+		field("seed", strconv.FormatUint(t.Seed, 10))
+	}
+	return b.String()
 }

@@ -1,0 +1,109 @@
+package policy
+
+import (
+	"math"
+	"sync/atomic"
+	"time"
+)
+
+// Counter is the run-time state of one rule's trigger. It may be used from any
+// number of goroutines; it takes no lock.
+type Counter struct {
+	trigger Trigger
+	start   time.Time
+	stream  uint64 // where the draws of this seed begin
+	always  bool   // the draw cannot fail: which operations fire follows from their numbers alone
+	matched atomic.Uint64
+	fired   atomic.Uint64
+}
+
+// NewCounter makes the state of a trigger that became active at start.
+func NewCounter(t Trigger, start time.Time) *Counter {
+	return &Counter{trigger: t, start: start, stream: mix(t.Seed), always: t.P >= 1}
+}
+
+// Fire counts one matching operation and says whether the rule fires on it. n
+// is the operation's number under the rule, from 1. An operation that comes
+// after the trigger's time to live is not counted at all: n is 0.
+//
+// With p = 1 whether an operation fires depends on its number only, so that
+// after, every and times are exact by number however many threads race. With
+// p < 1 the draw depends on seed and number only; when several threads race
+// for the last of `times`, who comes first gets it, never more than times.
+func (c *Counter) Fire(now time.Time) (n uint64, fire bool) {
+	if c.Expired(now) {
+		return 0, false
+	}
+	n = c.matched.Add(1)
+	t := &c.trigger
+	if n <= t.After {
+		return n, false
+	}
+	turn := n - t.After - 1 // how many operations were past `after` before this one
+	if t.Every > 1 {
+		if turn%t.Every != 0 {
+			return n, false
+		}
+		turn /= t.Every
+	}
+	if c.always {
+		if t.Times != 0 && turn >= t.Times {
+			return n, false
+		}
+		c.fired.Add(1)
+		return n, true
+	}
+	if !(c.draw(n) < t.P) { // written so that NaN never fires
+		return n, false
+	}
+	return n, c.take()
+}
+
+// take counts one firing, unless the rule has had all of them.
+func (c *Counter) take() bool {
+	for {
+		f := c.fired.Load()
+		if c.trigger.Times != 0 && f >= c.trigger.Times {
+			return false
+		}
+		if c.fired.CompareAndSwap(f, f+1) {
+			return true
+		}
+	}
+}
+
+// Expired reports whether the time to live has ended. A trigger without one is
+// expired from the start: there is no fault without an end.
+func (c *Counter) Expired(now time.Time) bool {
+	return now.Sub(c.start) >= c.trigger.TTL
+}
+
+// Expires is when the time to live ends.
+func (c *Counter) Expires() time.Time { return c.start.Add(c.trigger.TTL) }
+
+// Spent reports whether the rule has fired as often as it may (`times`).
+func (c *Counter) Spent() bool {
+	return c.trigger.Times != 0 && c.fired.Load() >= c.trigger.Times
+}
+
+// Matched is the number of matching operations counted so far.
+func (c *Counter) Matched() uint64 { return c.matched.Load() }
+
+// Fired is the number of them on which the rule fired.
+func (c *Counter) Fired() uint64 { return c.fired.Load() }
+
+// draw gives the number in [0,1) that belongs to operation n. It is a function
+// of the seed and n (splitmix64, Steele, Lea and Flood 2014, in its counter
+// form), so that a replay draws the same.
+func (c *Counter) draw(n uint64) float64 {
+	const gamma = 0x9e3779b97f4a7c15
+	const mantissa = 53
+	return math.Ldexp(float64(mix(c.stream+n*gamma)>>(64-mantissa)), -mantissa)
+}
+
+// mix is the finalizer of splitmix64.
+func mix(z uint64) uint64 {
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
+}
