@@ -36,3 +36,10 @@ func (r *Report) add(t *tracer.Report) {
 	r.Swapped = append(r.Swapped, t.Swapped...)
 	r.Skipped = append(r.Skipped, t.Skipped...)
 }
+
+// addStragglers adds a pass that may have found nothing.
+func (r *Report) addStragglers(t *tracer.Report) {
+	skipped := r.Skipped
+	r.add(t)
+	r.Skipped = skipped // the same objects again
+}

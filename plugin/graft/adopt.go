@@ -1,0 +1,136 @@
+package graft
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path"
+
+	"github.com/faultgraft/faultgraft/tracer"
+	"golang.org/x/sys/unix"
+)
+
+// match picks the objects under the layer's place. FIFOs, sockets and devices
+// stay where they are: their peers would not follow them.
+func (a *attachment) match(o *tracer.Object) bool {
+	switch o.Mode & unix.S_IFMT {
+	case unix.S_IFREG, unix.S_IFDIR:
+	case unix.S_IFLNK:
+		if o.Flags&unix.O_PATH == 0 {
+			return false
+		}
+	default:
+		return false
+	}
+	if o.Dev == a.dev {
+		return false
+	}
+	_, below := a.place.relative(o.Path)
+	return below
+}
+
+// adopt makes what goes in place of a description: a file of the layer that wraps
+// that very description, so that nothing about it can differ.
+func (a *attachment) adopt(d *tracer.Description) (int, error) {
+	rel, _ := a.place.relative(d.Path)
+	switch {
+	case d.Kind == tracer.Cwd || d.Kind == tracer.Root:
+		return a.openSame(rel, unix.O_PATH|unix.O_DIRECTORY, d)
+	case d.Flags&unix.O_PATH != 0:
+		return a.openSame(rel, unix.O_PATH|d.Flags&unix.O_NOFOLLOW, d)
+	}
+	// These act at open time only, and did so when the target opened the file (open(2)).
+	flags := d.Flags&^(unix.O_CREAT|unix.O_EXCL|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_TMPFILE&^unix.O_DIRECTORY) | unix.O_CLOEXEC | unix.O_NOCTTY
+	directory := d.Mode&unix.S_IFMT == unix.S_IFDIR
+	if !directory {
+		flags &^= unix.O_DIRECTORY
+	}
+	if !d.Deleted {
+		fd, err := a.adoptAs(rel, flags, "", d)
+		if err == nil || directory {
+			return fd, err
+		}
+		// Renamed over, or hidden below another mount: the path names something else now.
+	}
+	if directory {
+		return -1, errors.New("a deleted directory cannot be opened on the layer")
+	}
+	token, err := randomName()
+	if err != nil {
+		return -1, err
+	}
+	return a.adoptAs(token, flags, token, d)
+}
+
+// adoptAs opens rel on the layer while the server is armed to adopt d.
+func (a *attachment) adoptAs(rel string, flags int, token string, d *tracer.Description) (int, error) {
+	tid := unix.Gettid() // the tracer calls from one locked thread
+	below, _ := a.place.relative(d.Path)
+	if err := a.Server.Arm(tid, d.File, token, path.Join(a.place.path, below)); err != nil {
+		return -1, fmt.Errorf("adopt: %w", err)
+	}
+	fd, openErr := a.open(rel, flags)
+	if token != "" && openErr == nil {
+		// The name is unhashed at once: the file shows as deleted, as it did before.
+		if err := unix.Unlinkat(a.fuse.mount, token, 0); err != nil {
+			openErr = fmt.Errorf("forget the name it was adopted by: %w", err)
+			_ = unix.Close(fd)
+		}
+	}
+	handle, adopted, err := a.Server.Disarm(tid)
+	switch {
+	case openErr != nil:
+		return -1, fmt.Errorf("open on the layer: %w", openErr)
+	case err != nil:
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("adopt: %w", err)
+	case !adopted:
+		_ = unix.Close(fd)
+		return -1, errors.New("adopt: the layer opened another file")
+	}
+	original, err := unix.FcntlInt(uintptr(d.File), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("keep the original: %w", err)
+	}
+	a.adopted = append(a.adopted, AdoptedDescription{Handle: handle, File: original})
+	return fd, nil
+}
+
+func (a *attachment) open(rel string, flags int) (int, error) {
+	if rel != "" {
+		return unix.Openat(a.fuse.mount, rel, flags, 0)
+	}
+	if a.place.mode&unix.S_IFMT == unix.S_IFDIR {
+		return unix.Openat(a.fuse.mount, ".", flags, 0)
+	}
+	// The mount of a single file has no directory to open it in; its descriptor is the file (proc_pid_fd(5)).
+	return unix.Open(fmt.Sprintf("/proc/self/fd/%d", a.fuse.mount), flags, 0)
+}
+
+// openSame opens an object that holds no description worth adopting, and makes sure that it is the same inode.
+func (a *attachment) openSame(rel string, flags int, d *tracer.Description) (int, error) {
+	fd, err := a.open(rel, flags|unix.O_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("open on the layer: %w", err)
+	}
+	var s unix.Stat_t
+	if err := unix.Fstat(fd, &s); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	if s.Ino != d.Ino {
+		_ = unix.Close(fd)
+		return -1, errors.New("its path names another file now, and what is open as O_PATH or a working directory can only be found by its path")
+	}
+	return fd, nil
+}
+
+func randomName() (string, error) {
+	b := make([]byte, 24)
+	if _, err := rand.Read(b); err != nil {
+		return "", err
+	}
+	return ".~" + hex.EncodeToString(b), nil
+}

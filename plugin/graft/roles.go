@@ -1,0 +1,56 @@
+package graft
+
+import (
+	"context"
+
+	"github.com/faultgraft/faultgraft/tracer"
+)
+
+// Server is the process that serves the layer, as the swapper sees it. It runs
+// apart from the swapper because a process that serves a FUSE mount and has a
+// file of that mount open becomes an unkillable zombie when it is killed.
+type Server interface {
+	// Arm makes the next open by this thread adopt the description (which the server duplicates).
+	// With a token the open is of that name in the layer's root, for files without a path of their own.
+	Arm(tid, description int, token, path string) error
+	// Disarm ends it and says under which handle the description was adopted; false: it was not.
+	Disarm(tid int) (handle uint64, adopted bool, err error)
+	// Description duplicates the backing description of an open handle.
+	Description(handle uint64) (int, error)
+	// Backing duplicates an O_PATH descriptor of what lies under an inode of the layer; path is relative to the layer.
+	Backing(ino uint64, path string) (int, error)
+	// PosixLocks lists the POSIX locks that the process holds on the inode through the layer.
+	PosixLocks(pid int, ino uint64) ([]tracer.Lock, error)
+}
+
+// Keeper is the process that owns the graft when the swapper has gone.
+type Keeper interface {
+	// Serve hands the new layer's descriptors over and returns when the layer answers.
+	Serve(ctx context.Context, l Layer) error
+	// Adopted leaves the original of an adopted description with the keeper.
+	Adopted(descriptions []AdoptedDescription) error
+}
+
+// Layer is what a keeper holds of a graft.
+type Layer struct {
+	// Device is /dev/fuse, Mount the (first detached) mount, Backing an O_PATH descriptor of what lies under it.
+	Device, Mount, Backing int
+	// PeerGroup is a clone in the propagation group that Backing's mount left; -1 for none.
+	PeerGroup int
+	Info      LayerInfo
+}
+
+// LayerInfo is the part of a layer that can be written down.
+type LayerInfo struct {
+	// Path is the layer's place as the target sees it, Prefix as readlink of /proc/PID/fd shows it here.
+	Path   string `json:"path"`
+	Prefix string `json:"prefix"`
+	// Dev is st_dev of the layer.
+	Dev uint64 `json:"dev"`
+}
+
+// AdoptedDescription is an original description that a handle of the layer wraps.
+type AdoptedDescription struct {
+	Handle uint64
+	File   int // stays the caller's
+}

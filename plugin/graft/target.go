@@ -1,0 +1,235 @@
+package graft
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Target is what a graft works on: the processes of a container, or a process tree.
+type Target struct {
+	// PID is the first process of the target.
+	PID int `json:"pid"`
+	// StartTime is when it started, field 22 of /proc/PID/stat; 0 is filled in by CheckTarget.
+	StartTime uint64 `json:"startTime"`
+	// Tree says that the target has no mount namespace of its own: it is PID and its
+	// descendants, and other processes see the layer too, so faults must be limited to the tree.
+	Tree bool `json:"tree,omitempty"`
+	// MountNS is the inode number of the target's mount namespace.
+	MountNS uint64 `json:"mountNS"`
+}
+
+// CheckTarget looks a PID up and refuses what must never be grafted: processes
+// that are not there, kernel threads, init, faultgraft itself and what it was
+// started from, containerd and its shims, pause containers.
+func CheckTarget(pid int) (Target, error) {
+	t := Target{PID: pid}
+	if pid <= 0 {
+		return t, fmt.Errorf("pid %d: not a process id", pid)
+	}
+	refuse := func(why string) error { return fmt.Errorf("pid %d: refused: %s", pid, why) }
+	if pid == 1 {
+		return t, refuse("it is the host's own init; name a process of a container, or the first process of a tree")
+	}
+	stat, err := readStat(pid)
+	if errors.Is(err, os.ErrNotExist) {
+		return t, fmt.Errorf("pid %d: no such process", pid)
+	}
+	if err != nil {
+		return t, fmt.Errorf("pid %d: %w", pid, err)
+	}
+	t.StartTime = stat.startTime
+	if stat.state == 'Z' || stat.state == 'X' {
+		return t, fmt.Errorf("pid %d (%s): the process has ended (zombie)", pid, stat.comm)
+	}
+	if stat.flags&pfKthread != 0 {
+		return t, refuse(fmt.Sprintf("%s is a kernel thread", stat.comm))
+	}
+	var ns unix.Stat_t
+	if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/mnt", pid), &ns); err != nil {
+		return t, fmt.Errorf("pid %d: look at its mount namespace: %w; faultgraft needs root with CAP_SYS_PTRACE", pid, err)
+	}
+	t.MountNS = ns.Ino
+	for _, own := range []string{"/proc/1/ns/mnt", "/proc/self/ns/mnt"} {
+		var s unix.Stat_t
+		if err := unix.Stat(own, &s); err != nil {
+			return t, fmt.Errorf("look at %s: %w; faultgraft needs root", own, err)
+		}
+		if s.Ino == ns.Ino {
+			t.Tree = true
+		}
+	}
+	if t.Tree {
+		for p := os.Getpid(); p > 1; {
+			if p == pid {
+				return t, refuse("this command is a part of its process tree")
+			}
+			s, err := readStat(p)
+			if err != nil {
+				break // an ancestor that just ended
+			}
+			p = s.ppid
+		}
+	}
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return t, fmt.Errorf("pid %d: %w", pid, err)
+	}
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return t, err
+	}
+	base := filepath.Base(exe)
+	switch {
+	case exe == self:
+		return t, refuse("it is faultgraft itself")
+	case base == "containerd" || strings.HasPrefix(base, "containerd-shim") || base == "dockerd":
+		return t, refuse("it is " + base + ", which runs the containers")
+	case exe == "/pause":
+		return t, refuse("it is the pause process of a pod")
+	}
+	return t, nil
+}
+
+// Alive reports whether the process that the target was made from still runs.
+func (t Target) Alive() bool {
+	s, err := readStat(t.PID)
+	return err == nil && s.startTime == t.StartTime && s.state != 'Z' && s.state != 'X'
+}
+
+// entry finds a process through which the target's mount namespace can be
+// entered, also when its first process has ended.
+func (t Target) entry() (pid int, ok bool) {
+	if t.Alive() {
+		return t.PID, true
+	}
+	all, err := allProcesses()
+	if err != nil {
+		return 0, false
+	}
+	for _, pid := range append(all, os.Getpid()) {
+		if t.inNamespace(pid) {
+			return pid, true
+		}
+	}
+	return 0, false
+}
+
+func (t Target) inNamespace(pid int) bool {
+	var s unix.Stat_t
+	// A process that ended meanwhile is in no namespace.
+	return unix.Stat(fmt.Sprintf("/proc/%d/ns/mnt", pid), &s) == nil && s.Ino == t.MountNS
+}
+
+// Processes lists the target's processes: all of the mount namespace, or the tree.
+func (t Target) Processes() ([]int, error) {
+	all, err := allProcesses()
+	if err != nil {
+		return nil, err
+	}
+	if t.Tree {
+		return descendants(t.PID, all), nil
+	}
+	var pids []int
+	for _, pid := range all {
+		if t.inNamespace(pid) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// allProcesses lists every process but this one.
+func allProcesses() ([]int, error) {
+	d, err := os.Open("/proc")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = d.Close() }()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("list /proc: %w", err)
+	}
+	self := os.Getpid()
+	var pids []int
+	for _, n := range names {
+		if pid, err := strconv.Atoi(n); err == nil && pid != self {
+			pids = append(pids, pid)
+		}
+	}
+	sort.Ints(pids)
+	return pids, nil
+}
+
+func descendants(root int, all []int) []int {
+	parent := make(map[int]int, len(all))
+	for _, pid := range all {
+		if s, err := readStat(pid); err == nil {
+			parent[pid] = s.ppid
+		}
+	}
+	var pids []int
+	for _, pid := range all {
+		for p, hops := pid, 0; p > 1 && hops < len(all); p, hops = parent[p], hops+1 {
+			if p == root {
+				pids = append(pids, pid)
+				break
+			}
+		}
+	}
+	return pids
+}
+
+// procStat is what is needed of /proc/PID/stat (proc_pid_stat(5)).
+type procStat struct {
+	comm      string
+	state     byte
+	ppid      int
+	flags     uint64
+	startTime uint64
+}
+
+const pfKthread = 0x00200000 // PF_KTHREAD, include/linux/sched.h
+
+func readStat(pid int) (procStat, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, syscall.ESRCH) {
+		err = os.ErrNotExist
+	}
+	if err != nil {
+		return procStat{}, err
+	}
+	return parseStat(b)
+}
+
+func parseStat(b []byte) (procStat, error) {
+	// comm may hold blanks and parentheses: the last ')' ends it.
+	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
+	if open < 0 || end < open {
+		return procStat{}, fmt.Errorf("stat line %.60q: no command name", b)
+	}
+	f := strings.Fields(string(b[end+1:]))
+	if len(f) < 20 || len(f[0]) != 1 {
+		return procStat{}, fmt.Errorf("stat line %.60q: %d fields after the name", b, len(f))
+	}
+	s := procStat{comm: string(b[open+1 : end]), state: f[0][0]}
+	var err error
+	if s.ppid, err = strconv.Atoi(f[1]); err != nil {
+		return s, fmt.Errorf("stat line: parent: %w", err)
+	}
+	if s.flags, err = strconv.ParseUint(f[6], 10, 64); err != nil {
+		return s, fmt.Errorf("stat line: flags: %w", err)
+	}
+	if s.startTime, err = strconv.ParseUint(f[19], 10, 64); err != nil {
+		return s, fmt.Errorf("stat line: start time: %w", err)
+	}
+	return s, nil
+}

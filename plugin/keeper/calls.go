@@ -1,0 +1,151 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/wire"
+	"github.com/faultgraft/faultgraft/policy"
+	"github.com/faultgraft/faultgraft/tracer"
+)
+
+// The calls between keeper, server and swapper. Descriptors ride beside them.
+const (
+	// keeper to server
+	callServe   = "serve"   // serveCall, fds: device, backing, mount[, peer group]
+	callRules   = "rules"   // rulesCall
+	callStatus  = "status"  // layerCall -> []RuleStatus
+	callSwapper = "swapper" // swapperCall, fds: the server's end of a pair with the swapper
+	callEnd     = "end"     // layerCall: let go of a layer that was taken off
+	// swapper to server, on its pair
+	callArm         = "arm"         // armCall, fds: the description
+	callDisarm      = "disarm"      // int (tid) -> disarmAnswer
+	callDescription = "description" // uint64 (handle) -> fds: the description
+	callBacking     = "backing"     // backingCall -> fds: O_PATH
+	callLocks       = "locks"       // locksCall -> []tracer.Lock
+	// swapper to keeper
+	callJob       = "job"       // -> job, fds: mount, backing[, peer group], none for an attach
+	callLayer     = "layer"     // graft.LayerInfo, fds: device, mount, backing[, peer group]
+	callAdopted   = "adopted"   // []uint64 (handles), fds: the descriptions, in that order
+	callOriginals = "originals" // int (offset) -> []uint64 (handles), fds
+	callRemounted = "remounted" // fds: mount
+	callResult    = "result"    // result
+)
+
+// callDeadline bounds calls that do no I/O on the target's files.
+const callDeadline = 10 * time.Second
+
+// batch is how many descriptors ride on one call.
+const batch = 200
+
+type serveCall struct {
+	Layer  string          `json:"layer"` // the graft's id
+	Info   graft.LayerInfo `json:"info"`
+	Target Target          `json:"target"`
+	Place  graft.Target    `json:"place"`
+}
+
+type rulesCall struct {
+	Layer string        `json:"layer"`
+	Rules []policy.Rule `json:"rules"`
+	Start time.Time     `json:"start"`
+}
+
+type layerCall struct {
+	Layer string `json:"layer"`
+}
+
+type swapperCall struct {
+	Layer string `json:"layer"`
+	PID   int    `json:"pid"`
+}
+
+type armCall struct {
+	TID   int    `json:"tid"`
+	Token string `json:"token,omitempty"`
+	Path  string `json:"path"`
+}
+
+type disarmAnswer struct {
+	Handle  uint64 `json:"handle"`
+	Adopted bool   `json:"adopted"`
+}
+
+type backingCall struct {
+	Ino  uint64 `json:"ino"`
+	Path string `json:"path"`
+}
+
+type locksCall struct {
+	PID int    `json:"pid"`
+	Ino uint64 `json:"ino"`
+}
+
+// job is what a swapper has to do.
+type job struct {
+	Graft      string          `json:"graft"`
+	Target     graft.Target    `json:"target"`
+	Path       string          `json:"path"`
+	Deadline   time.Duration   `json:"deadline"`
+	RequireAll bool            `json:"requireAll,omitempty"`
+	Detach     bool            `json:"detach,omitempty"`
+	Dead       bool            `json:"dead,omitempty"` // detach: the server is dead
+	Layer      graft.LayerInfo `json:"layer"`
+	// FailAt makes the swapper fail before that step; tests of the rollback set it through FAULTGRAFT_TEST_FAIL_AT.
+	FailAt string `json:"failAt,omitempty"`
+}
+
+type result struct {
+	Report *graft.Report `json:"report,omitempty"`
+	Error  string        `json:"error,omitempty"`
+}
+
+// serverLink is a swapper's end of the pair with the server.
+type serverLink struct{ conn *wire.Conn }
+
+var _ graft.Server = serverLink{}
+
+func (s serverLink) call(method string, in, out any, fds ...int) ([]int, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
+	defer cancel()
+	return s.conn.Call(ctx, method, in, out, fds...)
+}
+
+func (s serverLink) Arm(tid, description int, token, path string) error {
+	_, err := s.call(callArm, armCall{TID: tid, Token: token, Path: path}, nil, description)
+	return err
+}
+
+func (s serverLink) Disarm(tid int) (uint64, bool, error) {
+	var a disarmAnswer
+	_, err := s.call(callDisarm, tid, &a)
+	return a.Handle, a.Adopted, err
+}
+
+func (s serverLink) Description(handle uint64) (int, error) {
+	return one(s.call(callDescription, handle, nil))
+}
+
+func (s serverLink) Backing(ino uint64, path string) (int, error) {
+	return one(s.call(callBacking, backingCall{Ino: ino, Path: path}, nil))
+}
+
+func (s serverLink) PosixLocks(pid int, ino uint64) ([]tracer.Lock, error) {
+	var l []tracer.Lock
+	_, err := s.call(callLocks, locksCall{PID: pid, Ino: ino}, &l)
+	return l, err
+}
+
+// one takes the only descriptor of an answer.
+func one(fds []int, err error) (int, error) {
+	if err != nil {
+		return -1, err
+	}
+	if len(fds) != 1 {
+		closeAll(fds)
+		return -1, errors.New("the answer carries no descriptor")
+	}
+	return fds[0], nil
+}

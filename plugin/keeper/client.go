@@ -1,0 +1,250 @@
+package keeper
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"sort"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/wire"
+)
+
+// ErrNoGraft says that no keeper knows the graft.
+var ErrNoGraft = errors.New("no such graft")
+
+// Client reaches the keepers of a node. The zero value works on DefaultStateDir.
+type Client struct {
+	// StateDir is the state directory; empty means DefaultStateDir.
+	StateDir string
+	// Executable is the faultgraft binary that keepers run; empty means this process's own.
+	Executable string
+}
+
+func (c *Client) dir() stateDir {
+	if c.StateDir == "" {
+		return DefaultStateDir
+	}
+	return stateDir(c.StateDir)
+}
+
+// startWait is how long a new keeper may take until it listens, endWait how long an old one may take to go.
+const (
+	startWait = 10 * time.Second
+	endWait   = 10 * time.Second
+)
+
+// Inject grafts a layer over a path of the target, with a keeper started if it
+// has none. On an error the target is as it was before.
+func (c *Client) Inject(ctx context.Context, t Target, req Request) (Graft, error) {
+	place, err := graft.CheckTarget(t.PID)
+	if err != nil {
+		return Graft{}, err
+	}
+	if t.StartTime != 0 && t.StartTime != place.StartTime {
+		return Graft{}, fmt.Errorf("pid %d: the process has ended, another one has its id now", t.PID)
+	}
+	t.StartTime = place.StartTime
+	key := keyOf(place)
+	for end := time.Now().Add(endWait); ; {
+		if err := c.start(ctx, key, t); err != nil {
+			return Graft{}, err
+		}
+		var g Graft
+		err := c.call(ctx, key, http.MethodPost, "/v1/grafts", req, &g)
+		var status *statusError
+		gone := errors.As(err, &status) && status.code == http.StatusServiceUnavailable || isGone(err)
+		if !gone || time.Now().After(end) {
+			return g, err
+		}
+		// The old keeper was about to end. A new one takes its place in a moment.
+		select {
+		case <-ctx.Done():
+			return Graft{}, ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// start makes sure that the target has a keeper.
+func (c *Client) start(ctx context.Context, key string, t Target) error {
+	dir := c.dir()
+	unlock, err := dir.lock(startWait)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if alive(dir.socket(key)) {
+		return nil
+	}
+	if err := os.MkdirAll(dir.keeper(key), 0o700); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	target, err := json.Marshal(t)
+	if err != nil {
+		return err
+	}
+	log, err := os.OpenFile(dir.log(key), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("keeper's log: %w", err)
+	}
+	defer func() { _ = log.Close() }()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Close() }()
+	exe := c.Executable
+	if exe == "" {
+		exe = "/proc/self/exe"
+	}
+	cmd := exec.Command(exe, "keeper", "--state-dir", string(dir), "--target", string(target))
+	cmd.Args[0] = "faultgraft"
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Dir = "/"
+	// A session of its own: what ends the daemon's or the user's terminal does not reach it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	_ = w.Close()
+	if err != nil {
+		return fmt.Errorf("start the keeper: %w", err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }() // reaps it, should it end before us
+	if err := r.SetReadDeadline(time.Now().Add(startWait)); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	line, err := bufio.NewReader(r).ReadString('\n')
+	line = strings.TrimSpace(line)
+	if line == "ready" {
+		return nil
+	}
+	select {
+	case <-ended:
+	case <-time.After(time.Second):
+		_ = cmd.Process.Kill()
+	}
+	if line != "" {
+		return errors.New(line)
+	}
+	said, _ := os.ReadFile(dir.log(key)) // what there is of it goes into the error
+	return fmt.Errorf("the keeper did not start: %w: %s", err, lastLine(said))
+}
+
+func lastLine(b []byte) string {
+	b = bytes.TrimSpace(b)
+	return string(b[bytes.LastIndexByte(b, '\n')+1:])
+}
+
+// List returns all grafts of all keepers on this node, oldest first.
+func (c *Client) List(ctx context.Context) ([]Graft, error) {
+	keys, err := c.dir().keys()
+	if err != nil {
+		return nil, err
+	}
+	all := []Graft{}
+	var errs []error
+	for _, key := range keys {
+		var grafts []Graft
+		if err := c.call(ctx, key, http.MethodGet, "/v1/grafts", nil, &grafts); err != nil && !isGone(err) {
+			errs = append(errs, fmt.Errorf("keeper %s: %w", key, err))
+		}
+		all = append(all, grafts...)
+	}
+	sort.Slice(all, func(i, j int) bool { return all[i].Since.Before(all[j].Since) })
+	return all, errors.Join(errs...)
+}
+
+// Recover takes a graft off.
+func (c *Client) Recover(ctx context.Context, id string) error {
+	_, err := c.Ungraft(ctx, id)
+	return err
+}
+
+// Ungraft takes a graft off and returns it with the report of that.
+func (c *Client) Ungraft(ctx context.Context, id string) (Graft, error) {
+	keys, err := c.dir().keys()
+	if err != nil {
+		return Graft{}, err
+	}
+	for _, key := range keys {
+		var grafts []Graft
+		if err := c.call(ctx, key, http.MethodGet, "/v1/grafts", nil, &grafts); err != nil {
+			if isGone(err) {
+				continue
+			}
+			return Graft{}, fmt.Errorf("keeper %s: %w", key, err)
+		}
+		for _, g := range grafts {
+			if g.ID != id {
+				continue
+			}
+			err := c.call(ctx, key, http.MethodDelete, "/v1/grafts/"+id, nil, &g)
+			return g, err
+		}
+	}
+	return Graft{}, fmt.Errorf("%w: %s (see faultgraft ps)", ErrNoGraft, id)
+}
+
+type statusError struct {
+	code    int
+	message string
+}
+
+func (e *statusError) Error() string { return e.message }
+
+func (c *Client) call(ctx context.Context, key, method, path string, in, out any) error {
+	socket := c.dir().socket(key)
+	tr := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return wire.DialUnix(socket) }}
+	defer tr.CloseIdleConnections()
+	var body bytes.Buffer
+	if in != nil {
+		if err := json.NewEncoder(&body).Encode(in); err != nil {
+			return err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://keeper"+path, &body)
+	if err != nil {
+		return err
+	}
+	resp, err := (&http.Client{Transport: tr}).Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		var e apiError
+		if err := json.NewDecoder(resp.Body).Decode(&e); err != nil {
+			return fmt.Errorf("keeper: %s", resp.Status)
+		}
+		return &statusError{code: resp.StatusCode, message: e.Error}
+	}
+	return json.NewDecoder(resp.Body).Decode(out)
+}
+
+// isGone says that nobody listens there any more.
+func isGone(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNRESET)
+}
+
+func alive(socket string) bool {
+	c, err := wire.DialUnix(socket)
+	if err != nil {
+		return false
+	}
+	_ = c.Close()
+	return true
+}

@@ -1,0 +1,167 @@
+package keeper
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/faultgraft/faultgraft/fusefs"
+)
+
+// EventType says what an Event is about.
+type EventType string
+
+// The types of events.
+const (
+	EventGraft   EventType = "graft"
+	EventUngraft EventType = "ungraft"
+	EventFault   EventType = "fault"
+	EventExpired EventType = "expired"
+	EventRefused EventType = "refused"
+	EventServer  EventType = "server"
+	EventLost    EventType = "lost"
+)
+
+// Event is one line of the event log: a graft, an ungraft, an injected fault, a refusal.
+type Event struct {
+	Time   time.Time `json:"time"`
+	Type   EventType `json:"type"`
+	Graft  string    `json:"graft,omitempty"`
+	Target string    `json:"target,omitempty"`
+	Name   string    `json:"name,omitempty"`
+	Path   string    `json:"path,omitempty"`
+	Rule   string    `json:"rule,omitempty"`
+	Op     string    `json:"op,omitempty"`
+	Offset int64     `json:"offset,omitempty"`
+	Size   int64     `json:"size,omitempty"`
+	// PID is the thread that made the call; UID its user.
+	PID   uint32 `json:"pid,omitempty"`
+	UID   uint32 `json:"uid,omitempty"`
+	Errno string `json:"errno,omitempty"`
+	// LatencyMs is an injected delay, PauseMs how long a target stood still; milliseconds.
+	LatencyMs float64 `json:"latencyMs,omitempty"`
+	PauseMs   float64 `json:"pauseMs,omitempty"`
+	// N is the number of the operation among those that the rule matched.
+	N       uint64 `json:"n,omitempty"`
+	Message string `json:"message,omitempty"`
+}
+
+// maxEventLog is the size at which the log is moved aside as events.jsonl.1, bytes.
+const maxEventLog = 64 << 20
+
+// EventLog appends events to the node's log. Several processes write to it; a
+// line is one write(2) to a file opened O_APPEND, so lines do not mix.
+type EventLog struct {
+	f *os.File
+}
+
+// OpenEventLog opens the log in the state directory for appending.
+func OpenEventLog(dir string) (*EventLog, error) {
+	d := stateDir(dir)
+	if err := d.make(); err != nil {
+		return nil, err
+	}
+	if s, err := os.Stat(d.events()); err == nil && s.Size() > maxEventLog {
+		if err := os.Rename(d.events(), d.events()+".1"); err != nil {
+			return nil, fmt.Errorf("rotate the event log: %w", err)
+		}
+	}
+	f, err := os.OpenFile(d.events(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("event log: %w", err)
+	}
+	return &EventLog{f: f}, nil
+}
+
+// Write appends one event.
+func (l *EventLog) Write(e Event) error {
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	b, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	_, err = l.f.Write(append(b, '\n'))
+	return err
+}
+
+// Close closes the log.
+func (l *EventLog) Close() error { return l.f.Close() }
+
+// faultEvent is the log's form of what a layer recorded.
+func faultEvent(graft string, t Target, e fusefs.Event) Event {
+	v := Event{
+		Time: e.Time, Type: EventFault, Graft: graft, Target: t.ID, Name: t.Name, Path: e.Path, Rule: e.Rule, Op: e.Op.String(),
+		Offset: e.Offset, Size: e.Size, PID: e.PID, UID: e.UID, LatencyMs: float64(e.Latency) / float64(time.Millisecond), N: e.N,
+	}
+	if e.Errno != 0 {
+		v.Errno = errnoName(e.Errno)
+	}
+	return v
+}
+
+// ReadEvents calls f for each event of the log, and with follow for each that
+// comes until ctx ends.
+func ReadEvents(ctx context.Context, dir string, follow bool, f func(Event) error) error {
+	name := stateDir(dir).events()
+	file, err := os.Open(name)
+	for follow && errors.Is(err, os.ErrNotExist) && pause(ctx) {
+		file, err = os.Open(name)
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // nothing has happened yet
+	}
+	if err != nil {
+		return fmt.Errorf("event log: %w", err)
+	}
+	defer func() { _ = file.Close() }()
+	r := bufio.NewReader(file)
+	var line []byte
+	for {
+		part, err := r.ReadBytes('\n')
+		line = append(line, part...)
+		if err == nil {
+			var e Event
+			if err := json.Unmarshal(line, &e); err != nil {
+				return fmt.Errorf("event log %s: line %.80q: %w", name, line, err)
+			}
+			line = line[:0]
+			if err := f(e); err != nil {
+				return err
+			}
+			continue
+		}
+		if !errors.Is(err, io.EOF) {
+			return fmt.Errorf("event log: %w", err)
+		}
+		if !follow || !pause(ctx) {
+			return nil
+		}
+		// Rotated or purged: go on with the new file.
+		now, serr := os.Stat(name)
+		was, ferr := file.Stat()
+		if serr == nil && ferr == nil && !os.SameFile(now, was) && len(line) == 0 {
+			if next, err := os.Open(name); err == nil {
+				_ = file.Close()
+				file = next
+				r.Reset(file)
+			}
+		}
+	}
+}
+
+// pause waits a moment; false: ctx has ended.
+func pause(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(100 * time.Millisecond):
+		return true
+	}
+}

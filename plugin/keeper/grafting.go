@@ -1,0 +1,262 @@
+package keeper
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	errEnding  = errors.New("this keeper is ending")
+	errNoGraft = errors.New("no such graft")
+)
+
+// inject makes one graft.
+func (k *keeper) inject(req Request) (Graft, error) {
+	if len(req.Rules) == 0 {
+		return Graft{}, errors.New("no rules")
+	}
+	k.swap.Lock()
+	defer k.swap.Unlock()
+	k.mu.Lock()
+	if k.ending {
+		k.mu.Unlock()
+		return Graft{}, errEnding
+	}
+	h := &held{
+		Graft: Graft{
+			ID: newID(), Target: k.target, Path: path.Clean(req.Path), State: StateGrafting, Origin: req.Origin, Since: time.Now(),
+		},
+		device: -1, mount: -1, backing: -1, peer: -1, request: req,
+	}
+	k.grafts[h.ID] = h
+	k.mu.Unlock()
+	g, err := k.graft(h)
+	if err != nil {
+		made := h.mount >= 0
+		k.forget(h)
+		if made {
+			k.end(h.ID) // the layer was made; that it was never mounted is no reason for it to stay
+		}
+		k.log(Event{Type: EventRefused, Graft: h.ID, Path: h.Path, Message: err.Error()})
+		k.endIfIdle()
+		return Graft{}, err
+	}
+	return g, nil
+}
+
+func (k *keeper) graft(h *held) (Graft, error) {
+	server, err := k.running()
+	if err != nil {
+		return Graft{}, err
+	}
+	rep, err := k.runSwapper(h, job{
+		Graft: h.ID, Target: k.place, Path: h.request.Path, Deadline: h.request.Deadline, RequireAll: h.request.RequireAll,
+		FailAt: os.Getenv("FAULTGRAFT_TEST_FAIL_AT"),
+	})
+	if err == nil {
+		start := time.Now()
+		if err = server.call(callRules, rulesCall{Layer: h.ID, Rules: h.request.Rules, Start: start}, nil); err != nil {
+			_, derr := k.runSwapper(h, k.detachJob(h))
+			err = errors.Join(err, derr)
+		}
+	}
+	if err != nil {
+		return Graft{}, err
+	}
+	var last time.Duration
+	for _, r := range h.request.Rules {
+		last = max(last, r.Trigger.TTL)
+	}
+	status, err := server.status(h.ID)
+	if err != nil {
+		k.o.Logger.Warn("read the rules", "graft", h.ID, "err", err)
+	}
+	k.mu.Lock()
+	h.State, h.PauseMs, h.status = StateActive, float64(rep.Pause)/float64(time.Millisecond), status
+	h.timer = time.AfterFunc(last, func() { k.expire(h) })
+	g := h.Graft
+	g.Rules, g.Report = status, rep
+	k.mu.Unlock()
+	k.log(Event{Type: EventGraft, Graft: h.ID, Path: h.Path, PauseMs: h.PauseMs, Message: fmt.Sprintf("%d objects swapped, %d left, %d processes stopped", len(rep.Swapped), len(rep.Skipped), len(rep.Stopped))})
+	return g, nil
+}
+
+// end has the server let go of a layer that is nowhere mounted any more.
+func (k *keeper) end(id string) (note string) {
+	k.mu.Lock()
+	server := k.server
+	k.mu.Unlock()
+	if server == nil || !server.alive() {
+		return ""
+	}
+	if err := server.call(callEnd, layerCall{Layer: id}, nil); err != nil && server.alive() {
+		k.o.Logger.Warn("end the layer", "graft", id, "err", err)
+		return err.Error()
+	}
+	return ""
+}
+
+func (k *keeper) detachJob(h *held) job {
+	return job{
+		Graft: h.ID, Target: k.place, Path: h.Path, Deadline: h.request.Deadline, Detach: true, Layer: h.info,
+		FailAt: os.Getenv("FAULTGRAFT_TEST_FAIL_AT"),
+	}
+}
+
+// retry is how long an ungraft that failed waits for its next try.
+const retry = 5 * time.Second
+
+// expire takes a graft off whose rules have all ended.
+func (k *keeper) expire(h *held) {
+	k.log(Event{Type: EventExpired, Graft: h.ID, Path: h.Path})
+	if _, err := k.recover(h.ID, "its time is up"); err != nil && !errors.Is(err, errNoGraft) {
+		k.o.Logger.Error("take the layer off", "graft", h.ID, "err", err, "next try", retry)
+		time.AfterFunc(retry, func() { k.expire(h) })
+		return
+	}
+	k.endIfIdle()
+}
+
+// recover takes one graft off.
+func (k *keeper) recover(id, why string) (Graft, error) {
+	k.swap.Lock()
+	defer k.swap.Unlock()
+	k.mu.Lock()
+	h := k.grafts[id]
+	if h == nil {
+		k.mu.Unlock()
+		return Graft{}, fmt.Errorf("%w: %s", errNoGraft, id)
+	}
+	h.State = StateReverting
+	server := k.server
+	k.mu.Unlock()
+	dead := server == nil || !server.alive()
+	if !dead {
+		if status, err := server.status(id); err == nil {
+			k.mu.Lock()
+			h.status = status
+			k.mu.Unlock()
+		}
+		// The faults end first: sleepers wake up, and the swap itself is never hit.
+		if err := server.call(callRules, rulesCall{Layer: id, Start: time.Now()}, nil); err != nil {
+			k.o.Logger.Warn("end the rules", "graft", id, "err", err)
+			dead = !server.alive()
+		}
+	}
+	j := k.detachJob(h)
+	j.Dead = dead
+	rep, err := k.runSwapper(h, j)
+	if err != nil && !dead && !server.alive() {
+		j.Dead = true // it died meanwhile
+		rep, err = k.runSwapper(h, j)
+	}
+	if err != nil {
+		k.mu.Lock()
+		h.State, h.Reason = StateFailed, err.Error()
+		k.mu.Unlock()
+		return Graft{}, err
+	}
+	k.mu.Lock()
+	h.Reason = why
+	g := h.Graft
+	g.Rules, g.Report, g.PauseMs = h.status, rep, float64(rep.Pause)/float64(time.Millisecond)
+	k.mu.Unlock()
+	k.forget(h)
+	if note := k.end(id); note != "" {
+		g.Report.Notes = append(g.Report.Notes, note)
+	}
+	k.log(Event{Type: EventUngraft, Graft: id, Path: g.Path, PauseMs: g.PauseMs, Message: why})
+	return g, nil
+}
+
+// recoverAll takes every graft off, and tries again until it has.
+func (k *keeper) recoverAll(why string) {
+	for {
+		k.mu.Lock()
+		ids := make([]string, 0, len(k.grafts))
+		for id := range k.grafts {
+			ids = append(ids, id)
+		}
+		k.mu.Unlock()
+		if len(ids) == 0 {
+			k.endIfIdle()
+			return
+		}
+		failed := false
+		for _, id := range ids {
+			if _, err := k.recover(id, why); err != nil && !errors.Is(err, errNoGraft) {
+				failed = true
+				k.o.Logger.Error("take the layer off", "graft", id, "err", err)
+			}
+		}
+		if failed {
+			time.Sleep(retry)
+		}
+	}
+}
+
+// serverDied gets the targets out of a layer that nobody answers any more.
+func (k *keeper) serverDied(s *serverClient) {
+	k.mu.Lock()
+	swapper := k.swapper
+	var holding []int
+	for _, h := range k.grafts {
+		if h.device >= 0 {
+			// Its own duplicate: the graft may be forgotten while the loop reads.
+			if fd, err := unix.FcntlInt(uintptr(h.device), unix.F_DUPFD_CLOEXEC, 3); err == nil {
+				holding = append(holding, fd)
+			}
+		}
+	}
+	n, ending := len(k.grafts), k.ending
+	k.mu.Unlock()
+	if n == 0 || ending {
+		closeAll(holding)
+		return
+	}
+	k.log(Event{Type: EventServer, Message: "the server has died; its layers are taken off"})
+	for _, fd := range holding {
+		go answerCloses(fd, k.o.Logger)
+	}
+	if swapper != nil {
+		// It may wait for an answer that never comes. The target restores itself.
+		if err := swapper.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			k.o.Logger.Error("kill the swapper", "err", err)
+		}
+	}
+	k.recoverAll("its server died")
+}
+
+// forget drops a graft and what was held for it.
+func (k *keeper) forget(h *held) {
+	k.mu.Lock()
+	delete(k.grafts, h.ID)
+	k.mu.Unlock()
+	if h.timer != nil {
+		h.timer.Stop()
+	}
+	for _, fd := range []int{h.device, h.mount, h.backing, h.peer} {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+	for _, a := range h.adopted {
+		_ = unix.Close(a.File)
+	}
+}
+
+// newID makes a graft's id: short enough to type, random enough to be unique on a node.
+func newID() string {
+	b := make([]byte, 4)
+	if _, err := rand.Read(b); err != nil {
+		panic(err) // crypto/rand never fails on Linux: it would have crashed itself
+	}
+	return "g-" + hex.EncodeToString(b)
+}

@@ -1,0 +1,67 @@
+package keeper
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/wire"
+)
+
+// inheritance is what a server hands to a new keeper after its own died. The
+// connection with the server is descriptor 3; the layers' descriptors follow:
+// for each backing, mount[, peer group].
+type inheritance struct {
+	Target Target           `json:"target"`
+	Place  graft.Target     `json:"place"`
+	Layers []inheritedLayer `json:"layers"`
+}
+
+type inheritedLayer struct {
+	Graft string          `json:"graft"`
+	Info  graft.LayerInfo `json:"info"`
+	FDs   int             `json:"fds"`
+}
+
+// inheritedFirst is the number of the first descriptor after stdin, stdout and stderr.
+const inheritedFirst = 3
+
+func (i inheritance) encode() (string, error) {
+	b, err := json.Marshal(i)
+	return string(b), err
+}
+
+func decodeInheritance(s string) (inheritance, error) {
+	var i inheritance
+	if err := json.Unmarshal([]byte(s), &i); err != nil {
+		return i, fmt.Errorf("keeper: inheritance: %w", err)
+	}
+	return i, nil
+}
+
+// inherit takes over the layers of a server whose keeper died.
+func (k *keeper) inherit(i inheritance) error {
+	conn, err := wire.FromDescriptor(inheritedFirst)
+	if err != nil {
+		return fmt.Errorf("keeper: inherit: %w", err)
+	}
+	// The server is the parent here: it lives as long as its connection.
+	k.server = &serverClient{conn: conn, dead: make(chan struct{})}
+	next := inheritedFirst + 1
+	for _, l := range i.Layers {
+		if l.FDs < 2 || l.FDs > 3 {
+			return fmt.Errorf("keeper: inherit graft %s: %d descriptors", l.Graft, l.FDs)
+		}
+		h := &held{
+			Graft:  Graft{ID: l.Graft, Target: k.target, Path: l.Info.Path, State: StateReverting, Since: time.Now(), Reason: "its keeper died"},
+			device: -1, backing: next, mount: next + 1, peer: -1, info: l.Info,
+		}
+		if l.FDs == 3 {
+			h.peer = next + 2
+		}
+		next += l.FDs
+		k.grafts[h.ID] = h
+	}
+	return nil
+}

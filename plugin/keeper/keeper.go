@@ -1,0 +1,255 @@
+package keeper
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/wire"
+	"golang.org/x/sys/unix"
+)
+
+// Options say how the keeper process is started.
+type Options struct {
+	StateDir string
+	// Target is JSON of a Target; Inherit is what a server whose keeper died hands to the next. One of them is set.
+	Target  string
+	Inherit string
+	// Ready is a descriptor to which one line is written once the keeper listens, or what went wrong; -1 for none.
+	Ready  int
+	Logger *slog.Logger
+}
+
+// Run is the keeper process. It ends when its last graft has been taken off.
+func Run(o Options) error {
+	raiseDescriptorLimit()
+	k := &keeper{o: o, dir: stateDir(o.StateDir), grafts: map[string]*held{}, ended: make(chan struct{})}
+	err := k.start()
+	if o.Ready >= 0 {
+		f := os.NewFile(uintptr(o.Ready), "ready")
+		line := "ready"
+		if err != nil {
+			line = err.Error()
+		}
+		_, werr := fmt.Fprintln(f, line)
+		_ = f.Close()
+		if err == nil && werr != nil {
+			o.Logger.Warn("whoever started this keeper has gone", "err", werr)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return k.run()
+}
+
+// keeper is the state of the process.
+type keeper struct {
+	o      Options
+	dir    stateDir
+	key    string
+	target Target
+	place  graft.Target
+	events *EventLog
+	http   *http.Server
+	listen func() error
+
+	swap sync.Mutex // held for a whole graft or ungraft: one at a time
+
+	mu      sync.Mutex // guards what follows
+	grafts  map[string]*held
+	server  *serverClient
+	swapper *os.Process
+	ending  bool
+	ended   chan struct{} // closed when nothing is left to keep
+}
+
+// held is a graft with the descriptors that it lives by.
+type held struct {
+	Graft
+	info    graft.LayerInfo
+	device  int // -1 when the server has the only one
+	mount   int
+	backing int
+	peer    int
+	adopted []graft.AdoptedDescription
+	request Request
+	timer   *time.Timer
+	status  []RuleStatus // the last that was seen
+}
+
+func (k *keeper) start() error {
+	var legacy inheritance
+	if k.o.Inherit != "" {
+		var err error
+		if legacy, err = decodeInheritance(k.o.Inherit); err != nil {
+			return err
+		}
+		k.target = legacy.Target
+	} else if err := json.Unmarshal([]byte(k.o.Target), &k.target); err != nil {
+		return fmt.Errorf("keeper: target: %w", err)
+	}
+	t, err := graft.CheckTarget(k.target.PID)
+	switch {
+	case k.o.Inherit != "":
+		t = legacy.Place // it may have ended; what it left is taken off all the same
+	case err != nil:
+		return err
+	case k.target.StartTime != 0 && k.target.StartTime != t.StartTime:
+		return fmt.Errorf("pid %d: the process has ended, another one has its id now", t.PID)
+	}
+	k.target.StartTime, k.place = t.StartTime, t
+	k.key = keyOf(t)
+	if err := os.MkdirAll(k.dir.keeper(k.key), 0o700); err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	if k.events, err = OpenEventLog(k.o.StateDir); err != nil {
+		return err
+	}
+	l, err := wire.ListenRoot(k.dir.socket(k.key), k.o.Logger)
+	if err != nil {
+		return err
+	}
+	k.http = &http.Server{Handler: k.routes(), ReadHeaderTimeout: 5 * time.Second}
+	k.listen = func() error { return k.http.Serve(l) }
+	if k.o.Inherit != "" {
+		return k.inherit(legacy)
+	}
+	return nil
+}
+
+// keyOf names the keeper of a target: one for each mount namespace, or for each tree.
+func keyOf(t graft.Target) string {
+	if t.Tree {
+		return fmt.Sprintf("pid-%d-%d", t.PID, t.StartTime)
+	}
+	return fmt.Sprintf("mnt-%d", t.MountNS)
+}
+
+// idle is how long a keeper that holds nothing waits for its first request.
+const idle = 30 * time.Second
+
+func (k *keeper) run() error {
+	served := make(chan error, 1)
+	go func() { served <- k.listen() }()
+	go k.watchTarget()
+	first := time.AfterFunc(idle, k.endIfIdle)
+	defer first.Stop()
+	if k.o.Inherit != "" {
+		go k.recoverAll("its keeper died")
+	}
+	var err error
+	select {
+	case <-k.ended:
+	case err = <-served:
+		return fmt.Errorf("keeper: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := k.http.Shutdown(ctx); err != nil {
+		k.o.Logger.Warn("close the control socket", "err", err)
+	}
+	k.mu.Lock()
+	server := k.server
+	k.mu.Unlock()
+	if server != nil {
+		_ = server.conn.Close() // the server ends with its last layer gone and the connection closed
+		select {
+		case <-server.dead:
+		case <-time.After(5 * time.Second):
+			k.o.Logger.Warn("the server does not end; it is killed", "pid", server.pid())
+			server.kill()
+		}
+	}
+	err = k.events.Close()
+	return errors.Join(err, os.RemoveAll(k.dir.keeper(k.key)))
+}
+
+// watchTarget ends the grafts when the target's first process has ended.
+func (k *keeper) watchTarget() {
+	pidfd, err := unix.PidfdOpen(k.place.PID, 0)
+	if err == nil {
+		defer func() { _ = unix.Close(pidfd) }()
+		for k.place.Alive() {
+			p := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+			if _, err := unix.Poll(p, -1); err != nil && !errors.Is(err, unix.EINTR) {
+				k.o.Logger.Error("wait for the target's end", "err", err)
+				return
+			}
+		}
+	}
+	k.o.Logger.Info("the target has ended", "pid", k.place.PID)
+	k.recoverAll("the target has ended")
+	k.endIfIdle()
+}
+
+// endIfIdle ends the keeper when it holds nothing.
+func (k *keeper) endIfIdle() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.grafts) == 0 && !k.ending {
+		k.ending = true
+		close(k.ended)
+	}
+}
+
+func (k *keeper) log(e Event) {
+	e.Target, e.Name = k.target.ID, k.target.Name
+	if err := k.events.Write(e); err != nil {
+		k.o.Logger.Error("write the event log", "err", err)
+	}
+}
+
+// running returns the server, started when there is none.
+func (k *keeper) running() (*serverClient, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.server != nil && k.server.alive() {
+		return k.server, nil
+	}
+	s, err := startServer(k.o.StateDir, k.o.Logger)
+	if err != nil {
+		return nil, err
+	}
+	k.server = s
+	go func() {
+		<-s.dead
+		k.serverDied(s)
+	}()
+	return s, nil
+}
+
+// list is the state of all grafts, with the counters of their rules.
+func (k *keeper) list() []Graft {
+	k.mu.Lock()
+	server := k.server
+	all := make([]*held, 0, len(k.grafts))
+	for _, h := range k.grafts {
+		all = append(all, h)
+	}
+	k.mu.Unlock()
+	out := []Graft{}
+	for _, h := range all {
+		var status []RuleStatus
+		if server != nil && server.alive() {
+			// A layer that is just being made or taken off has no answer; what was last seen stands in.
+			status, _ = server.status(h.ID)
+		}
+		k.mu.Lock()
+		if status != nil {
+			h.status = status
+		}
+		g := h.Graft
+		g.Rules = h.status
+		k.mu.Unlock()
+		out = append(out, g)
+	}
+	return out
+}

@@ -1,0 +1,62 @@
+package keeper
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+)
+
+// apiError is the body of an answer that is not 2xx.
+type apiError struct {
+	Error string `json:"error"`
+}
+
+// routes is the control API of a keeper: HTTP and JSON on its root-only socket.
+//
+//	GET    /v1/grafts       -> []Graft
+//	POST   /v1/grafts       Request -> Graft, with its report
+//	DELETE /v1/grafts/{id}  -> Graft, with the report of the ungraft
+func (k *keeper) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/grafts", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, k.list())
+	})
+	mux.HandleFunc("POST /v1/grafts", func(w http.ResponseWriter, r *http.Request) {
+		var req Request
+		dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<20))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&req); err != nil {
+			answer(w, http.StatusBadRequest, apiError{Error: "request: " + err.Error()})
+			return
+		}
+		g, err := k.inject(req)
+		k.reply(w, g, err)
+	})
+	mux.HandleFunc("DELETE /v1/grafts/{id}", func(w http.ResponseWriter, r *http.Request) {
+		g, err := k.recover(r.PathValue("id"), "asked for")
+		k.reply(w, g, err)
+		if err == nil {
+			k.endIfIdle()
+		}
+	})
+	return mux
+}
+
+func (k *keeper) reply(w http.ResponseWriter, g Graft, err error) {
+	switch {
+	case err == nil:
+		answer(w, http.StatusOK, g)
+	case errors.Is(err, errEnding):
+		answer(w, http.StatusServiceUnavailable, apiError{Error: err.Error()})
+	case errors.Is(err, errNoGraft):
+		answer(w, http.StatusNotFound, apiError{Error: err.Error()})
+	default:
+		answer(w, http.StatusConflict, apiError{Error: err.Error()})
+	}
+}
+
+func answer(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v) // the peer has hung up: nothing to tell it
+}

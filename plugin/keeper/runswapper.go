@@ -1,0 +1,201 @@
+package keeper
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/wire"
+	"golang.org/x/sys/unix"
+)
+
+// swapperDeadline bounds a whole swap, most of which is work that the target does not notice.
+const swapperDeadline = 60 * time.Second
+
+// runSwapper starts a swapper for one job and stands by until it is done.
+func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
+	conn, theirs, err := wire.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	files := []*os.File{theirs}
+	defer func() {
+		for _, f := range files {
+			_ = f.Close()
+		}
+	}()
+	args := []string{"swap"}
+	serverEnd := -1
+	if !j.Dead {
+		sv, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("socketpair: %w", err)
+		}
+		serverEnd = sv[0]
+		defer func() { _ = unix.Close(serverEnd) }()
+		files = append(files, os.NewFile(uintptr(sv[1]), "server"))
+		args = append(args, "--server")
+	}
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.ExtraFiles = files
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start the swapper: %w", err)
+	}
+	k.mu.Lock()
+	k.swapper = cmd.Process
+	server := k.server
+	k.mu.Unlock()
+	deadline := time.AfterFunc(swapperDeadline, func() { _ = cmd.Process.Kill() })
+	defer func() {
+		deadline.Stop()
+		k.mu.Lock()
+		k.swapper = nil
+		k.mu.Unlock()
+	}()
+	for _, f := range files {
+		_ = f.Close()
+	}
+	files = nil
+	d := &deskOfSwapper{k: k, h: h, job: j, server: server}
+	if serverEnd >= 0 {
+		if err := server.call(callSwapper, swapperCall{Layer: h.ID, PID: cmd.Process.Pid}, nil, serverEnd); err != nil {
+			_ = cmd.Process.Kill()
+			return nil, errors.Join(err, cmd.Wait())
+		}
+	}
+	if err := conn.Serve(d.handle); err != nil {
+		k.o.Logger.Warn("connection with the swapper broke", "err", err)
+	}
+	err = cmd.Wait()
+	switch {
+	case d.result == nil:
+		return k.swapperDied(h, j, fmt.Errorf("the swapper died (%v) %s", err, strings.TrimSpace(said.String())))
+	case d.result.Error != "":
+		return nil, errors.New(d.result.Error)
+	}
+	if said.Len() > 0 {
+		k.o.Logger.Info("the swapper says", "text", said.String())
+	}
+	return d.result.Report, nil
+}
+
+// swapperDied rolls a graft back whose swapper was lost in the middle: the
+// target's threads have restored themselves, but objects may be on the layer.
+func (k *keeper) swapperDied(h *held, j job, err error) (*graft.Report, error) {
+	if j.Detach || h.mount < 0 {
+		return nil, err
+	}
+	k.o.Logger.Warn("roll the graft back", "graft", h.ID, "err", err)
+	back := k.detachJob(h)
+	back.FailAt = ""
+	if _, derr := k.runSwapper(h, back); derr != nil {
+		return nil, errors.Join(err, fmt.Errorf("and the layer could not be taken off: %w", derr))
+	}
+	return nil, fmt.Errorf("%w; the layer was taken off again, nothing is changed", err)
+}
+
+// deskOfSwapper answers the calls of one swapper.
+type deskOfSwapper struct {
+	k      *keeper
+	h      *held
+	job    job
+	server *serverClient
+	result *result
+}
+
+func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
+	h := d.h
+	switch r.Method {
+	case callJob:
+		if !d.job.Detach {
+			return d.job, nil, nil
+		}
+		fds, err := dupAll(h.backing, h.mount, h.peer)
+		return d.job, fds, err
+	case callLayer:
+		return nil, nil, d.layer(r)
+	case callAdopted:
+		var handles []uint64
+		if err := r.Decode(&handles); err != nil || len(handles) != len(r.FDs) {
+			closeAll(r.FDs)
+			return nil, nil, fmt.Errorf("adopted: %d handles, %d descriptors, %w", len(handles), len(r.FDs), err)
+		}
+		for i, fd := range r.FDs {
+			h.adopted = append(h.adopted, graft.AdoptedDescription{Handle: handles[i], File: fd})
+		}
+		return nil, nil, nil
+	case callOriginals:
+		var from int
+		if err := r.Decode(&from); err != nil {
+			return nil, nil, err
+		}
+		var handles []uint64
+		var fds []int
+		for i := from; i >= 0 && i < min(len(h.adopted), from+batch); i++ {
+			handles, fds = append(handles, h.adopted[i].Handle), append(fds, h.adopted[i].File)
+		}
+		fds, err := dupAll(fds...)
+		return handles, fds, err
+	case callRemounted:
+		if len(r.FDs) != 1 {
+			closeAll(r.FDs)
+			return nil, nil, fmt.Errorf("remounted: %d descriptors", len(r.FDs))
+		}
+		_ = unix.Close(h.mount)
+		h.mount = r.FDs[0]
+		return nil, nil, nil
+	case callResult:
+		var res result
+		if err := r.Decode(&res); err != nil {
+			return nil, nil, err
+		}
+		d.result = &res
+		return nil, nil, nil
+	default:
+		closeAll(r.FDs)
+		return nil, nil, fmt.Errorf("keeper: unknown call %q of a swapper", r.Method)
+	}
+}
+
+// layer takes a new layer's descriptors and has the server serve it.
+func (d *deskOfSwapper) layer(r *wire.Request) error {
+	h := d.h
+	if len(r.FDs) < 3 || len(r.FDs) > 4 {
+		closeAll(r.FDs)
+		return fmt.Errorf("layer: %d descriptors", len(r.FDs))
+	}
+	h.device, h.backing, h.mount = r.FDs[0], r.FDs[1], r.FDs[2]
+	if len(r.FDs) == 4 {
+		h.peer = r.FDs[3]
+	}
+	if err := r.Decode(&h.info); err != nil {
+		return err
+	}
+	return d.server.call(callServe, serveCall{Layer: h.ID, Info: h.info, Target: d.k.target, Place: d.k.place}, nil, r.FDs...)
+}
+
+// dupAll duplicates the descriptors that are there, for an answer that closes what it sent.
+func dupAll(fds ...int) ([]int, error) {
+	var out []int
+	for _, fd := range fds {
+		if fd < 0 {
+			continue
+		}
+		d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			closeAll(out)
+			return nil, fmt.Errorf("duplicate a descriptor: %w", err)
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}

@@ -1,0 +1,322 @@
+package keeper
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/faultgraft/faultgraft/fusefs"
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/wire"
+	"github.com/faultgraft/faultgraft/tracer"
+	"golang.org/x/sys/unix"
+)
+
+// ServerOptions say how the server process is started.
+type ServerOptions struct {
+	StateDir string
+	// Control is the descriptor of the connection with the keeper.
+	Control int
+	Logger  *slog.Logger
+}
+
+// RunServer is the server process: it serves the layers of one target and
+// takes orders from the keeper. When the keeper dies, it stops injecting and
+// starts another keeper that takes the layers off.
+func RunServer(o ServerOptions) error {
+	conn, err := wire.FromDescriptor(o.Control)
+	if err != nil {
+		return fmt.Errorf("server: %w", err)
+	}
+	raiseDescriptorLimit()
+	// The modes that come from the kernel are masked already (FUSE_DONT_MASK is not asked for).
+	unix.Umask(0)
+	s := &server{o: o, layers: map[string]*servedLayer{}}
+	err = conn.Serve(s.handle)
+	s.mu.Lock()
+	orphans := make([]*servedLayer, 0, len(s.layers))
+	for _, l := range s.layers {
+		orphans = append(orphans, l)
+	}
+	s.mu.Unlock()
+	if len(orphans) > 0 {
+		o.Logger.Warn("the keeper has died: no more faults, its layers are taken off", "layers", len(orphans), "err", err)
+		return s.abandon(orphans)
+	}
+	return err
+}
+
+type server struct {
+	o      ServerOptions
+	mu     sync.Mutex
+	layers map[string]*servedLayer
+}
+
+// servedLayer is one layer, with what another keeper would need to take it off.
+type servedLayer struct {
+	call  serveCall
+	layer *fusefs.Layer
+	keep  []int // duplicates of backing, mount[, peer group]
+	log   *faultLog
+}
+
+func (s *server) handle(r *wire.Request) (any, []int, error) {
+	switch r.Method {
+	case callServe:
+		return nil, nil, s.serve(r)
+	case callRules:
+		var c rulesCall
+		if err := r.Decode(&c); err != nil {
+			return nil, nil, err
+		}
+		l, err := s.layer(c.Layer)
+		if err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, l.layer.SetRules(c.Rules, c.Start)
+	case callStatus:
+		l, err := s.layerOf(r)
+		if err != nil {
+			return nil, nil, err
+		}
+		var out []RuleStatus
+		for _, st := range l.layer.Rules() {
+			out = append(out, RuleStatus{Name: st.Name, Text: st.Text, Matched: st.Matched, Fired: st.Fired, Expires: st.Expires, Expired: st.Expired})
+		}
+		return out, nil, nil
+	case callSwapper:
+		return nil, nil, s.attachSwapper(r)
+	case callEnd:
+		l, err := s.layerOf(r)
+		if err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, s.end(l)
+	default:
+		closeAll(r.FDs)
+		return nil, nil, fmt.Errorf("server: unknown call %q", r.Method)
+	}
+}
+
+func (s *server) layer(id string) (*servedLayer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.layers[id]
+	if l == nil {
+		return nil, fmt.Errorf("server: no layer of graft %s", id)
+	}
+	return l, nil
+}
+
+func (s *server) layerOf(r *wire.Request) (*servedLayer, error) {
+	var c layerCall
+	if err := r.Decode(&c); err != nil {
+		return nil, err
+	}
+	return s.layer(c.Layer)
+}
+
+func (s *server) serve(r *wire.Request) error {
+	var c serveCall
+	if err := r.Decode(&c); err != nil || len(r.FDs) < 3 {
+		closeAll(r.FDs)
+		return fmt.Errorf("serve: %d descriptors, %w", len(r.FDs), err)
+	}
+	dev, keep := r.FDs[0], r.FDs[1:]
+	root, err := unix.FcntlInt(uintptr(keep[0]), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		closeAll(r.FDs)
+		return fmt.Errorf("serve: %w", err)
+	}
+	log, err := newFaultLog(s.o.StateDir, c, s.o.Logger)
+	if err != nil {
+		closeAll(append(r.FDs, root))
+		return err
+	}
+	opts := fusefs.Options{Device: dev, Root: root, Prefix: c.Info.Path, Record: log.record, Logger: s.o.Logger}
+	if c.Place.Tree {
+		opts.Scope = newTreeScope(c.Target.PID).contains
+	}
+	l, err := fusefs.New(opts)
+	if err == nil {
+		err = l.Serve()
+	}
+	if err != nil {
+		closeAll(keep)
+		log.close()
+		return fmt.Errorf("serve %s: %w", c.Info.Path, err)
+	}
+	s.mu.Lock()
+	s.layers[c.Layer] = &servedLayer{call: c, layer: l, keep: keep, log: log}
+	s.mu.Unlock()
+	return nil
+}
+
+// endDeadline is how long the last users of a layer may take to go after it was taken off.
+const endDeadline = 2 * time.Second
+
+// end lets go of a layer and waits until the kernel has.
+func (s *server) end(l *servedLayer) error {
+	s.mu.Lock()
+	delete(s.layers, l.call.Layer)
+	s.mu.Unlock()
+	closeAll(l.keep)
+	done := make(chan struct{})
+	go func() { l.layer.Wait(); close(done) }()
+	defer l.log.close()
+	select {
+	case <-done:
+		return nil
+	case <-time.After(endDeadline):
+		return fmt.Errorf("the layer of graft %s is off, but something still uses it after %v (an io_uring, a descriptor in flight over a socket, or another mount namespace)", l.call.Layer, endDeadline)
+	}
+}
+
+// attachSwapper gives a swapper its own connection, and exempts it from faults.
+func (s *server) attachSwapper(r *wire.Request) error {
+	var c swapperCall
+	if err := r.Decode(&c); err != nil || len(r.FDs) != 1 {
+		closeAll(r.FDs)
+		return fmt.Errorf("swapper: %d descriptors, %w", len(r.FDs), err)
+	}
+	conn, err := wire.FromDescriptor(r.FDs[0])
+	if err != nil {
+		return err
+	}
+	h := &swapperHandler{server: s, id: c.Layer, pid: c.PID}
+	// An ungraft begins with questions to the layer itself; a graft's layer does not exist yet.
+	if l, err := s.layer(c.Layer); err == nil {
+		h.trust(l.layer)
+	}
+	go func() {
+		defer func() { _ = conn.Close() }()
+		if err := conn.Serve(h.handle); err != nil {
+			s.o.Logger.Warn("connection with the swapper broke", "graft", c.Layer, "err", err)
+		}
+		if h.layer != nil {
+			h.layer.Trust(c.PID, false)
+		}
+	}()
+	return nil
+}
+
+// swapperHandler answers one swapper. For a graft the layer does not exist yet when it connects.
+type swapperHandler struct {
+	server *server
+	id     string
+	pid    int
+	layer  *fusefs.Layer
+}
+
+func (h *swapperHandler) trust(l *fusefs.Layer) {
+	h.layer = l
+	l.Trust(h.pid, true)
+}
+
+func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
+	defer closeAll(r.FDs)
+	if h.layer == nil {
+		l, err := h.server.layer(h.id)
+		if err != nil {
+			return nil, nil, err
+		}
+		h.trust(l.layer)
+	}
+	switch r.Method {
+	case callArm:
+		var c armCall
+		if err := r.Decode(&c); err != nil {
+			return nil, nil, err
+		}
+		if len(r.FDs) != 1 {
+			return nil, nil, fmt.Errorf("arm: %d descriptors", len(r.FDs))
+		}
+		fd, err := unix.FcntlInt(uintptr(r.FDs[0]), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return nil, nil, fmt.Errorf("arm: %w", err)
+		}
+		return nil, nil, h.layer.Arm(fusefs.Adoption{TID: c.TID, Description: fd, Token: c.Token, Path: c.Path})
+	case callDisarm:
+		var tid int
+		if err := r.Decode(&tid); err != nil {
+			return nil, nil, err
+		}
+		handle, ok := h.layer.Disarm(tid)
+		return disarmAnswer{Handle: handle, Adopted: ok}, nil, nil
+	case callDescription:
+		var handle uint64
+		if err := r.Decode(&handle); err != nil {
+			return nil, nil, err
+		}
+		fd, err := h.layer.Description(handle)
+		return nil, []int{fd}, err
+	case callBacking:
+		var c backingCall
+		if err := r.Decode(&c); err != nil {
+			return nil, nil, err
+		}
+		fd, err := h.layer.Backing(c.Ino, c.Path)
+		return nil, []int{fd}, err
+	case callLocks:
+		var c locksCall
+		if err := r.Decode(&c); err != nil {
+			return nil, nil, err
+		}
+		locks := []tracer.Lock{}
+		for _, l := range h.layer.PosixLocks(c.PID, c.Ino) {
+			locks = append(locks, tracer.Lock{Type: l.Type, Start: l.Start, Len: l.Len})
+		}
+		return locks, nil, nil
+	default:
+		return nil, nil, fmt.Errorf("server: unknown call %q of a swapper", r.Method)
+	}
+}
+
+// abandon starts a keeper that takes the layers off, and serves them until it has.
+func (s *server) abandon(orphans []*servedLayer) error {
+	own, theirs, err := wire.Pair()
+	if err != nil {
+		return err
+	}
+	files := []*os.File{theirs}
+	var legacy inheritance
+	for _, l := range orphans {
+		if err := l.layer.SetRules(nil, time.Now()); err != nil {
+			s.o.Logger.Error("stop the faults", "graft", l.call.Layer, "err", err)
+		}
+		legacy.Target, legacy.Place = l.call.Target, l.call.Place
+		legacy.Layers = append(legacy.Layers, inheritedLayer{Graft: l.call.Layer, Info: l.call.Info, FDs: len(l.keep)})
+		for _, fd := range l.keep {
+			d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+			if err != nil {
+				return fmt.Errorf("server: %w", err)
+			}
+			files = append(files, os.NewFile(uintptr(d), "layer"))
+		}
+	}
+	arg, err := legacy.encode()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command("/proc/self/exe", "keeper", "--state-dir", s.o.StateDir, "--inherit", arg)
+	cmd.ExtraFiles = files
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("server: start another keeper: %w", err)
+	}
+	for _, f := range files {
+		_ = f.Close()
+	}
+	err = own.Serve(s.handle)
+	werr := cmd.Wait()
+	if err == nil {
+		err = werr
+	}
+	return err
+}

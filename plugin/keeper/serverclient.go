@@ -1,0 +1,77 @@
+package keeper
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+
+	"github.com/faultgraft/faultgraft/plugin/wire"
+)
+
+// serverClient is the keeper's end of the connection with its server.
+type serverClient struct {
+	conn *wire.Conn
+	cmd  *exec.Cmd
+	dead chan struct{} // closed when the process has ended
+}
+
+func startServer(dir string, logger *slog.Logger) (*serverClient, error) {
+	conn, theirs, err := wire.Pair()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command("/proc/self/exe", "server", "--state-dir", dir)
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	err = cmd.Start()
+	_ = theirs.Close()
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("start the server: %w", err)
+	}
+	s := &serverClient{conn: conn, cmd: cmd, dead: make(chan struct{})}
+	go func() {
+		err := cmd.Wait()
+		logger.Info("the server has ended", "pid", cmd.Process.Pid, "err", err)
+		close(s.dead)
+	}()
+	return s, nil
+}
+
+func (s *serverClient) call(method string, in, out any, fds ...int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
+	defer cancel()
+	got, err := s.conn.Call(ctx, method, in, out, fds...)
+	closeAll(got)
+	return err
+}
+
+func (s *serverClient) status(id string) ([]RuleStatus, error) {
+	var out []RuleStatus
+	err := s.call(callStatus, layerCall{Layer: id}, &out)
+	return out, err
+}
+
+func (s *serverClient) alive() bool {
+	select {
+	case <-s.dead:
+		return false
+	default:
+		return true
+	}
+}
+
+func (s *serverClient) pid() int {
+	if s.cmd == nil {
+		return 0 // inherited: it is the parent
+	}
+	return s.cmd.Process.Pid
+}
+
+func (s *serverClient) kill() {
+	if s.cmd != nil {
+		_ = s.cmd.Process.Kill() // it may have ended just now
+	}
+}

@@ -1,0 +1,104 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultStateDir is where keepers, the daemon and the event log live.
+const DefaultStateDir = "/run/faultgraft"
+
+// stateDir lays the state directory out:
+//
+//	events.jsonl              what happened on this node, one JSON object a line
+//	daemon.sock, daemon.json  the daemon's
+//	keepers/KEY/control.sock  one folder for each keeper; KEY names the target
+//	keepers/KEY/keeper.log    what the keeper, its server and its swappers have to say
+type stateDir string
+
+func (d stateDir) keepers() string          { return filepath.Join(string(d), "keepers") }
+func (d stateDir) keeper(key string) string { return filepath.Join(d.keepers(), key) }
+func (d stateDir) socket(key string) string { return filepath.Join(d.keeper(key), "control.sock") }
+func (d stateDir) log(key string) string    { return filepath.Join(d.keeper(key), "keeper.log") }
+func (d stateDir) events() string           { return filepath.Join(string(d), "events.jsonl") }
+
+// make creates the directory; only root may look into it.
+func (d stateDir) make() error {
+	if err := os.MkdirAll(d.keepers(), 0o700); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	return nil
+}
+
+// lock serialises the start of keepers; unlock gives it back.
+func (d stateDir) lock(wait time.Duration) (unlock func(), err error) {
+	if err := d.make(); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(d.keepers(), ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	for end := time.Now().Add(wait); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(end) {
+			_ = f.Close()
+			return nil, fmt.Errorf("lock %s: %w: another faultgraft command holds it", f.Name(), err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// keys lists the keepers that have a folder.
+func (d stateDir) keys() ([]string, error) {
+	entries, err := os.ReadDir(d.keepers())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	var keys []string
+	for _, e := range entries {
+		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+			keys = append(keys, e.Name())
+		}
+	}
+	return keys, nil
+}
+
+// Purge removes a state directory in which no keeper lives any more: what the
+// daemon and the keepers wrote, and nothing else.
+func Purge(dir string) error {
+	d := stateDir(dir)
+	keys, err := d.keys()
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if alive(d.socket(k)) {
+			return fmt.Errorf("purge %s: keeper %s still runs; recover its grafts first", dir, k)
+		}
+	}
+	for _, name := range []string{"events.jsonl", "events.jsonl.1", "daemon.json"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if err := os.RemoveAll(d.keepers()); err != nil {
+		return err
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	return nil
+}

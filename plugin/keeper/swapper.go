@@ -1,0 +1,166 @@
+package keeper
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/faultgraft/faultgraft/fusefs"
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/wire"
+	"golang.org/x/sys/unix"
+)
+
+// SwapperOptions say how the swapper process is started.
+type SwapperOptions struct {
+	// Keeper and Server are descriptors of the connections with them; Server is -1 when the server is dead.
+	Keeper, Server int
+}
+
+// RunSwapper is the swapper process: one graft or ungraft, and it is gone.
+func RunSwapper(o SwapperOptions) error {
+	raiseDescriptorLimit()
+	conn, err := wire.FromDescriptor(o.Keeper)
+	if err != nil {
+		return fmt.Errorf("swapper: %w", err)
+	}
+	k := keeperLink{conn: conn}
+	var server graft.Server
+	if o.Server >= 0 {
+		c, err := wire.FromDescriptor(o.Server)
+		if err != nil {
+			return fmt.Errorf("swapper: %w", err)
+		}
+		server = serverLink{conn: c}
+	}
+	var j job
+	fds, err := k.call(callJob, nil, &j)
+	if err != nil {
+		return fmt.Errorf("swapper: %w", err)
+	}
+	var res result
+	if j.Detach {
+		res.Report, err = detach(j, k, server, fds)
+	} else {
+		res.Report, err = graft.Attach(context.Background(), graft.AttachOptions{
+			ID: j.Graft, Target: j.Target, Path: j.Path, Keeper: k, Server: server, HandleIoctl: fusefs.IoctlHandle,
+			Deadline: j.Deadline, RequireAll: j.RequireAll, Step: j.step(),
+		})
+	}
+	if err != nil {
+		res.Error = err.Error()
+	}
+	if _, err := k.call(callResult, res, nil); err != nil {
+		return fmt.Errorf("swapper: %w", err)
+	}
+	return nil
+}
+
+// step makes a test's failure; nil in real life.
+func (j job) step() func(string) error {
+	if j.FailAt == "" {
+		return nil
+	}
+	return func(step string) error {
+		if step == j.FailAt {
+			return fmt.Errorf("failure asked for before step %s", step)
+		}
+		if "kill:"+step == j.FailAt {
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+		return nil
+	}
+}
+
+func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report, error) {
+	if len(fds) < 2 {
+		closeAll(fds)
+		return nil, fmt.Errorf("swapper: a detach job with %d descriptors", len(fds))
+	}
+	l := graft.Layer{Device: -1, Backing: fds[0], Mount: fds[1], PeerGroup: -1, Info: j.Layer}
+	if len(fds) > 2 {
+		l.PeerGroup = fds[2]
+	}
+	defer closeAll(fds)
+	var adopted []graft.AdoptedDescription
+	if j.Dead {
+		server = nil
+		var err error
+		if adopted, err = k.originals(); err != nil {
+			return nil, err
+		}
+		defer func() {
+			for _, a := range adopted {
+				_ = unix.Close(a.File)
+			}
+		}()
+	}
+	return graft.Detach(context.Background(), graft.DetachOptions{
+		ID: j.Graft, Target: j.Target, Layer: l, Server: server, Adopted: adopted, HandleIoctl: fusefs.IoctlHandle,
+		Deadline: j.Deadline, Remounted: k.remounted, Step: j.step(),
+	})
+}
+
+// keeperLink is a swapper's connection with its keeper.
+type keeperLink struct{ conn *wire.Conn }
+
+var _ graft.Keeper = keeperLink{}
+
+func (k keeperLink) call(method string, in, out any, fds ...int) ([]int, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
+	defer cancel()
+	return k.conn.Call(ctx, method, in, out, fds...)
+}
+
+func (k keeperLink) Serve(_ context.Context, l graft.Layer) error {
+	fds := []int{l.Device, l.Backing, l.Mount}
+	if l.PeerGroup >= 0 {
+		fds = append(fds, l.PeerGroup)
+	}
+	_, err := k.call(callLayer, l.Info, nil, fds...)
+	return err
+}
+
+func (k keeperLink) Adopted(all []graft.AdoptedDescription) error {
+	for len(all) > 0 {
+		n := min(len(all), batch)
+		var handles []uint64
+		var fds []int
+		for _, a := range all[:n] {
+			handles, fds = append(handles, a.Handle), append(fds, a.File)
+		}
+		if _, err := k.call(callAdopted, handles, nil, fds...); err != nil {
+			return err
+		}
+		all = all[n:]
+	}
+	return nil
+}
+
+func (k keeperLink) originals() ([]graft.AdoptedDescription, error) {
+	var all []graft.AdoptedDescription
+	for {
+		var handles []uint64
+		fds, err := k.call(callOriginals, len(all), &handles)
+		if err != nil {
+			return nil, err
+		}
+		if len(handles) == 0 {
+			return all, nil
+		}
+		if len(handles) != len(fds) {
+			closeAll(fds)
+			return nil, fmt.Errorf("swapper: %d originals with %d descriptors", len(handles), len(fds))
+		}
+		for i, h := range handles {
+			all = append(all, graft.AdoptedDescription{Handle: h, File: fds[i]})
+		}
+	}
+}
+
+func (k keeperLink) remounted(mount int) error {
+	_, err := k.call(callRemounted, nil, nil, mount)
+	return err
+}
