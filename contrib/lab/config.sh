@@ -85,7 +85,7 @@ cgroup_manager = 'cgroupfs'
 cdi_spec_dirs = ['$LAB/cdi']
 EOF
   # containerd launches the plugin with stdout and stderr on /dev/null
-  printf 'log: %s\n' "$LAB/log/faultgraft.log" >"$LAB/nri/conf.d/10-faultgraft.conf"
+  printf 'log: {file: %s}\n' "$LAB/log/faultgraft.log" >"$LAB/nri/conf.d/10-faultgraft.conf"
 }
 
 # install_plugin: copies the binary into the lab; succeeds if that changed what containerd has to launch.
