@@ -1,0 +1,197 @@
+package plugin
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// memoryFile is the agent's memory in the state directory.
+const memoryFile = "daemon.json"
+
+// memory remembers which rules were already applied to which task, over the end
+// of the agent: a rule whose time is up, or that a person took off, is not
+// applied to the same task again. Saved at each change, as one file that is
+// replaced whole.
+type memory struct {
+	path string
+
+	mu    sync.Mutex
+	tasks map[Key]task
+}
+
+// task is one run of a container: a restart is another task.
+type task struct {
+	PID       int           `json:"pid"`
+	StartTime uint64        `json:"startTime"`
+	Rules     []appliedRule `json:"rules"`
+}
+
+// appliedRule is one rule of a task. Done is false between the moment before a
+// graft is asked for and the moment it is there.
+type appliedRule struct {
+	Name  string    `json:"name"`
+	Text  string    `json:"text"`
+	Since time.Time `json:"since"`
+	Done  bool      `json:"done"`
+}
+
+type memoryForm struct {
+	Version int         `json:"version"`
+	Tasks   []savedTask `json:"tasks"`
+}
+
+type savedTask struct {
+	Key
+	task
+}
+
+// loadMemory reads the file of the state directory. A file that cannot be
+// understood is set aside; warning then says where it went.
+func loadMemory(dir string, now time.Time) (m *memory, warning, err error) {
+	m = &memory{path: filepath.Join(dir, memoryFile), tasks: map[Key]task{}}
+	b, err := os.ReadFile(m.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return m, nil, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("the agent's memory: %w", err)
+	}
+	form, perr := parseMemory(b)
+	if perr != nil {
+		aside := fmt.Sprintf("%s.corrupt-%d", m.path, now.Unix())
+		if err := os.Rename(m.path, aside); err != nil {
+			return nil, nil, fmt.Errorf("the agent's memory %s: %w; and it cannot be set aside: %w", m.path, perr, err)
+		}
+		return m, fmt.Errorf("the agent's memory %s: %w; set aside as %s, rules whose time was up may be applied again", m.path, perr, aside), nil
+	}
+	for _, t := range form.Tasks {
+		if start, err := startTime(t.PID); err == nil && start == t.StartTime {
+			m.tasks[t.Key] = t.task
+		}
+	}
+	return m, nil, nil
+}
+
+func parseMemory(b []byte) (memoryForm, error) {
+	var form memoryForm
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&form); err != nil {
+		return form, err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return form, errors.New("something follows the end")
+	}
+	if form.Version != 1 {
+		return form, fmt.Errorf("version %d: this agent knows version 1", form.Version)
+	}
+	return form, nil
+}
+
+// rules returns what was applied to a task.
+func (m *memory) rules(k Key, pid int, start uint64) []appliedRule {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t := m.tasks[k]; t.PID == pid && t.StartTime == start {
+		return slices.Clone(t.Rules)
+	}
+	return nil
+}
+
+// set replaces what was applied to a task, and saves.
+func (m *memory) set(k Key, pid int, start uint64, rules []appliedRule) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(rules) == 0 {
+		delete(m.tasks, k)
+	} else {
+		m.tasks[k] = task{PID: pid, StartTime: start, Rules: slices.Clone(rules)}
+	}
+	return m.save()
+}
+
+// forget drops a container's task, if there is one, and saves.
+func (m *memory) forget(k Key) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.tasks[k]; !ok {
+		return nil
+	}
+	delete(m.tasks, k)
+	return m.save()
+}
+
+// save writes the file; with nothing to remember there is none.
+func (m *memory) save() error {
+	if len(m.tasks) == 0 {
+		if err := os.Remove(m.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("the agent's memory: %w", err)
+		}
+		return nil
+	}
+	form := memoryForm{Version: 1, Tasks: make([]savedTask, 0, len(m.tasks))}
+	for k, t := range m.tasks {
+		form.Tasks = append(form.Tasks, savedTask{k, t})
+	}
+	slices.SortFunc(form.Tasks, func(a, b savedTask) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.ID, b.ID))
+	})
+	b, err := json.Marshal(form)
+	if err != nil {
+		return fmt.Errorf("the agent's memory: %w", err)
+	}
+	return replaceFile(m.path, append(b, '\n'))
+}
+
+// replaceFile writes a file so that a reader sees the old content or the new.
+func replaceFile(path string, b []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name()) // the error at hand is the one to report
+			err = fmt.Errorf("write %s: %w", path, err)
+		}
+	}()
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+// startTime reads when a process started: field 22 of /proc/PID/stat (proc(5)), clock ticks since boot.
+func startTime(pid int) (uint64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The command's name, field 2, may hold blanks and parentheses.
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(f) < 20 {
+		return 0, fmt.Errorf("/proc/%d/stat: %d fields after the name, expected 20 or more", pid, len(f))
+	}
+	if f[0] == "Z" || f[0] == "X" {
+		return 0, fmt.Errorf("pid %d has ended: %w", pid, os.ErrNotExist)
+	}
+	return strconv.ParseUint(f[19], 10, 64)
+}

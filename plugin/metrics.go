@@ -1,0 +1,105 @@
+package plugin
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// metrics are what GET /metrics tells; docs/plugin.md lists them.
+type metrics struct {
+	registry  *prometheus.Registry
+	seen      *prometheus.CounterVec
+	problems  *prometheus.CounterVec
+	grafts    *prometheus.CounterVec
+	reconcile prometheus.Histogram
+	nri       *prometheus.HistogramVec
+	late      prometheus.Counter
+	connected *prometheus.GaugeVec
+}
+
+func newMetrics() *metrics {
+	buckets := prometheus.ExponentialBuckets(0.0001, 2.5, 12) // 0.1 ms to 2.4 s
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		seen: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "faultgraft_containers_seen_total",
+			Help: "Containers seen since the agent started, by where they were seen first."}, []string{"source"}),
+		problems: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "faultgraft_problems_total",
+			Help: "Things that kept a container from what its labels ask for, by kind."}, []string{"kind"}),
+		grafts: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "faultgraft_graft_operations_total",
+			Help: "Grafts that the agent made, failed to make or recovered."}, []string{"result"}),
+		reconcile: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "faultgraft_reconcile_duration_seconds",
+			Help: "Time to bring one container that has rules to its labels.", Buckets: prometheus.ExponentialBuckets(0.0001, 3, 13)}),
+		nri: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "faultgraft_nri_request_duration_seconds",
+			Help: "Time that NRI waited for an answer, by request.", Buckets: buckets}, []string{"request"}),
+		late: prometheus.NewCounter(prometheus.CounterOpts{Name: "faultgraft_nri_late_total",
+			Help: "Containers that started before their grafts were there, because the start budget was used up."}),
+		connected: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "faultgraft_connected",
+			Help: "1 while the agent is connected to the source, else 0."}, []string{"source"}),
+	}
+	m.registry.MustRegister(m.seen, m.problems, m.grafts, m.reconcile, m.nri, m.late, m.connected,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, s := range []string{sourceNRI, sourceContainerd} {
+		m.connected.WithLabelValues(s).Set(0)
+	}
+	return m
+}
+
+// scrapeTimeout bounds how long a scrape asks keepers.
+const scrapeTimeout = 2 * time.Second
+
+// liveCollector reads containers and grafts when it is scraped, so that what it tells is never old.
+type liveCollector struct {
+	r *reconciler
+}
+
+var (
+	containersDesc = prometheus.NewDesc("faultgraft_containers", "Containers known now, by the state of their rules.", []string{"state"}, nil)
+	graftsDesc     = prometheus.NewDesc("faultgraft_grafts", "Grafts on this node now, by state and by who asked for them.", []string{"state", "origin"}, nil)
+	matchedDesc    = prometheus.NewDesc("faultgraft_rule_matched_total", "Operations that a rule of a live graft matched.", []string{"graft", "container", "rule"}, nil)
+	firedDesc      = prometheus.NewDesc("faultgraft_rule_fired_total", "Faults that a rule of a live graft injected.", []string{"graft", "container", "rule"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (l liveCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{containersDesc, graftsDesc, matchedDesc, firedDesc} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (l liveCollector) Collect(ch chan<- prometheus.Metric) {
+	states := map[State]int{StateNone: 0, StatePending: 0, StateActive: 0, StateRefused: 0, StateFailed: 0, StateExcluded: 0}
+	for _, c := range l.r.containers() {
+		states[c.State]++
+	}
+	for s, n := range states {
+		ch <- prometheus.MustNewConstMetric(containersDesc, prometheus.GaugeValue, float64(n), string(s))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	grafts, err := l.r.grafter.List(ctx)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(graftsDesc, err)
+		return
+	}
+	type label struct{ state, origin string }
+	counts := map[label]int{}
+	for _, g := range grafts {
+		counts[label{string(g.State), string(g.Origin)}]++
+		seen := map[string]bool{} // one series a rule name, whatever its label
+		for _, rule := range g.Rules {
+			if seen[rule.Name] {
+				continue
+			}
+			seen[rule.Name] = true
+			ch <- prometheus.MustNewConstMetric(matchedDesc, prometheus.CounterValue, float64(rule.Matched), g.ID, g.Target.ID, rule.Name)
+			ch <- prometheus.MustNewConstMetric(firedDesc, prometheus.CounterValue, float64(rule.Fired), g.ID, g.Target.ID, rule.Name)
+		}
+	}
+	for l, n := range counts {
+		ch <- prometheus.MustNewConstMetric(graftsDesc, prometheus.GaugeValue, float64(n), l.state, l.origin)
+	}
+}

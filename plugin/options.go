@@ -1,0 +1,119 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/keeper"
+)
+
+// Where the agent finds things unless it is told otherwise.
+const (
+	DefaultStateDir          = "/run/faultgraft"
+	DefaultNRISocket         = "/var/run/nri/nri.sock"
+	DefaultContainerdAddress = "/run/containerd/containerd.sock"
+	DefaultPluginName        = "faultgraft"
+	DefaultPluginIndex       = "10"
+	// DefaultStartBudget is how long a container's start waits for its grafts. It
+	// stays below NRI's request time-out of 2 s: a plugin that is slower is disconnected.
+	DefaultStartBudget = 1500 * time.Millisecond
+	// SocketName is the control socket's name in the state directory.
+	SocketName = "daemon.sock"
+)
+
+// DefaultProtectedNamespaces are never touched unless the configuration says otherwise.
+var DefaultProtectedNamespaces = []string{"kube-system"}
+
+// Grafter puts grafts on targets and takes them off; keeper.Client is one.
+type Grafter interface {
+	// Inject grafts one path; it starts the target's keeper if there is none.
+	Inject(ctx context.Context, t keeper.Target, req keeper.Request) (keeper.Graft, error)
+	// List returns all grafts of all keepers on this node.
+	List(ctx context.Context) ([]keeper.Graft, error)
+	// Recover takes one graft off.
+	Recover(ctx context.Context, id string) error
+}
+
+// Options say how Run works. What they set wins over the configuration that
+// containerd hands to a plugin; the zero value of a field leaves it to that
+// configuration, and then to the defaults.
+type Options struct {
+	// Grafter does the work on targets. Required.
+	Grafter Grafter
+	// StateDir holds the control socket and the agent's memory; default DefaultStateDir.
+	StateDir string
+	// NRISocket is the socket to connect to; default DefaultNRISocket. Not used when containerd launched this process.
+	NRISocket string
+	// PluginName and PluginIndex are how the agent registers with NRI; default faultgraft and 10.
+	PluginName  string
+	PluginIndex string
+	// DisableNRI leaves NRI alone: CRI containers are then seen by events only, after their start began.
+	DisableNRI bool
+	// ContainerdAddress is containerd's socket; default DefaultContainerdAddress.
+	ContainerdAddress string
+	// ContainerdNamespaces are the containerd namespaces to look at; empty means all.
+	ContainerdNamespaces []string
+	// ProtectedNamespaces are Kubernetes or containerd namespaces whose containers are refused; nil means DefaultProtectedNamespaces.
+	ProtectedNamespaces []string
+	// StartBudget bounds how long the start of a container waits for its grafts; default DefaultStartBudget.
+	StartBudget time.Duration
+	// DefaultTTL and MaxTTL bound the life of rules from labels; 0 leaves them to package policy.
+	DefaultTTL time.Duration
+	MaxTTL     time.Duration
+	// Logger is where the agent logs. Nil: standard error by hand, the file daemon.log in the state directory when containerd launched this process.
+	Logger *slog.Logger
+}
+
+// withDefaults fills what was left out.
+func (o Options) withDefaults() Options {
+	fill := func(s *string, d string) {
+		if *s == "" {
+			*s = d
+		}
+	}
+	fill(&o.StateDir, DefaultStateDir)
+	fill(&o.NRISocket, DefaultNRISocket)
+	fill(&o.PluginName, DefaultPluginName)
+	fill(&o.PluginIndex, DefaultPluginIndex)
+	fill(&o.ContainerdAddress, DefaultContainerdAddress)
+	if o.ProtectedNamespaces == nil {
+		o.ProtectedNamespaces = DefaultProtectedNamespaces
+	}
+	if o.StartBudget == 0 {
+		o.StartBudget = DefaultStartBudget
+	}
+	return o
+}
+
+// validate checks what a person can get wrong; defaults are filled in before.
+func (o Options) validate() error {
+	var errs []error
+	for _, p := range []struct{ what, path string }{
+		{"state directory", o.StateDir}, {"NRI socket", o.NRISocket}, {"containerd address", o.ContainerdAddress},
+	} {
+		if !filepath.IsAbs(p.path) {
+			errs = append(errs, fmt.Errorf("%s %q: not an absolute path", p.what, p.path))
+		}
+	}
+	if len(o.PluginIndex) != 2 || o.PluginIndex[0] < '0' || o.PluginIndex[0] > '9' || o.PluginIndex[1] < '0' || o.PluginIndex[1] > '9' {
+		errs = append(errs, fmt.Errorf("NRI plugin index %q: give two digits, 00 to 99", o.PluginIndex))
+	}
+	if o.StartBudget < 0 {
+		errs = append(errs, fmt.Errorf("start budget %v: give a positive duration", o.StartBudget))
+	}
+	if o.DefaultTTL < 0 || o.MaxTTL < 0 {
+		errs = append(errs, errors.New("a ttl is negative: give a positive duration"))
+	}
+	if o.MaxTTL > 0 && o.DefaultTTL > o.MaxTTL {
+		errs = append(errs, fmt.Errorf("default ttl %v is longer than the longest one allowed, %v", o.DefaultTTL, o.MaxTTL))
+	}
+	if slices.Contains(o.ContainerdNamespaces, "") || slices.Contains(o.ProtectedNamespaces, "") {
+		errs = append(errs, errors.New("an empty namespace in a list of namespaces: remove it"))
+	}
+	return errors.Join(errs...)
+}

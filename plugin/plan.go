@@ -1,0 +1,136 @@
+package plugin
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+// plan is what one task must be brought to: grafts to take off first, then grafts to make.
+type plan struct {
+	recover []keeper.Graft
+	inject  []keeper.Request
+	// keep are the grafts from labels that stay as they are.
+	keep []keeper.Graft
+	// busy is a graft that is being made or taken off by somebody; look again when it is settled.
+	busy *keeper.Graft
+	// ended counts the rules that were applied to this task and are over.
+	ended int
+	// applied is what is then to be remembered of the task, without the rules to inject.
+	applied []appliedRule
+}
+
+// ruleKey is the identity of a rule of one container.
+type ruleKey struct{ name, text string }
+
+// makePlan compares what a container's labels ask for with the grafts that are
+// on its task and with what was applied to the task before.
+func makePlan(c *Container, rules []policy.Rule, grafts []keeper.Graft, applied []appliedRule, now time.Time) plan {
+	var p plan
+	memo := map[ruleKey]appliedRule{}
+	for _, a := range applied {
+		memo[ruleKey{a.Name, a.Text}] = a
+	}
+	live := map[ruleKey]time.Time{} // since when
+	byPath := map[string]keeper.Graft{}
+	for _, g := range grafts {
+		if g.Origin == keeper.OriginUser {
+			continue // a person asked for it and takes it off
+		}
+		byPath[g.Path] = g
+		for _, r := range g.Rules {
+			if !r.Expired {
+				live[ruleKey{r.Name, r.Text}] = g.Since
+			}
+		}
+	}
+	// What is over stays over for this task; what lives, or was not there yet, is wanted.
+	var wanted []policy.Rule
+	for _, r := range rules {
+		k := ruleKey{r.Name, r.Text}
+		since, lives := live[k]
+		a, known := memo[k]
+		if known {
+			since = a.Since
+		}
+		if known || lives { // a rule that is moved to another graft keeps its clock
+			r.Trigger.TTL -= now.Sub(since)
+		}
+		if known && !lives && (a.Done || r.Trigger.TTL <= 0) {
+			p.ended++
+			p.applied = append(p.applied, a)
+			continue
+		}
+		r.Trigger.TTL = max(r.Trigger.TTL, time.Nanosecond) // its keeper is about to end it
+		wanted = append(wanted, r)
+	}
+	groups := policy.GraftPaths(wanted)
+	for _, path := range slices.Sorted(maps.Keys(byPath)) {
+		g := byPath[path]
+		switch {
+		case g.State == keeper.StateGrafting || g.State == keeper.StateReverting:
+			p.busy = &g
+		case sameRules(g, groups[path]):
+			p.keep = append(p.keep, g)
+			for _, r := range groups[path] {
+				a, known := memo[ruleKey{r.Name, r.Text}]
+				if !known {
+					a = appliedRule{Name: r.Name, Text: r.Text, Since: g.Since}
+				}
+				a.Done = true
+				p.applied = append(p.applied, a)
+			}
+			delete(groups, path)
+		default:
+			p.recover = append(p.recover, g)
+		}
+	}
+	for _, path := range slices.Sorted(maps.Keys(groups)) {
+		group := groups[path]
+		p.inject = append(p.inject, keeper.Request{Path: path, Rules: group, Origin: c.origin(group[0].Name)})
+	}
+	return p
+}
+
+// sameRules reports whether a graft's live rules are exactly the wanted ones.
+func sameRules(g keeper.Graft, wanted []policy.Rule) bool {
+	var have, want []ruleKey
+	for _, r := range g.Rules {
+		if !r.Expired {
+			have = append(have, ruleKey{r.Name, r.Text})
+		}
+	}
+	for _, r := range wanted {
+		want = append(want, ruleKey{r.Name, r.Text})
+	}
+	order := func(a, b ruleKey) int { return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.text, b.text)) }
+	slices.SortFunc(have, order)
+	slices.SortFunc(want, order)
+	return slices.Equal(have, want) && len(want) > 0
+}
+
+// graftsOf picks the grafts of one task.
+func graftsOf(all []keeper.Graft, c *Container) []keeper.Graft {
+	var own []keeper.Graft
+	for _, g := range all {
+		t := g.Target
+		if t.PID == c.PID && t.StartTime == c.StartTime && (t.ID == c.ID || t.Namespace == "") {
+			own = append(own, g)
+		}
+	}
+	return own
+}
+
+// describe names what a request asks for, for the log.
+func describe(req keeper.Request) string {
+	names := make([]string, 0, len(req.Rules))
+	for _, r := range req.Rules {
+		names = append(names, fmt.Sprintf("%s (seed %d)", r.Name, r.Trigger.Seed))
+	}
+	return fmt.Sprint(names)
+}

@@ -1,0 +1,552 @@
+package plugin
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+const (
+	workers       = 16
+	lookupTimeout = 5 * time.Second
+	listTimeout   = 5 * time.Second
+	// graftTimeout bounds one Inject or Recover whole; the target stands still for a small part of it only.
+	graftTimeout = 30 * time.Second
+	// maxAttempts bounds how often a graft of one task is tried; the pause between doubles from firstRetry.
+	maxAttempts = 6
+	firstRetry  = 500 * time.Millisecond
+	busyRetry   = 500 * time.Millisecond
+)
+
+// errGone: containerd has no such container. errSandbox: it is a pause container.
+var (
+	errGone    = errors.New("no such container")
+	errSandbox = errors.New("a pause container: it runs no program of the pod; name a container of the pod instead")
+)
+
+// lookup asks containerd for a container and its task.
+type lookup interface {
+	Lookup(ctx context.Context, k Key) (Container, error)
+}
+
+// settings are what can change while the agent runs.
+type settings struct {
+	containerdNamespaces []string
+	protectedNamespaces  []string
+	startBudget          time.Duration
+	defaults             policy.Defaults
+}
+
+// watches reports whether a containerd namespace is looked at.
+func (s *settings) watches(namespace string) bool {
+	return len(s.containerdNamespaces) == 0 || slices.Contains(s.containerdNamespaces, namespace)
+}
+
+// reconciler brings every container to what its labels ask for. Its sources
+// only say "look at this one"; what is done depends on nothing but the labels,
+// the grafts that are there and what was applied to the task before.
+type reconciler struct {
+	grafter  Grafter
+	lookup   lookup
+	memory   *memory
+	metrics  *metrics
+	log      *slog.Logger
+	settings atomic.Pointer[settings]
+	// check looks at a container's first process: when it started, or why it must not be touched.
+	check func(pid int) (start uint64, err error)
+	now   func() time.Time
+	queue *queue
+
+	mu      sync.Mutex
+	records map[Key]*record
+}
+
+type record struct {
+	c Container
+	// known: c was filled in by NRI or by containerd, and it is no pause container.
+	known bool
+	// stale: ask containerd before the next reconcile.
+	stale bool
+	// version counts what the sources said, so that a slow answer of containerd does not undo news.
+	version int
+	// attempts counts failed grafts of this task.
+	attempts int
+}
+
+// newReconciler makes one whose work gets ctx.
+func newReconciler(ctx context.Context, r reconciler) *reconciler {
+	r.records = map[Key]*record{}
+	r.queue = newQueue(ctx, workers, r.reconcile)
+	return &r
+}
+
+// observe takes a container as NRI describes it. The channel is closed when the
+// container has been brought to its labels; nil: it has none and needs nothing.
+func (r *reconciler) observe(c Container, urgent bool) <-chan struct{} {
+	r.mu.Lock()
+	rec := r.records[c.Key]
+	if rec == nil {
+		rec = r.add(c.Key)
+	}
+	r.take(rec, c)
+	rec.stale = false
+	rec.version++
+	needs := hasRules(c.Labels) || rec.c.State != StateNone
+	r.mu.Unlock()
+	if !needs {
+		return nil
+	}
+	return r.queue.add(c.Key, urgent)
+}
+
+// take puts a source's description into a record and leaves the outcome as it is; r.mu is held.
+func (r *reconciler) take(rec *record, c Container) {
+	old := rec.c
+	if old.PID == c.PID {
+		c.StartTime = old.StartTime
+	} else {
+		rec.attempts = 0
+	}
+	c.State, c.Reason, c.Since, c.Problems, c.Protected = old.State, old.Reason, old.Since, old.Problems, old.Protected
+	rec.c = c
+	if !rec.known {
+		rec.known = true
+		r.metrics.seen.WithLabelValues(c.Source).Inc()
+	}
+}
+
+// poke says that something has happened to a container that containerd knows best.
+func (r *reconciler) poke(k Key) {
+	if !r.settings.Load().watches(k.Namespace) {
+		return
+	}
+	r.mu.Lock()
+	rec := r.records[k]
+	if rec == nil {
+		rec = r.add(k)
+	}
+	rec.stale = true
+	r.mu.Unlock()
+	r.queue.add(k, false)
+}
+
+// ended says that a container's task has exited. pid 0: whichever it was.
+func (r *reconciler) ended(k Key, pid int) {
+	r.mu.Lock()
+	rec := r.records[k]
+	if rec == nil || pid != 0 && rec.c.PID != 0 && rec.c.PID != pid {
+		r.mu.Unlock()
+		return
+	}
+	rec.c.PID, rec.c.StartTime, rec.attempts = 0, 0, 0
+	rec.version++
+	r.mu.Unlock()
+	r.queue.add(k, false)
+}
+
+// remove forgets a container that was deleted.
+func (r *reconciler) remove(k Key) {
+	r.mu.Lock()
+	delete(r.records, k)
+	r.mu.Unlock()
+	r.forget(k)
+}
+
+// retain pokes what is known in a namespace and is not in the list, as after a lost connection.
+func (r *reconciler) retain(namespace string, listed map[Key]bool) {
+	r.mu.Lock()
+	var lost []Key
+	for k := range r.records {
+		if k.Namespace == namespace && !listed[k] {
+			lost = append(lost, k)
+		}
+	}
+	r.mu.Unlock()
+	for _, k := range lost {
+		r.poke(k)
+	}
+}
+
+// add makes a record; r.mu is held.
+func (r *reconciler) add(k Key) *record {
+	rec := &record{c: Container{Key: k, Name: k.ID, State: StateNone, Since: r.now()}}
+	r.records[k] = rec
+	return rec
+}
+
+// containers is a copy of all that is known, in the order of their names.
+func (r *reconciler) containers() []Container {
+	r.mu.Lock()
+	out := make([]Container, 0, len(r.records))
+	for _, rec := range r.records {
+		if rec.known {
+			out = append(out, rec.c)
+		}
+	}
+	r.mu.Unlock()
+	slices.SortFunc(out, func(a, b Container) int {
+		return strings.Compare(a.Namespace+"/"+a.DisplayName()+"/"+a.ID, b.Namespace+"/"+b.DisplayName()+"/"+b.ID)
+	})
+	return out
+}
+
+// reconcile is one run of the loop for one container.
+func (r *reconciler) reconcile(ctx context.Context, k Key) {
+	begin := time.Now()
+	c, ok := r.current(ctx, k)
+	if !ok {
+		return
+	}
+	set := r.settings.Load()
+	result := policy.Result{}
+	if hasRules(c.Labels) {
+		result = policy.ParseLabels(policy.Subject{Labels: c.Labels, ContainerName: c.Name}, set.defaults)
+		for _, p := range result.Problems {
+			if c.annotated[p.Source] {
+				p.Kind = "annotation"
+			}
+		}
+	}
+	pid := c.PID
+	out := r.bring(ctx, &c, result)
+	r.store(pid, c, out, result.Problems)
+	if hasRules(c.Labels) {
+		r.metrics.reconcile.Observe(time.Since(begin).Seconds())
+	}
+}
+
+// current gives the container as it is now, asking containerd if something has
+// happened to it; false: there is nothing to do.
+func (r *reconciler) current(ctx context.Context, k Key) (Container, bool) {
+	r.mu.Lock()
+	rec := r.records[k]
+	if rec == nil {
+		r.mu.Unlock()
+		return Container{}, false
+	}
+	c, stale, version := rec.c, rec.stale, rec.version
+	rec.stale = false
+	r.mu.Unlock()
+	if !stale {
+		return c, true
+	}
+	lctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	found, err := r.lookup.Lookup(lctx, k)
+	cancel()
+	switch {
+	case errors.Is(err, errGone), errors.Is(err, errSandbox):
+		r.remove(k)
+		return Container{}, false
+	case err != nil:
+		r.log.Warn("cannot look a container up", "container", k.String(), "err", err)
+		r.metrics.problems.WithLabelValues("lookup").Inc()
+		r.again(k)
+		return Container{}, false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if rec = r.records[k]; rec == nil {
+		return Container{}, false
+	}
+	if rec.version != version { // it may be older than what was said meanwhile
+		if rec.c.Source != sourceNRI {
+			rec.stale = true
+			r.queue.add(k, false)
+			return Container{}, false
+		}
+		return rec.c, true
+	}
+	if rec.c.Source == sourceNRI { // NRI said the same of a CRI container, and CRI does not change it later
+		pid := found.PID
+		found = rec.c
+		found.PID = pid
+	}
+	r.take(rec, found)
+	return rec.c, true
+}
+
+// outcome is what a reconcile came to.
+type outcome struct {
+	state  State
+	reason string
+	retry  bool
+}
+
+// bring does the work for one container. c.StartTime and c.Protected are filled in.
+func (r *reconciler) bring(ctx context.Context, c *Container, result policy.Result) outcome {
+	c.Protected = r.protected(c)
+	labelled := hasRules(c.Labels)
+	if c.PID == 0 {
+		r.forget(c.Key)
+		c.StartTime = 0
+		switch {
+		case result.Disabled:
+			return outcome{StateExcluded, "enable" + domain + "=false", false}
+		case labelled && c.Protected != "":
+			return outcome{StateRefused, c.Protected, false}
+		case len(result.Rules) > 0:
+			return outcome{StatePending, "waits for its task", false}
+		case len(result.Problems) > 0:
+			return outcome{StateRefused, firstProblem(result.Problems), false}
+		}
+		return outcome{StateNone, "no task", false}
+	}
+	start, err := r.check(c.PID)
+	if err != nil && start == 0 {
+		r.forget(c.Key)
+		c.PID, c.StartTime = 0, 0
+		return outcome{StateNone, "its task has ended", false}
+	}
+	c.StartTime = start
+	if err != nil && c.Protected == "" {
+		c.Protected = err.Error()
+	}
+	if c.Protected != "" {
+		if labelled && !result.Disabled {
+			return outcome{StateRefused, c.Protected, false}
+		}
+		return outcome{StateNone, c.Protected, false}
+	}
+	// Without rules now or before there is nothing that the agent could have put there.
+	if !labelled && len(r.memory.rules(c.Key, c.PID, c.StartTime)) == 0 && c.State == StateNone {
+		return outcome{state: StateNone}
+	}
+	lctx, cancel := context.WithTimeout(ctx, listTimeout)
+	all, err := r.grafter.List(lctx)
+	cancel()
+	if err != nil {
+		return outcome{StateFailed, fmt.Sprintf("list the grafts of this node: %v", err), true}
+	}
+	grafts := graftsOf(all, c)
+	if result.Disabled {
+		// It beats everything, also what a person asked for.
+		if err := r.recoverAll(ctx, c, grafts); err != nil {
+			return outcome{StateFailed, err.Error(), true}
+		}
+		return outcome{StateExcluded, "enable" + domain + "=false", false}
+	}
+	return r.carryOut(ctx, c, result, grafts)
+}
+
+// carryOut takes off what is not wanted any more and makes what is missing.
+func (r *reconciler) carryOut(ctx context.Context, c *Container, result policy.Result, grafts []keeper.Graft) outcome {
+	p := makePlan(c, result.Rules, grafts, r.memory.rules(c.Key, c.PID, c.StartTime), r.now())
+	if p.busy != nil {
+		r.queue.addAfter(c.Key, busyRetry)
+		return outcome{StatePending, fmt.Sprintf("graft %s over %s is %s", p.busy.ID, p.busy.Path, p.busy.State), false}
+	}
+	if err := r.recoverAll(ctx, c, p.recover); err != nil {
+		return outcome{StateFailed, err.Error(), true}
+	}
+	applied := p.applied
+	var failures []string
+	for _, req := range p.inject {
+		for i := range req.Rules {
+			req.Rules[i].EnsureSeed(randomSeed)
+		}
+		before := applied
+		applied = append(slices.Clone(applied), r.remembered(c, req.Rules)...)
+		// Remembered before it is done: if the agent dies in between, the rule's time runs from here.
+		if err := r.memory.set(c.Key, c.PID, c.StartTime, applied); err != nil {
+			failures = append(failures, fmt.Sprintf("%s: not grafted: %v", req.Path, err))
+			applied = before
+			continue
+		}
+		g, err := r.inject(ctx, c, req)
+		if err != nil {
+			failures = append(failures, fmt.Sprintf("%s: %v", req.Path, err))
+			applied = before
+			continue
+		}
+		for i := len(before); i < len(applied); i++ {
+			applied[i].Done = true
+		}
+		p.keep = append(p.keep, g)
+	}
+	if err := r.memory.set(c.Key, c.PID, c.StartTime, applied); err != nil {
+		failures = append(failures, err.Error())
+	}
+	switch {
+	case len(failures) > 0:
+		return outcome{StateFailed, strings.Join(failures, "; "), true}
+	case len(p.keep) > 0:
+		for _, g := range p.keep {
+			if g.State == keeper.StateFailed {
+				return outcome{StateFailed, fmt.Sprintf("graft %s over %s: %s", g.ID, g.Path, g.Reason), false}
+			}
+		}
+		r.queue.addAfter(c.Key, r.untilExpiry(p.keep))
+		return outcome{state: StateActive}
+	case len(result.Problems) > 0:
+		return outcome{StateRefused, firstProblem(result.Problems), false}
+	case p.ended > 0:
+		return outcome{StateNone, "its rules are over for this task: their ttl has ended or they were recovered", false}
+	}
+	return outcome{state: StateNone}
+}
+
+// untilExpiry is how long it is until the next rule of the grafts has ended and is taken off.
+func (r *reconciler) untilExpiry(grafts []keeper.Graft) time.Duration {
+	next := 24 * time.Hour
+	for _, g := range grafts {
+		for _, rule := range g.Rules {
+			if left := rule.Expires.Sub(r.now()); !rule.Expired && left < next {
+				next = left
+			}
+		}
+	}
+	return max(next, 0) + 2*time.Second
+}
+
+// remembered gives the entries of rules about to be injected; a rule that was applied before keeps its clock.
+func (r *reconciler) remembered(c *Container, rules []policy.Rule) []appliedRule {
+	known := r.memory.rules(c.Key, c.PID, c.StartTime)
+	out := make([]appliedRule, 0, len(rules))
+	for _, rule := range rules {
+		a := appliedRule{Name: rule.Name, Text: rule.Text, Since: r.now()}
+		for _, k := range known {
+			if k.Name == rule.Name && k.Text == rule.Text {
+				a.Since = k.Since
+			}
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+func (r *reconciler) inject(ctx context.Context, c *Container, req keeper.Request) (keeper.Graft, error) {
+	gctx, cancel := context.WithTimeout(ctx, graftTimeout)
+	defer cancel()
+	g, err := r.grafter.Inject(gctx, c.Target(), req)
+	if err != nil {
+		r.metrics.grafts.WithLabelValues("failed").Inc()
+		r.log.Error("graft failed", "container", c.Key.String(), "name", c.DisplayName(), "path", req.Path, "rules", describe(req), "err", err)
+		return g, err
+	}
+	r.metrics.grafts.WithLabelValues("made").Inc()
+	r.log.Info("grafted", "container", c.Key.String(), "name", c.DisplayName(), "pid", c.PID, "path", req.Path, "graft", g.ID, "origin", req.Origin, "rules", describe(req), "pauseMs", g.PauseMs)
+	return g, nil
+}
+
+func (r *reconciler) recoverAll(ctx context.Context, c *Container, grafts []keeper.Graft) error {
+	var errs []error
+	for _, g := range grafts {
+		gctx, cancel := context.WithTimeout(ctx, graftTimeout)
+		err := r.grafter.Recover(gctx, g.ID)
+		cancel()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("recover %s (%s): %w", g.ID, g.Path, err))
+			continue
+		}
+		r.metrics.grafts.WithLabelValues("recovered").Inc()
+		r.log.Info("recovered", "container", c.Key.String(), "name", c.DisplayName(), "path", g.Path, "graft", g.ID)
+	}
+	return errors.Join(errs...)
+}
+
+// protected says why a container must not be touched, from what it is; check says so from what its process is.
+func (r *reconciler) protected(c *Container) string {
+	for _, n := range r.settings.Load().protectedNamespaces {
+		if n == c.PodNamespace || n == c.Namespace {
+			return fmt.Sprintf("namespace %s is protected by the node's configuration (protectedNamespaces)", n)
+		}
+	}
+	return ""
+}
+
+// store keeps the outcome of a reconcile of the task pid, reports what is new in
+// it and arranges the next attempt.
+func (r *reconciler) store(pid int, c Container, out outcome, problems []*policy.SyntaxError) {
+	c.Problems = nil
+	for _, p := range problems {
+		c.Problems = append(c.Problems, p.Error())
+	}
+	var fresh []string
+	r.mu.Lock()
+	rec := r.records[c.Key]
+	if rec == nil || rec.c.PID != pid {
+		r.mu.Unlock()
+		return // deleted, ended or restarted meanwhile: a run for that is on its way
+	}
+	for _, p := range c.Problems {
+		if !slices.Contains(rec.c.Problems, p) {
+			fresh = append(fresh, p)
+		}
+	}
+	retry := false
+	if out.retry {
+		rec.attempts++
+		if retry = rec.attempts < maxAttempts; !retry {
+			out.reason += fmt.Sprintf(" (gave up after %d attempts)", rec.attempts)
+		}
+	}
+	attempts := rec.attempts
+	was, wasReason := rec.c.State, rec.c.Reason
+	if was != out.state || wasReason != out.reason {
+		rec.c.State, rec.c.Reason, rec.c.Since = out.state, out.reason, r.now()
+	}
+	rec.c.PID, rec.c.StartTime, rec.c.Protected, rec.c.Problems = c.PID, c.StartTime, c.Protected, c.Problems
+	r.mu.Unlock()
+
+	for _, p := range fresh {
+		r.metrics.problems.WithLabelValues("label").Inc()
+		r.log.Warn("bad label", "container", c.Key.String(), "name", c.DisplayName(), "problem", p)
+	}
+	if was != out.state || wasReason != out.reason {
+		switch out.state {
+		case StateFailed:
+			r.metrics.problems.WithLabelValues("graft").Inc()
+			r.log.Error("a container is not as its labels ask", "container", c.Key.String(), "name", c.DisplayName(), "reason", out.reason, "retry", retry)
+		case StateRefused:
+			if len(problems) == 0 {
+				r.metrics.problems.WithLabelValues("protected").Inc()
+				r.log.Warn("refused a protected container", "container", c.Key.String(), "name", c.DisplayName(), "reason", out.reason)
+			}
+		}
+	}
+	if retry {
+		r.queue.addAfter(c.Key, firstRetry<<(attempts-1))
+	}
+}
+
+// again looks a container up once more after a pause, as long as it is there.
+func (r *reconciler) again(k Key) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rec := r.records[k]
+	if rec == nil {
+		return
+	}
+	rec.stale = true
+	if rec.attempts++; rec.attempts < maxAttempts {
+		r.queue.addAfter(k, firstRetry<<(rec.attempts-1))
+	}
+}
+
+// forget drops the memory of a container's task.
+func (r *reconciler) forget(k Key) {
+	if err := r.memory.forget(k); err != nil {
+		r.metrics.problems.WithLabelValues("memory").Inc()
+		r.log.Error("cannot save the agent's memory", "container", k.String(), "err", err)
+	}
+}
+
+func firstProblem(problems []*policy.SyntaxError) string { return problems[0].Error() }
+
+// randomSeed picks a seed for a rule that names none.
+func randomSeed() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the process instead
+	return binary.LittleEndian.Uint64(b[:])
+}

@@ -1,0 +1,314 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/nri/pkg/stub"
+
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+// shutdownGrace is how long a graft that is being made may go on after the
+// agent was told to stop; what is not done by then is cancelled and rolls back.
+const shutdownGrace = 5 * time.Second
+
+// Run is the agent. It returns when ctx ends, or, launched by containerd, when
+// containerd's connection does: nil then, and targets keep their grafts in
+// either case. Started by hand or by a service manager it connects to NRI and
+// to containerd again when they were away.
+func Run(ctx context.Context, opts Options) error {
+	launched, err := launchedByRuntime()
+	if err != nil {
+		return err
+	}
+	if opts.Grafter == nil {
+		return errors.New("the agent has no Grafter")
+	}
+	a := &agent{base: opts, metrics: newMetrics(), configured: make(chan struct{}), kick: make(chan struct{}, 1)}
+	a.nri.gauge = a.metrics.connected.WithLabelValues(sourceNRI)
+	a.containerd.gauge = a.metrics.connected.WithLabelValues(sourceContainerd)
+	a.openLogger(launched != nil)
+	defer a.closeLog()
+	if launched != nil {
+		return a.runLaunched(ctx, launched)
+	}
+	if err := a.setup(Config{}); err != nil {
+		return err
+	}
+	return a.run(ctx, func(ctx context.Context) error {
+		if !a.opts.DisableNRI {
+			a.followNRI(ctx)
+		}
+		<-ctx.Done()
+		return nil
+	})
+}
+
+// agent is one run of the agent.
+type agent struct {
+	base    Options // as the caller gave them
+	opts    Options // with the configuration and the defaults
+	log     *slog.Logger
+	handler *switchHandler // nil: the caller's logger
+	level   slog.LevelVar
+	logFile *os.File
+	metrics *metrics
+
+	loop       *reconciler
+	runtime    *containerdRuntime
+	cancelWork context.CancelFunc
+	nri        connection
+	containerd connection
+
+	configureOnce sync.Mutex
+	configured    chan struct{} // closed when setup is done
+	kick          chan struct{} // the watcher has to look at other namespaces
+}
+
+func (a *agent) openLogger(launched bool) {
+	if a.base.Logger != nil {
+		a.log = a.base.Logger
+		return
+	}
+	h := newSwitchHandler(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &a.level}))
+	if launched {
+		a.handler = &h // standard error is /dev/null: setup names a file
+	}
+	a.log = slog.New(h)
+}
+
+func (a *agent) closeLog() {
+	if a.logFile != nil {
+		_ = a.logFile.Close() // nothing is left to write to it
+	}
+}
+
+// setup makes what the agent works with, once it knows its configuration.
+func (a *agent) setup(c Config) error {
+	o := a.base.merge(c).withDefaults()
+	if err := o.validate(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	if err := a.applyLog(c, o.StateDir); err != nil {
+		return err
+	}
+	mem, warning, err := loadMemory(o.StateDir, time.Now())
+	if err != nil {
+		return err
+	}
+	if warning != nil {
+		a.metrics.problems.WithLabelValues("memory").Inc()
+		a.log.Error("the agent's memory is lost", "err", warning)
+	}
+	d, err := dialContainerd(o.ContainerdAddress)
+	if err != nil {
+		return err
+	}
+	// Not below the caller's context: what is half done when that ends is brought to its end first.
+	work, cancel := context.WithCancel(context.Background())
+	a.opts, a.runtime, a.cancelWork = o, d, cancel
+	a.loop = newReconciler(work, reconciler{
+		grafter: o.Grafter, lookup: d, memory: mem, metrics: a.metrics, log: a.log, check: checkProcess, now: time.Now,
+	})
+	a.loop.settings.Store(settingsOf(o))
+	a.metrics.registry.MustRegister(liveCollector{a.loop})
+	close(a.configured)
+	return nil
+}
+
+func settingsOf(o Options) *settings {
+	return &settings{
+		containerdNamespaces: o.ContainerdNamespaces, protectedNamespaces: o.ProtectedNamespaces,
+		startBudget: o.StartBudget, defaults: policy.Defaults{TTL: o.DefaultTTL, MaxTTL: o.MaxTTL},
+	}
+}
+
+func (a *agent) applyLog(c Config, stateDir string) error {
+	level, err := c.level()
+	if err != nil {
+		return err
+	}
+	if a.base.Logger != nil {
+		if level != nil || c.Log.File != "" {
+			a.log.Warn("the configuration's log section does not apply: this agent was given its log by its caller")
+		}
+		return nil
+	}
+	if level != nil {
+		a.level.Set(*level)
+	}
+	if a.handler != nil && a.logFile == nil {
+		f, err := openLog(c.Log, stateDir)
+		if err != nil {
+			return err
+		}
+		a.logFile = f
+		a.handler.set(slog.NewTextHandler(f, &slog.HandlerOptions{Level: &a.level}))
+	}
+	return nil
+}
+
+// configure takes the configuration that the runtime sends: all of it the first
+// time for an agent that the runtime launched, later what can change at run time.
+func (a *agent) configure(c Config) error {
+	a.configureOnce.Lock()
+	defer a.configureOnce.Unlock()
+	select {
+	case <-a.configured:
+	default:
+		return a.setup(c)
+	}
+	o := a.base.merge(c).withDefaults()
+	if err := o.validate(); err != nil {
+		return err
+	}
+	for _, f := range []struct{ name, is, asked string }{
+		{"stateDir", a.opts.StateDir, o.StateDir}, {"containerdAddress", a.opts.ContainerdAddress, o.ContainerdAddress},
+	} {
+		if f.is != f.asked {
+			return fmt.Errorf("configuration: %s is %s, but this agent runs with %s: start it with the same, or take the line out", f.name, f.asked, f.is)
+		}
+	}
+	if err := a.applyLog(c, o.StateDir); err != nil {
+		return err
+	}
+	old := a.loop.settings.Swap(settingsOf(o))
+	if !slices.Equal(old.containerdNamespaces, o.ContainerdNamespaces) {
+		select {
+		case a.kick <- struct{}{}:
+		default: // already on its way
+		}
+	}
+	return nil
+}
+
+func (a *agent) plugin() *nriPlugin {
+	return &nriPlugin{loop: func() *reconciler { return a.loop }, metrics: a.metrics, log: a.log, configure: a.configure}
+}
+
+// runLaunched is a run under containerd: it ends with the connection.
+func (a *agent) runLaunched(ctx context.Context, l *launch) error {
+	defer func() { _ = l.conn.Close() }() // the stub closes it too
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	started := make(chan struct{})
+	ended := make(chan error, 1)
+	go func() {
+		_, err := nriSession(ctx, a.plugin(), func() { close(started) },
+			stub.WithConnection(l.conn), stub.WithPluginIdx(l.index), stub.WithPluginName(l.name))
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	case <-started:
+	}
+	a.nri.set(true, nil)
+	return a.run(ctx, func(ctx context.Context) error {
+		select {
+		case err := <-ended:
+			a.nri.set(false, err)
+			a.log.Info("the runtime ended the connection; this agent ends, grafts stay", "err", err)
+		case <-ctx.Done():
+			cancel()
+			<-ended
+		}
+		return nil
+	})
+}
+
+// followNRI keeps a connection to NRI until ctx ends.
+func (a *agent) followNRI(ctx context.Context) {
+	pause := backoff{max: nriReconnectMax}
+	for ctx.Err() == nil {
+		connected, err := nriSession(ctx, a.plugin(), func() {
+			a.nri.set(true, nil)
+			a.log.Info("connected to NRI", "socket", a.opts.NRISocket)
+		}, stub.WithSocketPath(a.opts.NRISocket), stub.WithPluginIdx(a.opts.PluginIndex), stub.WithPluginName(a.opts.PluginName))
+		if ctx.Err() != nil {
+			break
+		}
+		if connected {
+			pause.reset()
+		}
+		if up, why := a.nri.get(); up || why != err.Error() {
+			a.log.Warn("not connected to NRI; will try again. CRI containers are grafted around their start instead of before it", "socket", a.opts.NRISocket, "err", err)
+		}
+		a.nri.set(false, err)
+		pause.sleep(ctx)
+	}
+	a.nri.set(false, nil)
+}
+
+// run serves the control socket and follows containerd while body runs; it ends
+// when body does or when the control socket cannot be served.
+func (a *agent) run(ctx context.Context, body func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	srv := &server{loop: a.loop, log: a.log, health: a.health}
+	watch := &watcher{runtime: a.runtime, loop: a.loop, state: &a.containerd, log: a.log, kick: a.kick}
+	var wg sync.WaitGroup
+	errs := make(chan error, 2)
+	listening := make(chan struct{})
+	wg.Go(func() {
+		defer cancel()
+		errs <- srv.serve(ctx, a.opts.StateDir, func() { close(listening) })
+	})
+	select {
+	case <-listening:
+		a.notify("READY=1\nSTATUS=watching containers")
+		a.log.Info("the agent runs", "pid", os.Getpid(), "stateDir", a.opts.StateDir)
+		wg.Go(func() { watch.run(ctx) })
+		wg.Go(func() {
+			defer cancel()
+			errs <- body(ctx)
+		})
+	case <-ctx.Done():
+		errs <- nil
+	}
+	<-ctx.Done()
+	a.notify("STOPPING=1")
+	wg.Wait()
+	a.stopWork()
+	err := errors.Join(<-errs, <-errs, a.runtime.Close())
+	a.log.Info("the agent ends; grafts stay with their keepers", "err", err)
+	return err
+}
+
+// stopWork lets what is being grafted come to its end, for a while.
+func (a *agent) stopWork() {
+	a.loop.queue.close()
+	grace := time.AfterFunc(shutdownGrace, a.cancelWork)
+	a.loop.queue.wait()
+	grace.Stop()
+	a.cancelWork()
+}
+
+func (a *agent) notify(state string) {
+	if err := notifySystemd(state); err != nil {
+		a.log.Warn("service manager", "err", err)
+	}
+}
+
+func (a *agent) health() Health {
+	h := Health{OK: true, PID: os.Getpid()}
+	h.NRI.Connected, h.NRI.Reason = a.nri.get()
+	h.Containerd.Connected, h.Containerd.Reason = a.containerd.get()
+	if a.opts.DisableNRI {
+		h.NRI.Reason = "disabled"
+	}
+	return h
+}
