@@ -3,16 +3,6 @@
 # $LAB/bin, and the two images into $LAB/img. Each result carries a stamp, so
 # that a second run does nothing.
 
-# go_ready: Go is there and new enough for the modules below.
-go_ready() {
-  local v minor
-  v=$(cd "$TREE" && go env GOVERSION 2>/dev/null) || v='no go command'
-  minor=${v#go1.}
-  minor=${minor%%[!0-9]*}
-  case $v in go1.*) [ "${minor:-0}" -ge 26 ] && return ;; esac
-  die "Go 1.26 or newer is needed (found: $v): unpack the archive of https://go.dev/dl/ into /usr/local and put /usr/local/go/bin first on the PATH"
-}
-
 # step NAME COMMAND...: runs COMMAND with its output in a log file and shows that time passes.
 step() {
   local name=$1 log=$LAB/log/build-$1.log start=$SECONDS last=0 pid
@@ -80,7 +70,7 @@ build_nerdctl() {
 build() {
   local c=github.com/containerd/containerd/v2/cmd p
   "$HERE/packages.sh" lab
-  go_ready
+  "$TREE/contrib/ci/need-go"
   mkdir -p "$LAB"/{bin,log,stamps,img}
   if ! built containerd "$CONTAINERD" "$LAB/bin/containerd" || ! built nerdctl "$NERDCTL" "$LAB/bin/nerdctl"; then
     echo "building the lab into $LAB (about 10 minutes of CPU time the first time)" >&2

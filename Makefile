@@ -1,0 +1,60 @@
+# faultgraft. `make` prints the targets.
+
+SHELL       := /bin/bash -o pipefail
+VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS     := -s -w -X main.version=$(VERSION)
+PREFIX      ?= /usr/local
+GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+SCRIPTS     := $(wildcard contrib/lab/*.sh) contrib/ci/need-go .ci/run
+export FAULTGRAFT_BIN := $(CURDIR)/bin/faultgraft
+
+.PHONY: help build test demo bench lint install lab lab-down clean go
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+go:
+	@contrib/ci/need-go
+
+build: go ## build the one static binary: bin/faultgraft
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/faultgraft ./cmd/faultgraft
+
+test: go build ## run the tests by tier; TIERS="unit fs" runs some
+	@go run ./test/tiers $(TIERS)
+
+demo: go ## set everything up and break, and heal, a running container's disk (root)
+	@contrib/lab/packages.sh lab
+	@$(MAKE) --no-print-directory build
+	@go run ./test/demo
+
+bench: go build ## compare the layer with the file system under it, and measure the pause (root)
+	@contrib/lab/packages.sh bench
+	@go test -count=1 -run '^$$' -bench . -benchtime 1x -timeout 30m ./test/bench
+
+lint: go ## gofmt, go vet, golangci-lint, shellcheck
+	@contrib/lab/packages.sh lint
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt would change: $$bad" >&2; exit 1; }
+	go vet ./...
+	go run $(GOLANGCI) run ./...
+	shellcheck -x $(SCRIPTS)
+
+install: build ## install to PREFIX (/usr/local); NRI=1 as containerd's plugin, SYSTEMD=1 the unit
+	install -D -m 755 bin/faultgraft $(DESTDIR)$(PREFIX)/bin/faultgraft
+ifdef NRI
+	install -D -m 755 bin/faultgraft $(DESTDIR)/opt/nri/plugins/10-faultgraft
+endif
+ifdef SYSTEMD
+	install -D -m 644 contrib/systemd/faultgraft.service $(DESTDIR)/etc/systemd/system/faultgraft.service
+endif
+
+lab: build ## start the private containerd lab (root); see contrib/lab/README.md
+	@contrib/lab/lab.sh up
+	@contrib/lab/lab.sh status
+	@echo 'try: contrib/lab/lab.sh nerdctl run --rm --net none lab.local/busybox:1 echo hello'
+
+lab-down: ## stop the lab and remove what runs in it
+	@contrib/lab/lab.sh down
+
+clean: ## remove bin; the lab's cache goes with contrib/lab/lab.sh purge
+	rm -rf bin
