@@ -15,6 +15,7 @@ type ruleParser struct {
 	defaults Defaults
 	rule     Rule
 	seen     map[string]word
+	paths    int // what path and exclude stand for, with each {} written out
 }
 
 var fieldParsers map[string]func(*ruleParser, word) *SyntaxError
@@ -75,9 +76,9 @@ func (p *ruleParser) finish() *SyntaxError {
 		if p.defaults.Path == "" {
 			return p.at(end, "add path=/data/**", "path is missing")
 		}
-		canonical, err := checkGlob(p.defaults.Path)
+		canonical, _, err := checkGlob(p.defaults.Path)
 		if err != nil {
-			return p.whole(err.fix, "the default path %q: %s", cut(p.defaults.Path), err.message)
+			return p.whole(err.fix, "the default path %q: %s", p.defaults.Path, err.message)
 		}
 		io.Path = canonical
 	}
@@ -147,9 +148,14 @@ func (p *ruleParser) op(w word) *SyntaxError {
 }
 
 func (p *ruleParser) glob(v value) (string, *SyntaxError) {
-	canonical, err := checkGlob(v.text)
+	canonical, paths, err := checkGlob(v.text)
 	if err != nil {
-		return "", p.at(v.at(err.at), err.fix, "%s", err.message)
+		at := p.at(v.at(err.at), err.fix, "")
+		at.Message = err.message
+		return "", at
+	}
+	if p.paths += paths; p.paths > MaxPaths {
+		return "", p.at(v.at(0), "use several rules", "the {} of path and exclude stand for more than %d paths", MaxPaths)
 	}
 	return canonical, nil
 }

@@ -17,6 +17,8 @@ const (
 	MaxGlobLength = 1024
 	// MaxAlternatives is how many globs the {} of one glob may stand for.
 	MaxAlternatives = 16
+	// MaxPaths is how many they may be for the path and the excludes of a rule together.
+	MaxPaths = 32
 	// MaxStars is how many * and ** each of them may have.
 	MaxStars = 16
 )
@@ -35,7 +37,7 @@ func (e *globError) Error() string {
 }
 
 func badGlob(at int, fix, format string, args ...any) *globError {
-	return &globError{at: at, message: fmt.Sprintf(format, args...), fix: fix}
+	return &globError{at: at, message: fmt.Sprintf(format, shorten(args)...), fix: fix}
 }
 
 // cellKind says what a byte of a canonical glob is.
@@ -72,44 +74,48 @@ func text(cells []cell) string {
 // sense than its author: ** that is only a part of a segment, a slash at the
 // end, a segment ".." and the like.
 func CheckGlob(glob string) (string, error) {
-	canonical, err := checkGlob(glob)
+	canonical, _, err := checkGlob(glob)
 	if err != nil {
 		return "", fmt.Errorf("glob %q, character %d: %w", glob, utf8.RuneCountInString(glob[:err.at])+1, err)
 	}
 	return canonical, nil
 }
 
-func checkGlob(glob string) (string, *globError) {
+// checkGlob also says how many globs without {} the glob stands for.
+func checkGlob(glob string) (canonical string, paths int, err *globError) {
 	if glob == "" {
-		return "", badGlob(0, "give an absolute path such as /data/**", "the path is empty")
+		return "", 0, badGlob(0, "give an absolute path such as /data/**", "the path is empty")
 	}
 	if glob[0] != '/' {
-		return "", badGlob(0, "write it from the root of the container, such as /data/**", "the path is not absolute")
+		return "", 0, badGlob(0, "write it from the root of the container, such as /data/**", "the path is not absolute")
 	}
 	if len(glob) > MaxGlobLength {
-		return "", badGlob(MaxGlobLength, "use a shorter glob", "the path is longer than %d bytes", MaxGlobLength)
+		return "", 0, badGlob(MaxGlobLength, "use a shorter glob", "the path is longer than %d bytes", MaxGlobLength)
 	}
 	s := globScanner{in: glob}
 	if err := s.scan(); err != nil {
-		return "", err
+		return "", 0, err
 	}
 	if len(s.out) > MaxGlobLength {
-		return "", badGlob(0, "use a shorter glob", "the path is longer than %d bytes with its special characters escaped", MaxGlobLength)
+		return "", 0, badGlob(0, "use a shorter glob", "the path is longer than %d bytes with its special characters escaped", MaxGlobLength)
+	}
+	if glob == "/" {
+		return glob, 1, nil
 	}
 	all, err := expand(s.out)
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	for _, one := range all {
 		if err := checkSegments(one); err != nil {
-			return "", err
+			return "", 0, err
 		}
 	}
-	canonical := text(s.out)
+	canonical = text(s.out)
 	if !doublestar.ValidatePattern(canonical) {
-		return "", badGlob(0, "", "this is not a glob")
+		return "", 0, badGlob(0, "", "this is not a glob")
 	}
-	return canonical, nil
+	return canonical, len(all), nil
 }
 
 // expand replaces each {a,b} by its alternatives.
@@ -172,9 +178,6 @@ func segments(g []cell) [][]cell {
 }
 
 func checkSegments(g []cell) *globError {
-	if len(g) == 1 {
-		return nil // the root itself
-	}
 	stars, last := 0, ""
 	segs := segments(g)
 	for i, seg := range segs {
@@ -190,13 +193,13 @@ func checkSegments(g []cell) *globError {
 			return badGlob(at, "write one slash", "the path has two slashes side by side")
 		case name == "." || name == "..":
 			return badGlob(at, "write the path that it leads to", "the path has a segment %q", name)
-		case isWild(seg, "**") && last == "**":
+		case isDoubleStar(seg) && last == "**":
 			return badGlob(at, "one is enough", "the path has two ** side by side")
-		case !isWild(seg, "**") && hasDouble(seg):
+		case !isDoubleStar(seg) && hasDouble(seg):
 			return badGlob(at, "write /**/ with nothing else between the slashes, or a single *", "** is only a part of %q, where it means the same as *", name)
 		}
 		last = ""
-		if isWild(seg, "**") {
+		if isDoubleStar(seg) {
 			last = "**"
 		}
 		for _, c := range seg {
@@ -211,9 +214,10 @@ func checkSegments(g []cell) *globError {
 	return nil
 }
 
-// isWild reports whether a segment is exactly these unescaped characters.
-func isWild(seg []cell, s string) bool {
-	return text(seg) == s && !slices.ContainsFunc(seg, func(c cell) bool { return c.kind != cellWild })
+// isDoubleStar reports whether a segment is ** as its author wrote it: not one
+// that two {} happen to put together.
+func isDoubleStar(seg []cell) bool {
+	return len(seg) == 2 && hasDouble(seg) && seg[0].at+1 == seg[1].at
 }
 
 func hasDouble(seg []cell) bool {

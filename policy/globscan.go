@@ -58,6 +58,9 @@ func (s *globScanner) scan() *globError {
 			return err
 		case escaped:
 			s.literal(at, r)
+		case r == '*' && len(s.open) > 0 && s.i < len(s.in) && s.in[s.i] == '*':
+			// doublestar does not match /a/{**,b} with /a, as it does /a/**.
+			return badGlob(at, "write it outside, or use several rules", "** inside of {}")
 		case r == '*' || r == '?':
 			s.put(cellWild, at, string(r))
 		case r == '[':

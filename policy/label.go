@@ -97,7 +97,7 @@ func ParseLabels(s Subject, d Defaults) Result {
 		var err *SyntaxError
 		switch {
 		case name == "policy":
-			err = src.whole("write the rule itself, as RULE."+Domain, "named policies need a node that knows the policy %q, which is not in this version", cut(src.text))
+			err = src.whole("write the rule itself, as RULE."+Domain, "named policies need a node that knows the policy %q, which is not in this version", src.text)
 		case len(res.Rules) == MaxRules:
 			err = src.whole("use fewer rules", "the container has more than %d rules; this one is not applied", MaxRules)
 		default:
@@ -134,9 +134,9 @@ func parseKey(src source, self string) (rule string, r reach, err *SyntaxError) 
 	case scope == "pod":
 		return rule, pod, nil
 	case !isContainer:
-		return "", 0, src.whole(fix, "the key has %q after the slash", cut(scope))
+		return "", 0, src.whole(fix, "the key has %q after the slash", scope)
 	case !containerName.MatchString(name):
-		return "", 0, src.whole(fix, "%q is not the name of a container", cut(name))
+		return "", 0, src.whole(fix, "%q is not the name of a container", name)
 	case name == self:
 		return rule, container, nil
 	}
@@ -151,5 +151,5 @@ func (s source) enable() (off bool, err *SyntaxError) {
 	case "false":
 		return true, nil
 	}
-	return true, s.whole("write true or false", "the value %q is neither true nor false; taken as false", cut(s.text))
+	return true, s.whole("write true or false", "the value %q is neither true nor false; taken as false", s.text)
 }

@@ -22,21 +22,35 @@ func (f *IOFault) Match(op Op, path string) bool {
 	return true
 }
 
-// matchGlob matches a canonical glob. Most rules are of the form /data/**; they
-// are answered without the matcher.
+// matchGlob matches a canonical glob. What comes before the first special
+// character is compared as it is; most globs are decided by that.
 func matchGlob(glob, name string) bool {
-	if name == "" || glob == "" {
+	if len(name) <= 1 {
+		// The root is matched by / and /** only: for doublestar the * of /* may
+		// be empty, and /* would be about the root, too.
+		return name == "/" && (glob == "/" || glob == "/**")
+	}
+	special := strings.IndexAny(glob, globSpecial)
+	if special < 0 {
+		return glob == name
+	}
+	slash := max(strings.LastIndexByte(glob[:special], '/'), 0)
+	if !strings.HasPrefix(name, glob[:slash]) {
 		return false
 	}
-	if dir, ok := strings.CutSuffix(glob, "/**"); ok && !strings.ContainsAny(dir, globSpecial) {
-		return strings.HasPrefix(name, dir) && (len(name) == len(dir) || name[len(dir)] == '/')
+	glob, name = glob[slash:], name[slash:]
+	switch glob {
+	case "/**":
+		return name == "" || name[0] == '/'
+	case "/*":
+		return strings.LastIndexByte(name, '/') == 0
 	}
 	return doublestar.MatchUnvalidated(glob, name)
 }
 
 // Touches reports whether the rule could match dir or something below it. It
 // may say yes where nothing can match, never no where something can: excludes
-// are not looked at, nor is what follows {} that hold a slash or **.
+// are not looked at, nor is what follows {} that hold a slash.
 func (f *IOFault) Touches(dir string) bool {
 	if dir == "/" {
 		return true
@@ -45,7 +59,7 @@ func (f *IOFault) Touches(dir string) bool {
 	for name := range strings.SplitSeq(strings.Trim(dir, "/"), "/") {
 		seg, rest, more := cutSegment(glob[min(1, len(glob)):])
 		switch {
-		case seg == "**" || strings.ContainsRune(seg, '{') && (strings.ContainsRune(seg, '/') || strings.Contains(seg, "**")):
+		case seg == "**" || strings.ContainsRune(seg, '{') && strings.ContainsRune(seg, '/'):
 			return true
 		case !doublestar.MatchUnvalidated(seg, name):
 			return false

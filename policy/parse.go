@@ -66,7 +66,7 @@ var ruleName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 // parse returns the concrete error type; see ParseRule for callers outside.
 func parse(src source, name string, d Defaults) (Rule, *SyntaxError) {
 	if len(name) > MaxNameLength || !ruleName.MatchString(name) {
-		return Rule{}, src.whole("use up to 63 lower-case letters, digits and inner hyphens", "%q is not a name for a rule", cut(name))
+		return Rule{}, src.whole("use up to 63 lower-case letters, digits and inner hyphens", "%q is not a name for a rule", name)
 	}
 	if len(src.text) > MaxRuleLength {
 		return Rule{}, src.whole("split it into several rules", "the rule is %d bytes long, the limit is %d", len(src.text), MaxRuleLength)

@@ -4,6 +4,10 @@
 package policy
 
 import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"reflect"
 	"strconv"
 	"strings"
 	"syscall"
@@ -57,6 +61,58 @@ type Trigger struct {
 	Seed uint64 `json:"seed,omitempty"`
 	// Seeded says that Seed was chosen, so that 0 is a seed like any other. See Rule.EnsureSeed.
 	Seeded bool `json:"seeded,omitempty"`
+}
+
+// Check reports why a rule that did not come from ParseRule (but from JSON, for
+// instance) is not one that ParseRule could have made. It does not judge the
+// length of the ttl, which is up to the node.
+func (r Rule) Check() error {
+	if r.IO == nil {
+		return fmt.Errorf("rule %q has no io fault", r.Name)
+	}
+	again, err := ParseRule(r.Name, r.String(), Defaults{MaxTTL: math.MaxInt64})
+	if err != nil {
+		return fmt.Errorf("rule %q: %w", r.Name, err)
+	}
+	if again.Text = r.Text; !reflect.DeepEqual(again, r) {
+		return fmt.Errorf("rule %q is not in canonical form: it reads as %q", r.Name, again.String())
+	}
+	return nil
+}
+
+// ioJSON is IOFault with the errno by name.
+type ioJSON struct {
+	*ioFields
+	Errno string `json:"errno,omitempty"`
+}
+
+type ioFields IOFault
+
+// MarshalJSON writes the errno by its name.
+func (f IOFault) MarshalJSON() ([]byte, error) {
+	j := ioJSON{ioFields: (*ioFields)(&f)}
+	if f.Errno != 0 {
+		j.Errno = ErrnoName(f.Errno)
+	}
+	return json.Marshal(j)
+}
+
+// UnmarshalJSON reads the errno by its name.
+func (f *IOFault) UnmarshalJSON(b []byte) error {
+	*f = IOFault{}
+	j := ioJSON{ioFields: (*ioFields)(f)}
+	if err := json.Unmarshal(b, &j); err != nil {
+		return err
+	}
+	if j.Errno == "" {
+		return nil
+	}
+	e, ok := ParseErrno(j.Errno)
+	if !ok {
+		return fmt.Errorf("unknown errno %q", j.Errno)
+	}
+	f.Errno = e
+	return nil
 }
 
 // EnsureSeed gives the rule a seed if its author gave none. The caller shows

@@ -72,31 +72,33 @@ type source struct {
 	kind, name, text string
 }
 
+// shorten keeps what a message quotes of a text within a line.
+func shorten(args []any) []any {
+	const most = 60
+	for i, a := range args {
+		if s, ok := a.(string); ok && len(s) > most {
+			args[i] = strings.ToValidUTF8(s[:most], "") + "..."
+		}
+	}
+	return args
+}
+
 // at makes an error at a byte offset of the text.
 func (s source) at(offset int, fix, format string, args ...any) *SyntaxError {
 	offset = min(max(offset, 0), len(s.text))
 	return &SyntaxError{
 		Kind: s.kind, Source: s.name, Text: s.text,
 		Column:  utf8.RuneCountInString(s.text[:offset]) + 1,
-		Message: fmt.Sprintf(format, args...), Fix: fix,
+		Message: fmt.Sprintf(format, shorten(args)...), Fix: fix,
 	}
 }
 
 // whole makes an error that has no column.
 func (s source) whole(fix, format string, args ...any) *SyntaxError {
 	return &SyntaxError{
-		Kind: s.kind, Source: s.name, Text: cut(s.text),
-		Message: fmt.Sprintf(format, args...), Fix: fix,
+		Kind: s.kind, Source: s.name, Text: s.text[:min(len(s.text), MaxRuleLength)],
+		Message: fmt.Sprintf(format, shorten(args)...), Fix: fix,
 	}
-}
-
-// cut bounds what an error keeps of a text that is over the limit.
-func cut(s string) string {
-	const keep = 256
-	if len(s) <= MaxRuleLength {
-		return s
-	}
-	return strings.ToValidUTF8(s[:keep], "?") + "..."
 }
 
 // suggest gives "did you mean X?" for the nearest of the known words, or
@@ -113,7 +115,7 @@ func suggest(word string, known []string, otherwise string) string {
 		}
 		d := editDistance(strings.ToLower(word), strings.ToLower(k))
 		// A short word is not near to one that shares hardly a letter with it.
-		if d < distance && d*2 < max(len(word), len(k)) {
+		if d < distance && d*2 <= max(len(word), len(k)) {
 			best, distance = k, d
 		}
 	}
