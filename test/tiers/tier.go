@@ -1,0 +1,174 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+const module = "github.com/faultgraft/faultgraft"
+
+// A tier is a group of packages whose tests need the same of the machine.
+type tier struct {
+	name string
+	what string
+	// folders of the module; one that ends in /... means all below it too. The
+	// tier without folders takes every package that no other tier names.
+	folders []string
+	// flags for go test
+	flags []string
+	// unable says why the tier cannot run here; "" when it can.
+	unable func(context.Context) string
+}
+
+var tiers = []tier{
+	{
+		name: "unit", what: "no privileges needed, with the race detector",
+		flags: raceFlags(), unable: func(context.Context) string { return "" },
+	},
+	{
+		name: "fs", what: "the fault layer against the file system under it",
+		folders: []string{"fusefs/..."}, unable: needs(root, fuse),
+	},
+	{
+		name: "swap", what: "real target programs, grafted and swapped",
+		folders: []string{"tracer/...", "plugin/graft/...", "plugin/keeper/..."},
+		unable:  needs(root, fuse, packages("test"), ptrace),
+	},
+	{
+		name: "lab", what: "real containerd, runc, nerdctl and CRI",
+		folders: []string{"test/lab", "test/e2e/...", "test/demo/..."},
+		// packages share the one lab, which they take in turn
+		flags:  []string{"-p", "1"},
+		unable: needs(root, fuse, packages("lab"), buildLab),
+	},
+}
+
+// Benchmarks have a target of their own: make bench.
+var excluded = []string{"test/bench/..."}
+
+func tierNames() string {
+	var n []string
+	for _, t := range tiers {
+		n = append(n, t.name)
+	}
+	return strings.Join(n, ", ")
+}
+
+// raceFlags turns the race detector on where it can work: it needs cgo and a C compiler.
+func raceFlags() []string {
+	if _, err := exec.LookPath("gcc"); err != nil {
+		return nil
+	}
+	return []string{"-race"}
+}
+
+// assign maps tiers to their packages: each package to exactly one, so that a new one is not forgotten.
+func assign(packages []string) map[string][]string {
+	out := map[string][]string{}
+next:
+	for _, p := range packages {
+		if inFolders(p, excluded) {
+			continue
+		}
+		rest := ""
+		for _, t := range tiers {
+			if len(t.folders) == 0 {
+				rest = t.name
+			} else if inFolders(p, t.folders) {
+				out[t.name] = append(out[t.name], p)
+				continue next
+			}
+		}
+		out[rest] = append(out[rest], p)
+	}
+	return out
+}
+
+func inFolders(pkg string, folders []string) bool {
+	rel := strings.TrimPrefix(pkg, module+"/")
+	for _, f := range folders {
+		base, below := strings.CutSuffix(f, "/...")
+		if rel == base || below && strings.HasPrefix(rel, base+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// listPackages lists the packages that have tests.
+func listPackages(ctx context.Context) ([]string, error) {
+	cmd := exec.CommandContext(ctx, "go", "list", "-f",
+		"{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}", module+"/...")
+	var msg bytes.Buffer
+	cmd.Stderr = &msg
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("list packages: %w: %s", err, msg.String())
+	}
+	return strings.Fields(string(out)), nil
+}
+
+// needs joins checks: the first reason counts.
+func needs(checks ...func(context.Context) string) func(context.Context) string {
+	return func(ctx context.Context) string {
+		for _, c := range checks {
+			if reason := c(ctx); reason != "" {
+				return reason
+			}
+		}
+		return ""
+	}
+}
+
+func root(context.Context) string {
+	if os.Geteuid() != 0 {
+		return "needs root"
+	}
+	return ""
+}
+
+func fuse(context.Context) string {
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Sprintf("needs FUSE: %v (modprobe fuse)", err)
+	}
+	if err := f.Close(); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// ptrace asks Yama: at 3 even root may not attach (Documentation/admin-guide/LSM/Yama.rst).
+func ptrace(context.Context) string {
+	b, err := os.ReadFile("/proc/sys/kernel/yama/ptrace_scope")
+	if err == nil && strings.TrimSpace(string(b)) == "3" {
+		return "ptrace is switched off until the next boot: kernel.yama.ptrace_scope is 3"
+	}
+	return ""
+}
+
+func packages(task string) func(context.Context) string {
+	return func(ctx context.Context) string {
+		out, err := exec.CommandContext(ctx, "contrib/lab/packages.sh", "--check", task).CombinedOutput()
+		if err != nil {
+			return strings.TrimSpace(string(out))
+		}
+		return ""
+	}
+}
+
+// buildLab builds what tests must not wait for; a second time it takes no time.
+func buildLab(ctx context.Context) string {
+	for _, step := range []string{"build", "image"} {
+		cmd := exec.CommandContext(ctx, "contrib/lab/lab.sh", step)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		if err := cmd.Run(); err != nil {
+			return fmt.Sprintf("contrib/lab/lab.sh %s: %v", step, err)
+		}
+	}
+	return ""
+}
