@@ -1,0 +1,92 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"text/tabwriter"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/policy"
+	"github.com/spf13/cobra"
+)
+
+func newDoctorCommand(g *global) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "doctor",
+		Short: "Say what works on this machine, and why the rest does not",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := g.checkOutput(); err != nil {
+				return err
+			}
+			checks := graft.Doctor()
+			failed := 0
+			for _, k := range checks {
+				if k.Required && !k.OK {
+					failed++
+				}
+			}
+			var err error
+			if g.output != "table" {
+				err = g.print(c.OutOrStdout(), checks)
+			} else {
+				t := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
+				for _, k := range checks {
+					state := "ok"
+					if !k.OK && k.Required {
+						state = "MISSING"
+					} else if !k.OK {
+						state = "no"
+					}
+					_, _ = fmt.Fprintf(t, "%s\t%s\t%s\n", state, k.Name, k.Detail) // tabwriter keeps the error for Flush
+				}
+				err = t.Flush()
+			}
+			if failed > 0 {
+				err = errors.Join(err, fmt.Errorf("%s missing: faultgraft cannot graft here", count(failed, "requirement")))
+			}
+			return err
+		},
+	}
+	g.outputFlag(c)
+	return c
+}
+
+func newValidateCommand(g *global) *cobra.Command {
+	var rules []string
+	c := &cobra.Command{
+		Use:   "validate --rule 'RULE'...",
+		Short: "Check rules without touching anything",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := g.checkOutput(); err != nil {
+				return err
+			}
+			if len(rules) == 0 {
+				return errors.New("give a rule with --rule, for instance --rule 'io error=EIO op=fsync path=/data/**'")
+			}
+			var errs []error
+			var parsed []policy.Rule
+			for _, text := range rules {
+				r, err := policy.ParseRule("rule", text, policy.Defaults{})
+				if err != nil {
+					errs = append(errs, detailed(err))
+					continue
+				}
+				parsed = append(parsed, r)
+				if g.output == "table" {
+					if _, err := fmt.Fprintf(c.OutOrStdout(), "ok  %s\n    graft path %s\n", r.String(), policy.GraftPath(r.IO.Path)); err != nil {
+						return err
+					}
+				}
+			}
+			if g.output != "table" {
+				errs = append(errs, g.print(c.OutOrStdout(), parsed))
+			}
+			return errors.Join(errs...)
+		},
+	}
+	c.Flags().StringArrayVar(&rules, "rule", nil, "a rule to check; may be repeated")
+	g.outputFlag(c)
+	return c
+}

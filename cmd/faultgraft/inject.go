@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin"
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/policy"
+	"github.com/spf13/cobra"
+)
+
+type injectOptions struct {
+	*global
+	pid        int
+	path       string
+	name       string
+	deadline   time.Duration
+	requireAll bool
+}
+
+func newInjectCommand(g *global) *cobra.Command {
+	o := &injectOptions{global: g}
+	c := &cobra.Command{
+		Use:   "inject (CONTAINER | --pid PID) [--path PATH] 'RULE'...",
+		Short: "Graft a fault layer onto a running container or process tree",
+		Long: `Graft a fault layer over PATH of a running container, or of a process and its
+descendants, and print the graft's id.
+
+CONTAINER is an id, the start of an id, or a name, as nerdctl, ctr or Kubernetes
+know it. PATH is as the target sees it; without --path it is taken from the
+rules' path. Every rule ends by itself after its ttl (10 minutes when it has
+none) and the layer is taken off with the last one.
+
+A PID whose mount namespace is the host's own is grafted too; the layer is then
+visible to every process there, but only PID and its descendants get faults, and
+only their open files are moved.`,
+		Example: `  faultgraft inject pg --path /var/lib/postgresql 'io error=EIO op=fsync p=5% ttl=1m'
+  faultgraft inject --pid 4711 --path /data 'io error=ENOSPC op=write' 'io latency=20ms op=read'`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error { return o.run(c, args) },
+	}
+	f := c.Flags()
+	f.IntVar(&o.pid, "pid", 0, "first process of the target, instead of a container")
+	f.StringVar(&o.path, "path", "", "path to graft, as the target sees it")
+	f.StringVar(&o.name, "name", "rule", "name of the rule in ps and events")
+	f.DurationVar(&o.deadline, "deadline", graft.DefaultDeadline, "how long the target may be stopped")
+	f.BoolVar(&o.requireAll, "require-all", false, "fail if an open object cannot be moved onto the layer")
+	g.outputFlag(c)
+	g.containerdFlags(c)
+	return c
+}
+
+func (o *injectOptions) run(c *cobra.Command, args []string) error {
+	if err := o.checkOutput(); err != nil {
+		return err
+	}
+	ref := ""
+	if !c.Flags().Changed("pid") {
+		if len(args) == 0 {
+			return errors.New("name a container, or a process with --pid")
+		}
+		ref, args = args[0], args[1:]
+		if strings.HasPrefix(ref, "io ") || strings.HasPrefix(ref, "kernel ") {
+			return fmt.Errorf("%q is a rule: name a container before it, or a process with --pid", ref)
+		}
+	}
+	if len(args) == 0 {
+		return errors.New("give a rule, for instance 'io error=EIO op=fsync ttl=1m'")
+	}
+	byPath, err := o.rules(args)
+	if err != nil {
+		return err
+	}
+	target := keeper.Target{ID: fmt.Sprintf("pid-%d", o.pid), PID: o.pid}
+	if ref != "" {
+		ctx, cancel := context.WithTimeout(c.Context(), 10*time.Second)
+		defer cancel()
+		if target, err = plugin.Resolve(ctx, o.containerd, o.namespaces, ref); err != nil {
+			return err
+		}
+	}
+	return o.inject(c, target, byPath)
+}
+
+// rules parses the rules and groups them by the path that they need a layer over.
+func (o *injectOptions) rules(texts []string) (map[string][]policy.Rule, error) {
+	var d policy.Defaults
+	if o.path != "" {
+		if !path.IsAbs(o.path) {
+			return nil, fmt.Errorf("--path %s: not an absolute path", o.path)
+		}
+		o.path = path.Clean(o.path)
+		d.Path = policy.EscapeGlob(strings.TrimSuffix(o.path, "/")) + "/**"
+	}
+	var rules []policy.Rule
+	for i, text := range texts {
+		name := o.name
+		if len(texts) > 1 {
+			name = fmt.Sprintf("%s-%d", o.name, i+1)
+		}
+		r, err := policy.ParseRule(name, text, d)
+		if err != nil {
+			return nil, detailed(err)
+		}
+		if o.path != "" && !r.IO.Touches(o.path) {
+			return nil, fmt.Errorf("rule %q: path=%s does not lie in --path %s: it could never fire", text, r.IO.Path, o.path)
+		}
+		r.EnsureSeed(randomSeed)
+		rules = append(rules, r)
+	}
+	if o.path != "" {
+		return map[string][]policy.Rule{o.path: rules}, nil
+	}
+	return policy.GraftPaths(rules), nil
+}
+
+// detailed shows a rule's error with the line and a caret under the place.
+func detailed(err error) error {
+	var s *policy.SyntaxError
+	if errors.As(err, &s) {
+		return errors.New(s.Detail())
+	}
+	return err
+}
+
+func randomSeed() uint64 {
+	var b [8]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		panic(err) // crypto/rand never fails on Linux: it would have crashed itself
+	}
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+func (o *injectOptions) inject(c *cobra.Command, t keeper.Target, byPath map[string][]policy.Rule) error {
+	paths := make([]string, 0, len(byPath))
+	for p := range byPath {
+		paths = append(paths, p)
+	}
+	sort.Strings(paths)
+	done := []keeper.Graft{}
+	for _, p := range paths {
+		g, err := o.keepers().Inject(c.Context(), t, keeper.Request{
+			Path: p, Rules: byPath[p], Deadline: o.deadline, RequireAll: o.requireAll, Origin: keeper.OriginUser,
+		})
+		if err != nil {
+			for _, d := range done {
+				// Half of what was asked for is not what was asked for.
+				err = errors.Join(err, o.keepers().Recover(context.WithoutCancel(c.Context()), d.ID))
+			}
+			return err
+		}
+		done = append(done, g)
+	}
+	if o.output != "table" {
+		return o.print(c.OutOrStdout(), done)
+	}
+	for _, g := range done {
+		_, err := fmt.Fprintln(c.OutOrStdout(), g.ID)
+		if err != nil {
+			return err
+		}
+		explain(c.ErrOrStderr(), g)
+	}
+	return nil
+}
+
+// explain says in words what was done; the id alone goes to standard output, for scripts.
+func explain(w io.Writer, g keeper.Graft) {
+	var b strings.Builder
+	who := g.Target.Name
+	if who == "" {
+		who = g.Target.ID
+	}
+	fmt.Fprintf(&b, "grafted %s of %s (pid %d)", g.Path, who, g.Target.PID)
+	if r := g.Report; r != nil {
+		fmt.Fprintf(&b, ": %s moved onto the layer", count(len(r.Swapped), "open object"))
+		if len(r.Stopped) > 0 {
+			fmt.Fprintf(&b, ", %s stopped for %.1f ms", count(len(r.Stopped), "process"), g.PauseMs)
+		} else {
+			b.WriteString(", nothing had to be stopped")
+		}
+	}
+	b.WriteString("\n")
+	for _, r := range g.Rules {
+		fmt.Fprintf(&b, "  %s: %s\n    until %s\n", r.Name, r.Text, r.Expires.Local().Format(time.TimeOnly))
+	}
+	explainReport(&b, g.Report)
+	fmt.Fprintf(&b, "undo: faultgraft recover %s\n", g.ID)
+	_, _ = io.WriteString(w, b.String()) // a closed standard error is not worth failing for
+}
+
+func explainReport(b *strings.Builder, r *graft.Report) {
+	if r == nil {
+		return
+	}
+	for _, s := range r.Skipped {
+		fmt.Fprintf(b, "  not moved: %s: %s\n", &s.Object, s.Reason)
+	}
+	for _, n := range r.Notes {
+		fmt.Fprintf(b, "  note: %s\n", n)
+	}
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	if strings.HasSuffix(what, "s") {
+		return fmt.Sprintf("%d %ses", n, what)
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

@@ -1,0 +1,308 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin"
+	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+)
+
+func (g *global) checkOutput() error {
+	switch g.output {
+	case "table", "json", "yaml":
+		return nil
+	}
+	return fmt.Errorf("-o %s: it is table, json or yaml", g.output)
+}
+
+// print writes v as JSON or YAML.
+func (g *global) print(w io.Writer, v any) error {
+	var b []byte
+	var err error
+	if g.output == "yaml" {
+		b, err = yaml.Marshal(v)
+	} else {
+		b, err = json.MarshalIndent(v, "", "  ")
+		b = append(b, '\n')
+	}
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(b)
+	return err
+}
+
+func newPsCommand(g *global) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "ps",
+		Short: "List grafts, their rules and what they did",
+		Long: `List the grafts on this node, with how often each rule matched and fired, and the
+containers whose labels were refused, with the reason.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := g.checkOutput(); err != nil {
+				return err
+			}
+			grafts, err := g.keepers().List(c.Context())
+			refused, rerr := g.refused(c.Context())
+			err = errors.Join(err, rerr)
+			grafts = append(grafts, refused...)
+			if g.output != "table" {
+				return errors.Join(g.print(c.OutOrStdout(), grafts), err)
+			}
+			return errors.Join(printGrafts(c.OutOrStdout(), grafts), err)
+		},
+	}
+	g.outputFlag(c)
+	return c
+}
+
+// refused asks the node agent, if there is one, for containers that have no graft though their labels ask for one.
+func (g *global) refused(ctx context.Context) ([]keeper.Graft, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	containers, warning, err := plugin.NewClient(g.stateDir).Containers(ctx)
+	if errors.Is(err, plugin.ErrNoAgent) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask the agent: %w", err)
+	}
+	if warning != "" {
+		err = errors.New(warning)
+	}
+	var out []keeper.Graft
+	for _, c := range containers {
+		if c.State != plugin.StateRefused && c.State != plugin.StateFailed && len(c.Problems) == 0 {
+			continue
+		}
+		reason := strings.Join(append(c.Problems, c.Reason), "; ")
+		out = append(out, keeper.Graft{
+			ID: "-", Target: keeper.Target{ID: c.ID, Name: c.Name, Namespace: c.Namespace, PID: c.PID},
+			State: keeper.State(c.State), Reason: strings.TrimSuffix(reason, "; "), Since: c.Since, Rules: []keeper.RuleStatus{},
+		})
+	}
+	return out, err
+}
+
+func printGrafts(w io.Writer, grafts []keeper.Graft) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(format string, args ...any) {
+		_, _ = fmt.Fprintf(t, format, args...) // tabwriter keeps the error for Flush
+	}
+	line("GRAFT\tTARGET\tPID\tPATH\tSTATE\tRULE\tMATCHED\tFIRED\tENDS IN\n")
+	for _, g := range grafts {
+		name := g.Target.Name
+		if name == "" {
+			name = g.Target.ID
+		}
+		path := g.Path
+		if path == "" {
+			path = "-"
+		}
+		state := string(g.State)
+		if len(g.Rules) == 0 {
+			line("%s\t%s\t%d\t%s\t%s\t-\t-\t-\t-\n", g.ID, name, g.Target.PID, path, state)
+		}
+		for i, r := range g.Rules {
+			if i == 0 {
+				line("%s\t%s\t%d\t%s\t%s\t", g.ID, name, g.Target.PID, path, state)
+			} else {
+				line("\t\t\t\t\t")
+			}
+			left := "ended"
+			if d := time.Until(r.Expires); d > 0 && !r.Expired {
+				left = d.Round(time.Second).String()
+			}
+			line("%s\t%d\t%d\t%s\n", r.Name, r.Matched, r.Fired, left)
+		}
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, g := range grafts {
+		if g.Reason != "" {
+			if _, err := fmt.Fprintf(w, "%s %s: %s\n", g.Target.ID, g.State, g.Reason); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func newShowCommand(g *global) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "show GRAFT",
+		Short: "Show one graft with its rules in full",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if g.output == "table" {
+				g.output = "yaml"
+			}
+			if err := g.checkOutput(); err != nil {
+				return err
+			}
+			grafts, err := g.keepers().List(c.Context())
+			for _, gr := range grafts {
+				if gr.ID == args[0] {
+					return g.print(c.OutOrStdout(), gr)
+				}
+			}
+			return errors.Join(fmt.Errorf("%w: %s (see faultgraft ps)", keeper.ErrNoGraft, args[0]), err)
+		},
+	}
+	c.Flags().StringVarP(&g.output, "output", "o", "yaml", "json or yaml")
+	return c
+}
+
+func newEventsCommand(g *global) *cobra.Command {
+	var follow bool
+	c := &cobra.Command{
+		Use:   "events",
+		Short: "Print what happened: grafts, ungrafts and every injected fault",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := g.checkOutput(); err != nil {
+				return err
+			}
+			w := c.OutOrStdout()
+			return keeper.ReadEvents(c.Context(), g.stateDir, follow, func(e keeper.Event) error {
+				if g.output != "table" {
+					return json.NewEncoder(w).Encode(e)
+				}
+				_, err := fmt.Fprintln(w, eventLine(e))
+				return err
+			})
+		},
+	}
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on printing what happens")
+	c.Flags().StringVarP(&g.output, "output", "o", "table", "table or json (one object a line)")
+	return c
+}
+
+func eventLine(e keeper.Event) string {
+	who := e.Name
+	if who == "" {
+		who = e.Target
+	}
+	s := fmt.Sprintf("%s  %-8s %s %s", e.Time.Local().Format("15:04:05.000000"), e.Type, e.Graft, who)
+	if e.Type == keeper.EventFault {
+		s += fmt.Sprintf("  %s #%d: %s %s", e.Rule, e.N, e.Op, e.Path)
+		if e.Size > 0 {
+			s += fmt.Sprintf(" [%d+%d]", e.Offset, e.Size)
+		}
+		s += fmt.Sprintf(" by thread %d", e.PID)
+		if e.LatencyMs > 0 {
+			s += fmt.Sprintf(" delayed %.3g ms", e.LatencyMs)
+		}
+		if e.Errno != "" {
+			s += " -> " + e.Errno
+		}
+		return s
+	}
+	if e.Path != "" {
+		s += "  " + e.Path
+	}
+	if e.PauseMs > 0 {
+		s += fmt.Sprintf("  paused %.1f ms", e.PauseMs)
+	}
+	if e.Message != "" {
+		s += "  " + e.Message
+	}
+	return s
+}
+
+func newRecoverCommand(g *global) *cobra.Command {
+	var all, purge bool
+	c := &cobra.Command{
+		Use:   "recover (GRAFT... | --all)",
+		Short: "Take layers off: the target is as it was before",
+		RunE: func(c *cobra.Command, ids []string) error {
+			if err := g.checkOutput(); err != nil {
+				return err
+			}
+			if all == (len(ids) > 0) {
+				return errors.New("name grafts (see faultgraft ps), or say --all")
+			}
+			if purge && !all {
+				return errors.New("--purge goes with --all")
+			}
+			var errs []error
+			if all {
+				grafts, err := g.keepers().List(c.Context())
+				errs = append(errs, err)
+				for _, gr := range grafts {
+					ids = append(ids, gr.ID)
+				}
+			}
+			done := []keeper.Graft{}
+			for _, id := range ids {
+				gr, err := g.keepers().Ungraft(c.Context(), id)
+				if err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				done = append(done, gr)
+				if g.output == "table" {
+					errs = append(errs, recovered(c.OutOrStdout(), gr))
+				}
+			}
+			if g.output != "table" {
+				errs = append(errs, g.print(c.OutOrStdout(), done))
+			}
+			if err := errors.Join(errs...); err != nil || !purge {
+				return err
+			}
+			return g.purge(c.Context())
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "all grafts on this node")
+	c.Flags().BoolVar(&purge, "purge", false, "with --all: remove the state directory too, event log included")
+	g.outputFlag(c)
+	return c
+}
+
+// purge waits for the keepers to end and removes what they left.
+func (g *global) purge(ctx context.Context) error {
+	for end := time.Now().Add(10 * time.Second); ; {
+		err := keeper.Purge(g.stateDir)
+		if err == nil || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func recovered(w io.Writer, g keeper.Graft) error {
+	var fired uint64
+	for _, r := range g.Rules {
+		fired += r.Fired
+	}
+	name := g.Target.Name
+	if name == "" {
+		name = g.Target.ID
+	}
+	_, err := fmt.Fprintf(w, "recovered %s: %s of %s is as before (%s injected, stopped for %.1f ms)\n", g.ID, g.Path, name, count(int(fired), "fault"), g.PauseMs)
+	if err == nil && g.Report != nil {
+		for _, s := range g.Report.Skipped {
+			_, err = fmt.Fprintf(w, "  still on the layer: %s: %s\n", &s.Object, s.Reason)
+		}
+		for _, n := range g.Report.Notes {
+			_, err = fmt.Fprintf(w, "  note: %s\n", n)
+		}
+	}
+	return err
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+
+	"github.com/faultgraft/faultgraft/plugin"
+	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/spf13/cobra"
+)
+
+// firstFD is the number of the first descriptor that a parent hands down.
+const firstFD = 3
+
+func processLogger() *slog.Logger { return slog.New(slog.NewTextHandler(os.Stderr, nil)) }
+
+// newKeeperCommand, newServerCommand and newSwapCommand are the processes that
+// stand by a target; faultgraft starts them itself.
+func newKeeperCommand(g *global) *cobra.Command {
+	o := keeper.Options{Ready: firstFD, Logger: processLogger()}
+	c := &cobra.Command{
+		Use: "keeper", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			o.StateDir = g.stateDir
+			if o.Inherit != "" {
+				o.Ready = -1
+			}
+			return keeper.Run(o)
+		},
+	}
+	c.Flags().StringVar(&o.Target, "target", "", "")
+	c.Flags().StringVar(&o.Inherit, "inherit", "", "")
+	return c
+}
+
+func newServerCommand(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use: "server", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return keeper.RunServer(keeper.ServerOptions{StateDir: g.stateDir, Control: firstFD, Logger: processLogger()})
+		},
+	}
+}
+
+func newSwapCommand() *cobra.Command {
+	var server bool
+	c := &cobra.Command{
+		Use: "swap", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			o := keeper.SwapperOptions{Keeper: firstFD, Server: -1}
+			if server {
+				o.Server = firstFD + 1
+			}
+			return keeper.RunSwapper(o)
+		},
+	}
+	c.Flags().BoolVar(&server, "server", false, "")
+	return c
+}
+
+func newPluginCommand(g *global) *cobra.Command {
+	o := plugin.Options{}
+	c := &cobra.Command{
+		Use:   "plugin",
+		Short: "Run the node agent: watch containers and their labels",
+		Long: `Run the node agent. It registers with NRI and follows containerd's events, grafts
+the containers whose labels or annotations ask for faults, and leaves everything
+that is grafted in place when it ends. containerd starts it by itself when the
+binary is installed as /opt/nri/plugins/10-faultgraft; by hand and from systemd
+it connects to the NRI socket.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			o.ContainerdAddress, o.ContainerdNamespaces = g.containerd, g.namespaces
+			if c.Flags().Changed("state-dir") || os.Getenv("FAULTGRAFT_STATE") != "" {
+				o.StateDir = g.stateDir
+			}
+			o.Grafter = g.keepers()
+			return plugin.Run(c.Context(), o)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.NRISocket, "nri-socket", "", "NRI's socket (default "+plugin.DefaultNRISocket+")")
+	f.BoolVar(&o.DisableNRI, "disable-nri", false, "follow containerd's events only")
+	g.containerdFlags(c)
+	return c
+}

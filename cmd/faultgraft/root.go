@@ -1,0 +1,67 @@
+package main
+
+import (
+	"os"
+
+	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/spf13/cobra"
+)
+
+// global are the flags that all commands share.
+type global struct {
+	stateDir   string
+	output     string
+	containerd string
+	namespaces []string
+}
+
+func (g *global) keepers() *keeper.Client { return &keeper.Client{StateDir: g.stateDir} }
+
+func newRootCommand() *cobra.Command {
+	g := &global{}
+	root := &cobra.Command{
+		Use:   "faultgraft",
+		Short: "Attach I/O faults to containers that are already running",
+		Long: `faultgraft grafts a fault layer over a path of a running container or process
+tree, moves the files that are open there onto it, and takes it off again. The
+target is not restarted and holds the same descriptors before, during and after.`,
+		Example: `  faultgraft inject pg --path /var/lib/postgresql 'io error=EIO op=fsync p=5% ttl=1m'
+  faultgraft inject --pid 4711 --path /data 'io error=ENOSPC op=write'
+  faultgraft ps
+  faultgraft events -f
+  faultgraft recover --all`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       version,
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&g.stateDir, "state-dir", envOr("FAULTGRAFT_STATE", keeper.DefaultStateDir), "where keepers and the event log live (env FAULTGRAFT_STATE)")
+	root.AddCommand(
+		newInjectCommand(g), newPsCommand(g), newShowCommand(g), newEventsCommand(g), newRecoverCommand(g),
+		newValidateCommand(g), newDoctorCommand(g), newPluginCommand(g),
+		newKeeperCommand(g), newServerCommand(g), newSwapCommand(),
+	)
+	return root
+}
+
+// outputFlag adds -o to a command.
+func (g *global) outputFlag(c *cobra.Command) {
+	c.Flags().StringVarP(&g.output, "output", "o", "table", "table, json or yaml")
+}
+
+// containerdFlags add the flags by which a container is found.
+func (g *global) containerdFlags(c *cobra.Command) {
+	c.Flags().StringVar(&g.containerd, "containerd-address", os.Getenv("CONTAINERD_ADDRESS"), "containerd's socket (env CONTAINERD_ADDRESS; default /run/containerd/containerd.sock)")
+	var ns []string
+	if v := os.Getenv("CONTAINERD_NAMESPACE"); v != "" {
+		ns = []string{v}
+	}
+	c.Flags().StringSliceVarP(&g.namespaces, "namespace", "n", ns, "containerd namespaces to look in (env CONTAINERD_NAMESPACE; default all)")
+}
+
+func envOr(name, otherwise string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return otherwise
+}

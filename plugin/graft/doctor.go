@@ -1,0 +1,131 @@
+package graft
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Check is one finding of Doctor.
+type Check struct {
+	Name     string `json:"name"`
+	OK       bool   `json:"ok"`
+	Required bool   `json:"required"`
+	// Detail says what was found, and for what is missing what to do.
+	Detail string `json:"detail"`
+}
+
+// Doctor tries what a graft needs on this machine and changes nothing.
+func Doctor() []Check {
+	return []Check{checkArch(), checkKernel(), checkPrivileges(), checkFuse(), checkMountAPI(), checkSharedMaps()}
+}
+
+func checkArch() Check {
+	c := Check{Name: "architecture", Required: true, OK: runtime.GOARCH == "amd64", Detail: runtime.GOARCH}
+	if !c.OK {
+		c.Detail += ": moving open files is only built for amd64 so far"
+	}
+	return c
+}
+
+// kernelVersion returns major and minor of uname(2).
+func kernelVersion() (major, minor int, release string) {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return 0, 0, "unknown"
+	}
+	release = unix.ByteSliceToString(u.Release[:])
+	f := strings.FieldsFunc(release, func(r rune) bool { return r < '0' || r > '9' })
+	if len(f) >= 2 {
+		major, _ = strconv.Atoi(f[0])
+		minor, _ = strconv.Atoi(f[1])
+	}
+	return major, minor, release
+}
+
+func atLeast(wantMajor, wantMinor int) bool {
+	major, minor, _ := kernelVersion()
+	return major > wantMajor || major == wantMajor && minor >= wantMinor
+}
+
+func checkKernel() Check {
+	_, _, release := kernelVersion()
+	c := Check{Name: "kernel", Required: true, OK: atLeast(5, 12), Detail: release}
+	if !c.OK {
+		c.Detail += ": Linux 5.12 or newer is needed (pidfd_getfd, openat2, mount_setattr)"
+	}
+	return c
+}
+
+func checkPrivileges() Check {
+	c := Check{Name: "privileges", Required: true}
+	var h = unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var d [2]unix.CapUserData
+	if err := unix.Capget(&h, &d[0]); err != nil {
+		c.Detail = fmt.Sprintf("capget: %v", err)
+		return c
+	}
+	var missing []string
+	for _, n := range []struct {
+		bit  uint
+		name string
+	}{
+		{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"}, {unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE"}, {unix.CAP_SYS_CHROOT, "CAP_SYS_CHROOT"},
+		{unix.CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE"}, {unix.CAP_DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH"}, {unix.CAP_FOWNER, "CAP_FOWNER"},
+		{unix.CAP_CHOWN, "CAP_CHOWN"}, {unix.CAP_SETUID, "CAP_SETUID"}, {unix.CAP_SETGID, "CAP_SETGID"}, {unix.CAP_MKNOD, "CAP_MKNOD"},
+	} {
+		if d[n.bit/32].Effective&(1<<(n.bit%32)) == 0 {
+			missing = append(missing, n.name)
+		}
+	}
+	if os.Geteuid() != 0 {
+		missing = append(missing, "uid 0")
+	}
+	c.OK = len(missing) == 0
+	c.Detail = "root, with the capabilities that are needed"
+	if !c.OK {
+		c.Detail = "missing: " + strings.Join(missing, ", ") + "; run as root in the initial user namespace"
+	}
+	return c
+}
+
+func checkFuse() Check {
+	c := Check{Name: "FUSE", Required: true}
+	m, err := newFuseMount("doctor", unix.S_IFDIR, 0)
+	if err != nil {
+		c.Detail = err.Error()
+		return c
+	}
+	m.close()
+	c.OK, c.Detail = true, "a detached FUSE mount can be made"
+	return c
+}
+
+func checkMountAPI() Check {
+	c := Check{Name: "propagation groups", OK: atLeast(5, 15), Detail: "shared volumes can be grafted"}
+	if !c.OK {
+		c.Detail = "volumes with shared propagation need Linux 5.15 (MOVE_MOUNT_SET_GROUP)"
+	}
+	return c
+}
+
+func checkSharedMaps() Check {
+	c := Check{Name: "shared maps of faulted files", OK: atLeast(6, 6), Detail: "FUSE_DIRECT_IO_ALLOW_MMAP"}
+	if !c.OK {
+		c.Detail = "files that a data rule can match cannot be mapped shared before Linux 6.6 (FUSE_DIRECT_IO_ALLOW_MMAP)"
+	}
+	return c
+}
+
+// RequirePrivileges says what a user without the rights for a graft has to do.
+func RequirePrivileges() error {
+	if c := checkPrivileges(); !c.OK {
+		return errors.New(c.Detail)
+	}
+	return nil
+}

@@ -1,0 +1,367 @@
+// Package process tests grafts on real processes through the faultgraft
+// command: no containerd, real mounts, real descriptors.
+package process
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/keeper"
+)
+
+var binaries struct {
+	faultgraft, holder string
+}
+
+func TestMain(m *testing.M) {
+	if os.Getuid() != 0 {
+		fmt.Println("skipped: needs root, /dev/fuse and ptrace")
+		return
+	}
+	dir, err := os.MkdirTemp("", "faultgraft-process-")
+	if err == nil {
+		binaries.faultgraft, binaries.holder = filepath.Join(dir, "faultgraft"), filepath.Join(dir, "holder")
+		for path, pkg := range map[string]string{binaries.faultgraft: "cmd/faultgraft", binaries.holder: "test/holder"} {
+			cmd := exec.Command("go", "build", "-o", path, "github.com/faultgraft/faultgraft/"+pkg)
+			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+			cmd.Stderr = os.Stderr
+			err = errors.Join(err, cmd.Run())
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "build the binaries:", err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// rig is a state directory and a data directory of one test.
+type rig struct {
+	t     testing.TB
+	state string
+	data  string
+}
+
+func newRig(t testing.TB) *rig {
+	t.Helper()
+	r := &rig{t: t, state: filepath.Join(t.TempDir(), "state"), data: filepath.Join(t.TempDir(), "data")}
+	if err := os.MkdirAll(r.data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	before := leftovers(t)
+	t.Cleanup(func() {
+		if out, err := r.run("recover", "--all", "--purge"); err != nil {
+			t.Errorf("recover --all --purge: %v: %s", err, out)
+		}
+		if _, err := os.Stat(r.state); err == nil {
+			log, _ := filepath.Glob(r.state + "/*")
+			t.Errorf("state is left: %v", log)
+		}
+		var after []string
+		for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if after = leftovers(t); len(after) <= len(before) {
+				break
+			}
+		}
+		if len(after) > len(before) {
+			t.Errorf("left behind: %q, before %q", after, before)
+		}
+	})
+	return r
+}
+
+// leftovers are processes of this test's binaries and layers in this mount namespace.
+func leftovers(t testing.TB) []string {
+	t.Helper()
+	var found []string
+	exes, err := filepath.Glob("/proc/[0-9]*/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range exes {
+		if l, err := os.Readlink(e); err == nil && strings.HasPrefix(l, binaries.faultgraft) {
+			b, _ := os.ReadFile(filepath.Join(filepath.Dir(e), "cmdline"))
+			found = append(found, e+" "+string(bytes.ReplaceAll(b, []byte{0}, []byte(" "))))
+		}
+	}
+	m, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range strings.Split(string(m), "\n") {
+		if strings.Contains(l, "fuse.faultgraft") {
+			found = append(found, l)
+		}
+	}
+	return found
+}
+
+// command is a faultgraft command on the rig's state.
+func (r *rig) command(args ...string) *exec.Cmd {
+	cmd := exec.Command(binaries.faultgraft, args...)
+	cmd.Env = append(os.Environ(), "FAULTGRAFT_STATE="+r.state)
+	return cmd
+}
+
+func (r *rig) run(args ...string) (string, error) {
+	var out, errs bytes.Buffer
+	cmd := r.command(args...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(errs.String()))
+	}
+	return strings.TrimSpace(out.String()), err
+}
+
+// inject grafts and fails the test if it cannot; it returns the whole answer.
+func (r *rig) inject(h *holder, path string, args ...string) keeper.Graft {
+	r.t.Helper()
+	out, err := r.run(append([]string{"inject", "--pid", fmt.Sprint(h.pid()), "--path", path, "-o", "json"}, args...)...)
+	if err != nil {
+		r.t.Fatalf("inject: %v%s", err, r.logs())
+	}
+	var g []keeper.Graft
+	if err := json.Unmarshal([]byte(out), &g); err != nil || len(g) != 1 {
+		r.t.Fatalf("inject answered %q: %v", out, err)
+	}
+	return g[0]
+}
+
+func (r *rig) recover(g keeper.Graft) keeper.Graft {
+	r.t.Helper()
+	out, err := r.run("recover", g.ID, "-o", "json")
+	if err != nil {
+		r.t.Fatalf("recover: %v%s", err, r.logs())
+	}
+	var gs []keeper.Graft
+	if err := json.Unmarshal([]byte(out), &gs); err != nil || len(gs) != 1 {
+		r.t.Fatalf("recover answered %q: %v", out, err)
+	}
+	return gs[0]
+}
+
+func (r *rig) list() []keeper.Graft {
+	r.t.Helper()
+	out, err := r.run("ps", "-o", "json")
+	if err != nil {
+		r.t.Fatalf("ps: %v", err)
+	}
+	var g []keeper.Graft
+	if err := json.Unmarshal([]byte(out), &g); err != nil {
+		r.t.Fatalf("ps answered %q: %v", out, err)
+	}
+	return g
+}
+
+func (r *rig) events() []keeper.Event {
+	r.t.Helper()
+	out, err := r.run("events", "-o", "json")
+	if err != nil {
+		r.t.Fatalf("events: %v", err)
+	}
+	var all []keeper.Event
+	for _, l := range strings.Split(out, "\n") {
+		var e keeper.Event
+		if l == "" {
+			continue
+		}
+		if err := json.Unmarshal([]byte(l), &e); err != nil {
+			r.t.Fatalf("event %q: %v", l, err)
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
+// logs is what the keepers have to say, for a failed test.
+func (r *rig) logs() string {
+	var s strings.Builder
+	files, _ := filepath.Glob(filepath.Join(r.state, "keepers", "*", "keeper.log"))
+	for _, f := range files {
+		b, _ := os.ReadFile(f)
+		fmt.Fprintf(&s, "\n%s:\n%s", f, b)
+	}
+	return s.String()
+}
+
+// write makes a file in the data directory.
+func (r *rig) write(name, content string) string {
+	r.t.Helper()
+	p := filepath.Join(r.data, name)
+	if err := os.WriteFile(p, []byte(content), 0o644); err != nil {
+		r.t.Fatal(err)
+	}
+	return p
+}
+
+// holder is a running target; see test/holder.
+type holder struct {
+	t   testing.TB
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+	mu  sync.Mutex
+}
+
+// start runs a holder in a mount namespace of its own, as a container's process is.
+func (r *rig) start() *holder {
+	return r.startWith("unshare", "--mount", "--propagation", "private", binaries.holder)
+}
+
+func (r *rig) startWith(args ...string) *holder {
+	r.t.Helper()
+	h := &holder{t: r.t, cmd: exec.Command(args[0], args[1:]...)}
+	h.cmd.Stderr = os.Stderr
+	var err error
+	if h.in, err = h.cmd.StdinPipe(); err != nil {
+		r.t.Fatal(err)
+	}
+	out, err := h.cmd.StdoutPipe()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	h.out = bufio.NewReader(out)
+	if err := h.cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(h.stop)
+	h.ok("stat /") // it runs, and in its namespace
+	return h
+}
+
+func (h *holder) pid() int { return h.cmd.Process.Pid }
+
+func (h *holder) stop() {
+	_ = h.in.Close()
+	done := make(chan struct{})
+	go func() { _ = h.cmd.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		h.t.Errorf("the target does not end")
+		_ = h.cmd.Process.Kill()
+		<-done
+	}
+}
+
+// do gives one command and returns the answer.
+func (h *holder) do(format string, args ...any) string {
+	h.t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	command := fmt.Sprintf(format, args...)
+	if _, err := fmt.Fprintln(h.in, command); err != nil {
+		h.t.Fatalf("%s: the target is gone: %v", command, err)
+	}
+	type line struct {
+		s   string
+		err error
+	}
+	got := make(chan line, 1)
+	go func() { s, err := h.out.ReadString('\n'); got <- line{s, err} }()
+	select {
+	case l := <-got:
+		if l.err != nil {
+			h.t.Fatalf("%s: the target is gone: %v", command, l.err)
+		}
+		return strings.TrimSpace(l.s)
+	case <-time.After(30 * time.Second):
+		_ = h.cmd.Process.Kill()
+		h.t.Fatalf("%s: the target hangs", command)
+		return ""
+	}
+}
+
+// ok gives a command that must succeed, and returns its value.
+func (h *holder) ok(format string, args ...any) string {
+	h.t.Helper()
+	a := h.do(format, args...)
+	v, found := strings.CutPrefix(a, "ok")
+	if !found {
+		h.t.Fatalf("%s: %s", fmt.Sprintf(format, args...), a)
+	}
+	return strings.TrimSpace(v)
+}
+
+// is gives a command and compares the whole answer.
+func (h *holder) is(want, format string, args ...any) {
+	h.t.Helper()
+	if got := h.do(format, args...); got != want {
+		h.t.Errorf("%s: %q, want %q", fmt.Sprintf(format, args...), got, want)
+	}
+}
+
+func (h *holder) mountinfo() string {
+	h.t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", h.pid()))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// snapshot is all that a swap could change: every fdinfo and link, the cwd, the maps, the mounts.
+func (h *holder) snapshot() map[string]string {
+	h.t.Helper()
+	s := map[string]string{"mountinfo": h.mountinfo()}
+	base := fmt.Sprintf("/proc/%d/", h.pid())
+	fds, err := os.ReadDir(base + "fd")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, e := range fds {
+		link, err := os.Readlink(base + "fd/" + e.Name())
+		if err != nil || !strings.HasPrefix(link, "/") {
+			continue
+		}
+		info, err := os.ReadFile(base + "fdinfo/" + e.Name())
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		s["fd "+e.Name()] = link + "\n" + string(info)
+	}
+	if s["cwd"], err = os.Readlink(base + "cwd"); err != nil {
+		h.t.Fatal(err)
+	}
+	b, err := os.ReadFile(base + "maps")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, l := range strings.Split(string(b), "\n") {
+		if strings.Contains(l, "/data/") {
+			s["map "+strings.Fields(l)[0]] = l
+		}
+	}
+	return s
+}
+
+// same compares two snapshots, without what a running program changes by itself.
+func same(t testing.TB, before, after map[string]string) {
+	t.Helper()
+	lockID := regexp.MustCompile(`(?m)^lock:\t\d+:`)
+	for k, v := range before {
+		if a, b := lockID.ReplaceAllString(v, "lock:"), lockID.ReplaceAllString(after[k], "lock:"); a != b {
+			t.Errorf("%s: before\n%s\nafter\n%s", k, a, b)
+		}
+	}
+	for k, v := range after {
+		if _, ok := before[k]; !ok {
+			t.Errorf("%s is new: %s", k, v)
+		}
+	}
+}
