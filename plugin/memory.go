@@ -44,6 +44,8 @@ type appliedRule struct {
 	Text  string    `json:"text"`
 	Since time.Time `json:"since"`
 	Done  bool      `json:"done"`
+	// Graft is the id of the graft that it is in.
+	Graft string `json:"graft,omitempty"`
 }
 
 type memoryForm struct {

@@ -81,9 +81,8 @@ func (l liveCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	grafts, err := l.r.grafter.List(ctx)
-	if err != nil {
+	if err != nil { // told beside those that could be listed
 		ch <- prometheus.NewInvalidMetric(graftsDesc, err)
-		return
 	}
 	type label struct{ state, origin string }
 	counts := map[label]int{}

@@ -82,7 +82,7 @@ func makePlan(c *Container, rules []policy.Rule, grafts []keeper.Graft, applied 
 				if !known {
 					a = appliedRule{Name: r.Name, Text: r.Text, Since: g.Since}
 				}
-				a.Done = true
+				a.Done, a.Graft = true, g.ID
 				p.applied = append(p.applied, a)
 			}
 			delete(groups, path)
@@ -114,12 +114,15 @@ func sameRules(g keeper.Graft, wanted []policy.Rule) bool {
 	return slices.Equal(have, want) && len(want) > 0
 }
 
-// graftsOf picks the grafts of one task.
-func graftsOf(all []keeper.Graft, c *Container) []keeper.Graft {
+// graftsOf picks the grafts of one task: by its process, and by the ids that
+// were remembered, because a keeper that a person started by a PID inside the
+// container goes by that PID.
+func graftsOf(all []keeper.Graft, c *Container, applied []appliedRule) []keeper.Graft {
 	var own []keeper.Graft
 	for _, g := range all {
 		t := g.Target
-		if t.PID == c.PID && t.StartTime == c.StartTime && (t.ID == c.ID || t.Namespace == "") {
+		mine := t.PID == c.PID && t.StartTime == c.StartTime
+		if mine || slices.ContainsFunc(applied, func(a appliedRule) bool { return a.Graft == g.ID }) {
 			own = append(own, g)
 		}
 	}

@@ -65,6 +65,8 @@ type reconciler struct {
 	settings atomic.Pointer[settings]
 	// check looks at a container's first process: when it started, or why it must not be touched.
 	check func(pid int) (start uint64, err error)
+	// blind: the memory was lost, so that a task without an entry may have grafts all the same.
+	blind bool
 	now   func() time.Time
 	queue *queue
 
@@ -84,11 +86,11 @@ type record struct {
 	attempts int
 }
 
-// newReconciler makes one whose work gets ctx.
-func newReconciler(ctx context.Context, r reconciler) *reconciler {
+// open makes r ready; its work gets ctx.
+func (r *reconciler) open(ctx context.Context, s *settings) {
 	r.records = map[Key]*record{}
 	r.queue = newQueue(ctx, workers, r.reconcile)
-	return &r
+	r.settings.Store(s)
 }
 
 // observe takes a container as NRI describes it. The channel is closed when the
@@ -322,13 +324,10 @@ func (r *reconciler) bring(ctx context.Context, c *Container, result policy.Resu
 	if !labelled && len(r.memory.rules(c.Key, c.PID, c.StartTime)) == 0 && c.State == StateNone {
 		return outcome{state: StateNone}
 	}
-	lctx, cancel := context.WithTimeout(ctx, listTimeout)
-	all, err := r.grafter.List(lctx)
-	cancel()
+	grafts, err := r.ownGrafts(ctx, c, result.Disabled)
 	if err != nil {
-		return outcome{StateFailed, fmt.Sprintf("list the grafts of this node: %v", err), true}
+		return outcome{StateFailed, err.Error(), true}
 	}
-	grafts := graftsOf(all, c)
 	if result.Disabled {
 		// It beats everything, also what a person asked for.
 		if err := r.recoverAll(ctx, c, grafts); err != nil {
@@ -337,6 +336,24 @@ func (r *reconciler) bring(ctx context.Context, c *Container, result policy.Resu
 		return outcome{StateExcluded, "enable" + domain + "=false", false}
 	}
 	return r.carryOut(ctx, c, result, grafts)
+}
+
+// ownGrafts gives the grafts that are on a task. A task to which nothing was
+// applied has none, and its start does not wait for the keepers of others.
+func (r *reconciler) ownGrafts(ctx context.Context, c *Container, disabled bool) ([]keeper.Graft, error) {
+	applied := r.memory.rules(c.Key, c.PID, c.StartTime)
+	first := len(applied) == 0 && c.State != StateFailed && c.State != StateActive
+	if first && !disabled && !r.blind {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	all, err := r.grafter.List(ctx)
+	own := graftsOf(all, c, applied)
+	if err != nil && len(own) == 0 { // a target has one keeper: if that answered, others do not matter here
+		return nil, fmt.Errorf("list the grafts of this node: %w", err)
+	}
+	return own, nil
 }
 
 // carryOut takes off what is not wanted any more and makes what is missing.
@@ -370,7 +387,7 @@ func (r *reconciler) carryOut(ctx context.Context, c *Container, result policy.R
 			continue
 		}
 		for i := len(before); i < len(applied); i++ {
-			applied[i].Done = true
+			applied[i].Done, applied[i].Graft = true, g.ID
 		}
 		p.keep = append(p.keep, g)
 	}
@@ -445,7 +462,7 @@ func (r *reconciler) recoverAll(ctx context.Context, c *Container, grafts []keep
 		gctx, cancel := context.WithTimeout(ctx, graftTimeout)
 		err := r.grafter.Recover(gctx, g.ID)
 		cancel()
-		if err != nil {
+		if err != nil && !errors.Is(err, keeper.ErrNoGraft) {
 			errs = append(errs, fmt.Errorf("recover %s (%s): %w", g.ID, g.Path, err))
 			continue
 		}

@@ -117,10 +117,10 @@ func (a *agent) setup(c Config) error {
 	// Not below the caller's context: what is half done when that ends is brought to its end first.
 	work, cancel := context.WithCancel(context.Background())
 	a.opts, a.runtime, a.cancelWork = o, d, cancel
-	a.loop = newReconciler(work, reconciler{
-		grafter: o.Grafter, lookup: d, memory: mem, metrics: a.metrics, log: a.log, check: checkProcess, now: time.Now,
-	})
-	a.loop.settings.Store(settingsOf(o))
+	a.loop = &reconciler{
+		grafter: o.Grafter, lookup: d, memory: mem, metrics: a.metrics, log: a.log, check: checkProcess, now: time.Now, blind: warning != nil,
+	}
+	a.loop.open(work, settingsOf(o))
 	a.metrics.registry.MustRegister(liveCollector{a.loop})
 	close(a.configured)
 	return nil

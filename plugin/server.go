@@ -98,12 +98,11 @@ func (s *server) containers(w http.ResponseWriter, r *http.Request) {
 	grafts, err := s.loop.grafter.List(ctx)
 	var out Containers
 	if err != nil {
-		out.Warning = fmt.Sprintf("the grafts of this node cannot be listed: %v", err)
-		out.Containers = s.loop.containers()
+		out.Warning = fmt.Sprintf("not all grafts of this node could be listed: %v", err)
 	} else {
 		s.refresh(ctx, grafts)
-		out.Containers = withGrafts(s.loop.containers(), grafts)
 	}
+	out.Containers = s.withGrafts(s.loop.containers(), grafts)
 	if out.Containers == nil {
 		out.Containers = []Container{}
 	}
@@ -116,7 +115,7 @@ func (s *server) refresh(ctx context.Context, grafts []keeper.Graft) {
 	defer cancel()
 	var runs []<-chan struct{}
 	for _, c := range s.loop.containers() {
-		own := graftsOf(grafts, &c)
+		own := graftsOf(grafts, &c, s.loop.memory.rules(c.Key, c.PID, c.StartTime))
 		if c.State == StateActive && !slices.ContainsFunc(own, func(g keeper.Graft) bool { return g.Origin != keeper.OriginUser }) {
 			runs = append(runs, s.loop.queue.add(c.Key, true))
 		}
@@ -131,13 +130,13 @@ func (s *server) refresh(ctx context.Context, grafts []keeper.Graft) {
 }
 
 // withGrafts fills in the grafts; a container that only a person grafted is active too.
-func withGrafts(cs []Container, grafts []keeper.Graft) []Container {
+func (s *server) withGrafts(cs []Container, grafts []keeper.Graft) []Container {
 	for i := range cs {
 		c := &cs[i]
 		if c.PID == 0 {
 			continue
 		}
-		for _, g := range graftsOf(grafts, c) {
+		for _, g := range graftsOf(grafts, c, s.loop.memory.rules(c.Key, c.PID, c.StartTime)) {
 			c.Grafts = append(c.Grafts, g.ID)
 			if c.State == StateNone && g.Origin == keeper.OriginUser && g.State == keeper.StateActive {
 				c.State, c.Reason, c.Since = StateActive, "by inject", g.Since
