@@ -15,22 +15,19 @@ type ruleParser struct {
 	defaults Defaults
 	rule     Rule
 	seen     map[string]word
-	paths    int // what path and exclude stand for, with each {} written out
+	release  *value // release or releasedir, where op names it
+	paths    int    // what path and exclude stand for, with each {} written out
 }
-
-var fieldParsers map[string]func(*ruleParser, word) *SyntaxError
 
 // fieldNames are the fields in the order in which the documentation has them.
 var fieldNames = []string{"error", "latency", "op", "path", "exclude", "p", "after", "every", "times", "nth", "ttl", "seed"}
 
-func init() { // not in the declaration: the parsers name fieldNames, too
-	fieldParsers = map[string]func(*ruleParser, word) *SyntaxError{
-		"error": (*ruleParser).errno, "latency": (*ruleParser).latency,
-		"op": (*ruleParser).op, "path": (*ruleParser).path, "exclude": (*ruleParser).exclude,
-		"p":     (*ruleParser).probability,
-		"after": (*ruleParser).count, "every": (*ruleParser).count, "times": (*ruleParser).count, "nth": (*ruleParser).count,
-		"ttl": (*ruleParser).ttl, "seed": (*ruleParser).seed,
-	}
+var fieldParsers = map[string]func(*ruleParser, word) *SyntaxError{
+	"error": (*ruleParser).errno, "latency": (*ruleParser).latency,
+	"op": (*ruleParser).op, "path": (*ruleParser).path, "exclude": (*ruleParser).exclude,
+	"p":     (*ruleParser).probability,
+	"after": (*ruleParser).count, "every": (*ruleParser).count, "times": (*ruleParser).count, "nth": (*ruleParser).count,
+	"ttl": (*ruleParser).ttl, "seed": (*ruleParser).seed,
 }
 
 // laterFields are words of the fault language that this version does not have:
@@ -71,6 +68,9 @@ func (p *ruleParser) finish() *SyntaxError {
 	}
 	if io.Ops == 0 {
 		return p.at(end, "add op=read, or another operation or group (data, meta, sync, all)", "op is missing")
+	}
+	if p.release != nil && io.Errno != 0 {
+		return p.at(p.release.at(0), "use flush: close(2) returns its error", "%s cannot fail: the kernel does not look at its answer", p.release.text)
 	}
 	if io.Path == "" {
 		if p.defaults.Path == "" {
@@ -142,6 +142,9 @@ func (p *ruleParser) op(w word) *SyntaxError {
 			}
 			return p.at(part.at(0), fix, "unknown operation %q", part.text)
 		}
+		if ops&^setOf(OpRelease, OpReleasedir) == 0 {
+			p.release = &part
+		}
 		p.rule.IO.Ops |= ops
 	}
 	return nil
@@ -203,7 +206,7 @@ func (p *ruleParser) probability(w word) *SyntaxError {
 		return p.at(at, "did you mean "+v+"%?", "p=%s is above 1", v)
 	case f > 1:
 		return p.at(at, fix, "p=%s is above 1", v)
-	case f == 0 && strings.Trim(number, "0.eE+-") != "" && significant(number):
+	case f == 0 && significant(number):
 		return p.at(at, "use a larger one", "p=%s is too small to be told from 0", v)
 	}
 	p.rule.Trigger.P = f
@@ -212,10 +215,7 @@ func (p *ruleParser) probability(w word) *SyntaxError {
 
 // significant reports whether a decimal has a digit other than 0 before its exponent.
 func significant(number string) bool {
-	digits := number
-	if i := strings.IndexAny(number, "eE"); i >= 0 {
-		digits = number[:i]
-	}
+	digits, _, _ := strings.Cut(strings.ToLower(number), "e")
 	return strings.ContainsAny(digits, "123456789")
 }
 

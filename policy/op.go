@@ -139,14 +139,22 @@ func (s *OpSet) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// short is like String, but names a set that is a group by the group.
+// short is like String, but names whole groups by their name.
 func (s OpSet) short() string {
+	if s == GroupAll {
+		return "all"
+	}
+	var names []string
 	for _, g := range groupNames {
-		if s == groups[g] {
-			return g
+		if s&groups[g] == groups[g] {
+			names = append(names, g)
+			s &^= groups[g]
 		}
 	}
-	return s.String()
+	if s != 0 {
+		names = append(names, s.String())
+	}
+	return strings.Join(names, "+")
 }
 
 func setOf(ops ...Op) OpSet {

@@ -34,6 +34,8 @@ func TestParseRule(t *testing.T) {
 		{"io error=EIO op=data path=/d/**", func(r *Rule) { r.IO.Ops = GroupData }},
 		{"io error=EIO op=meta path=/d/**", func(r *Rule) { r.IO.Ops = GroupMeta }},
 		{"io error=EIO op=sync+read path=/d/**", func(r *Rule) { r.IO.Ops = GroupSync.With(OpRead) }},
+		{"io latency=1s op=release path=/d/**", func(r *Rule) { r.IO.Errno, r.IO.Latency, r.IO.Ops = 0, time.Second, setOf(OpRelease) }},
+		{"io error=EIO op=meta+read path=/d/**", func(r *Rule) { r.IO.Ops = GroupMeta.With(OpRead) }},
 		{"io error=EIO op=all path=/d/**", func(r *Rule) { r.IO.Ops = GroupAll }},
 		{"io error=EIO op=fsync path=/", func(r *Rule) { r.IO.Path = "/" }},
 		{`io error=EIO op=fsync path="/d/a \"b\" c"`, func(r *Rule) { r.IO.Path = `/d/a "b" c` }},
@@ -146,6 +148,8 @@ func TestParseRuleErrors(t *testing.T) {
 		{"io op=read+^xyzzy", `unknown operation "xyzzy"`, "the groups are data, meta, sync and all"},
 		{"io op=read+^+write", "an operation is missing", ""},
 		{"io op=read,^", "an operation is missing", ""},
+		{"io error=EIO path=/d op=read+^release", "release cannot fail", "use flush"},
+		{"io error=EIO path=/d op=^releasedir", "releasedir cannot fail", "use flush"},
 		{"io op=^READ", `unknown operation "READ"`, "did you mean read?"},
 
 		{"io latency=^5", "latency=5 has no unit", "did you mean 5s?"},

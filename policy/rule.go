@@ -64,17 +64,21 @@ type Trigger struct {
 }
 
 // Check reports why a rule that did not come from ParseRule (but from JSON, for
-// instance) is not one that ParseRule could have made. It does not judge the
-// length of the ttl, which is up to the node.
+// instance) is not one that ParseRule could have made. It does not judge how
+// long the ttl is, which is up to the node and shrinks as time passes.
 func (r Rule) Check() error {
 	if r.IO == nil {
 		return fmt.Errorf("rule %q has no io fault", r.Name)
 	}
+	if r.Trigger.TTL <= 0 {
+		return fmt.Errorf("rule %q: a ttl of %v makes no sense", r.Name, r.Trigger.TTL)
+	}
+	r.Text, r.Trigger.TTL = "", math.MaxInt64
 	again, err := ParseRule(r.Name, r.String(), Defaults{MaxTTL: math.MaxInt64})
 	if err != nil {
 		return fmt.Errorf("rule %q: %w", r.Name, err)
 	}
-	if again.Text = r.Text; !reflect.DeepEqual(again, r) {
+	if again.Text = ""; !reflect.DeepEqual(again, r) {
 		return fmt.Errorf("rule %q is not in canonical form: it reads as %q", r.Name, again.String())
 	}
 	return nil
