@@ -58,11 +58,14 @@ func (d *demo) printFaults() {
 	}
 	fmt.Printf("\nWhat was injected (faultgraft events)\n")
 	w := tabwriter.NewWriter(os.Stdout, 2, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "  CONTAINER\tRULE\tOP\tPATH\tERROR\tTIMES")
+	line := func(a ...any) {
+		_, _ = fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\t%v\n", a...) // tabwriter keeps the error for Flush
+	}
+	line("CONTAINER", "RULE", "OP", "PATH", "ERROR", "TIMES")
 	for _, r := range slices.SortedFunc(maps.Keys(count), func(a, b row) int {
 		return cmp.Or(cmp.Compare(a.container, b.container), cmp.Compare(a.path, b.path), cmp.Compare(a.op, b.op))
 	}) {
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\t%d\n", r.container, r.rule, r.op, r.path, r.errno, count[r])
+		line(r.container, r.rule, r.op, r.path, r.errno, count[r])
 	}
 	if err := w.Flush(); err != nil {
 		d.check(false, "the table is printed%s", because(err))

@@ -80,7 +80,10 @@ func read(r io.Reader, w io.Writer) (counts, error) {
 	for lines.Scan() {
 		var e event
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			fmt.Fprintf(w, "%s\n", lines.Bytes()) // not an event: go itself has something to say
+			// not an event: go itself has something to say
+			if _, err := fmt.Fprintf(w, "%s\n", lines.Bytes()); err != nil {
+				return total, err
+			}
 			continue
 		}
 		if e.Action == "build-output" {
@@ -100,14 +103,18 @@ func read(r io.Reader, w io.Writer) (counts, error) {
 			packages[e.Package] = p
 		}
 		if p.take(e) {
-			total.add(p.finish(e, w))
+			c, text := p.finish(e)
+			total.add(c)
 			delete(packages, e.Package)
 			// what failed to build may be a package that this one imports
-			for path, text := range build {
-				if e.Action == "fail" && text.Len() > 0 {
-					fmt.Fprintf(w, "    build of %s:\n%s", path, indent(text.String()))
-					text.Reset()
+			for path, b := range build {
+				if e.Action == "fail" && b.Len() > 0 {
+					text += fmt.Sprintf("    build of %s:\n%s", path, indent(b.String()))
+					b.Reset()
 				}
+			}
+			if _, err := io.WriteString(w, text); err != nil {
+				return total, err
 			}
 		}
 	}
@@ -141,8 +148,8 @@ func (p *pkg) take(e event) bool {
 	return false
 }
 
-// finish counts and prints the package; e is its last event.
-func (p *pkg) finish(e event, w io.Writer) counts {
+// finish counts and describes the package; e is its last event.
+func (p *pkg) finish(e event) (counts, string) {
 	var c counts
 	var details strings.Builder
 	for _, name := range p.order {
@@ -169,9 +176,8 @@ func (p *pkg) finish(e event, w io.Writer) counts {
 		}
 		details.WriteString(p.text(""))
 	}
-	fmt.Fprintf(w, "  %-4s %-28s %d passed, %d failed, %d skipped, %.1f s\n%s", word,
+	return c, fmt.Sprintf("  %-4s %-28s %d passed, %d failed, %d skipped, %.1f s\n%s", word,
 		strings.TrimPrefix(e.Package, module+"/"), c.passed, c.failed, c.skipped, e.Elapsed, details.String())
-	return c
 }
 
 // hasChild says whether name has a subtest with the same result: then that one counts.

@@ -29,13 +29,12 @@ type Round struct {
 }
 
 func main() {
-	if err := run(os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "writer:", err)
-		os.Exit(1)
-	}
+	fmt.Fprintln(os.Stderr, "writer:", write(os.Args[1:]))
+	os.Exit(1)
 }
 
-func run(args []string) error {
+// write goes on until it is killed or something other than what it reports fails.
+func write(args []string) error {
 	if len(args) != 1 {
 		return fmt.Errorf("usage: writer DIR")
 	}
