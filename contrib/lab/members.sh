@@ -32,8 +32,11 @@ children() {
 }
 
 # end_process PID SECONDS: SIGTERM, then SIGKILL when it still runs after SECONDS.
+# It signals nothing but a process in the lab, or the child of one (a container's first process).
 end_process() {
-  local i
+  local i parent
+  parent=$(sed -n 's/^PPid:\t//p' "/proc/$1/status" 2>/dev/null) || return 0 # it ended
+  in_lab "$1" || in_lab "$parent" || die "process $1 is not of the lab: it is left alone"
   kill "$1" 2>/dev/null || return 0
   for i in $(seq $(($2 * 10))); do
     gone "$1" && return
@@ -60,7 +63,7 @@ end_members() {
   done
   mapfile -t pids < <(members)
   mapfile -t kids < <(children "${pids[@]}")
-  for p in "${pids[@]}" "${kids[@]}"; do
+  for p in "${kids[@]}" "${pids[@]}"; do # containers first: their shims then end by themselves
     ! gone "$p" || continue
     echo "lab: ending left-over process $p ($(tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null | cut -c1-80))" >&2
     end_process "$p" 5

@@ -87,19 +87,24 @@ func Up(ctx context.Context, o Options) (l *Lab, err error) {
 	if err := os.MkdirAll(l.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the lab's folder: %w", err)
 	}
-	if l.lock, err = lockFile(ctx, filepath.Join(l.dir, "test.lock")); err != nil {
+	lock, err := lockFile(ctx, filepath.Join(l.dir, "test.lock"))
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, l.lock.Close())
+			err = errors.Join(err, lock.Close())
 		}
 	}()
+	l.lock = lock
 	if l.binary, err = l.build(ctx); err != nil {
 		return nil, err
 	}
 	if o.External != nil {
-		return l, l.useExternal(ctx)
+		if err := l.useExternal(ctx); err != nil {
+			return nil, err
+		}
+		return l, nil
 	}
 	_, perr := l.PID()
 	l.started = perr != nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -135,6 +136,51 @@ func TestContainersOutliveRestart(t *testing.T) {
 		t.Errorf("the container's process is %s, was %s", now, pid)
 	}
 	must(t)(l.Nerdctl(ctx, "exec", "lab-restart", "true"))
+}
+
+// PIDs are used again: whatever process has the number that a dead lab left behind is none of its business.
+func TestDownLeavesForeignProcessAlone(t *testing.T) {
+	l, ctx := lab.Require(t), minute(t)
+	foreign := exec.Command("sleep", "1000")
+	if err := foreign.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- foreign.Wait() }()
+	t.Cleanup(func() {
+		_ = foreign.Process.Kill() // it may have been killed already, which is what the test looks for
+		<-ended
+	})
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "run"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "run", "containerd.pid"), []byte(strconv.Itoa(foreign.Process.Pid)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"status", "down"} {
+		script := exec.CommandContext(ctx, "../../contrib/lab/lab.sh", command)
+		script.Env = append(os.Environ(), "FAULTGRAFT_LAB="+dir)
+		out, err := script.CombinedOutput()
+		if !strings.Contains(string(out), "lab: down") || command == "down" && err != nil {
+			t.Errorf("lab.sh %s: %v: %s", command, err, out)
+		}
+	}
+	select {
+	case <-ended:
+		ended <- nil
+		t.Error("the process was ended")
+	default:
+	}
+	s, err := l.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range []int{1, os.Getpid(), foreign.Process.Pid} {
+		if _, ok := s.Processes[pid]; ok {
+			t.Errorf("process %d counts as the lab's", pid)
+		}
+	}
 }
 
 func TestCommandErrorSaysWhatFailed(t *testing.T) {
