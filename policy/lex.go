@@ -90,9 +90,9 @@ func (s source) checkRunes() *SyntaxError {
 }
 
 // lexValue reads a value that begins at offset i, to the next blank outside of
-// quotes. Quotes open at the start of the value or after a comma. In quotes \"
-// is a quote; any other backslash stays, with what follows it: it belongs to
-// the globs. It gives the offset after the value.
+// quotes. Quotes open at the start of the value or after a comma; a quote with a
+// backslash before it does not close them. Backslashes stay in the value: they
+// are those of the globs. It gives the offset after the value.
 func (s source) lexValue(i int) (value, int, *SyntaxError) {
 	var text []byte
 	var from []int
@@ -116,15 +116,10 @@ func (s source) lexValue(i int) (value, int, *SyntaxError) {
 		}
 		start = false
 		for i++; i < len(s.text) && s.text[i] != '"'; {
-			switch {
-			case s.text[i] != '\\' || i+1 == len(s.text):
+			if s.text[i] == '\\' && i+1 < len(s.text) {
 				take(1)
-			case s.text[i+1] == '"':
-				i++
-				take(1)
-			default:
-				take(2)
 			}
+			take(1)
 		}
 		if i == len(s.text) {
 			return value{}, 0, s.at(open, `close it with "`, "a quote that is not closed")

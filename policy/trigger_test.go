@@ -2,8 +2,10 @@ package policy
 
 import (
 	"math"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -137,6 +139,73 @@ func TestTriggerConcurrent(t *testing.T) {
 		if c.Matched() != goroutines*each || c.Fired() != uint64(len(want)) || c.Spent() != (trigger.Times != 0) {
 			t.Errorf("%+v: matched %d, fired %d, spent %v", trigger, c.Matched(), c.Fired(), c.Spent())
 		}
+	}
+}
+
+// TestTriggerRace lets goroutines race for the last of `times`, many times over.
+func TestTriggerRace(t *testing.T) {
+	const goroutines, each, rounds = 8, 200, 200
+	for _, trigger := range []Trigger{
+		{P: 1, Times: goroutines * each / 2, TTL: time.Minute},
+		{P: 1 - 1e-12, Times: goroutines * each / 2, TTL: time.Minute}, // by draw and compare-and-swap
+	} {
+		for range rounds {
+			c := NewCounter(trigger, start)
+			gate := make(chan struct{})
+			var wg sync.WaitGroup
+			var late, fired atomic.Uint64
+			for range goroutines {
+				wg.Go(func() {
+					<-gate
+					for range each {
+						if n, fire := c.Fire(start); fire {
+							fired.Add(1)
+							if n > trigger.Times {
+								late.Add(1)
+							}
+						}
+					}
+				})
+			}
+			close(gate)
+			wg.Wait()
+			if fired.Load() != trigger.Times || c.Fired() != trigger.Times {
+				t.Fatalf("p=%v: fired %d times, counted %d, want %d", trigger.P, fired.Load(), c.Fired(), trigger.Times)
+			}
+			if trigger.P == 1 && late.Load() != 0 {
+				t.Fatal("an operation with a number above times fired, in place of an earlier one")
+			}
+		}
+	}
+}
+
+// TestTriggerLastOne lets two goroutines meet at the only firing of a rule,
+// for many rules.
+func TestTriggerLastOne(t *testing.T) {
+	const rounds = 30_000
+	counters := make([]*Counter, rounds)
+	for i := range counters {
+		counters[i] = NewCounter(Trigger{P: 1 - 1e-12, Times: 1, TTL: time.Minute}, start)
+	}
+	arrived := make([]atomic.Int32, rounds)
+	var wg sync.WaitGroup
+	var fired atomic.Uint64
+	for range 2 {
+		wg.Go(func() {
+			for i, c := range counters {
+				arrived[i].Add(1)
+				for arrived[i].Load() < 2 {
+					runtime.Gosched()
+				}
+				if _, fire := c.Fire(start); fire {
+					fired.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if fired.Load() != rounds {
+		t.Errorf("%d rules with times=1 fired %d times", rounds, fired.Load())
 	}
 }
 
