@@ -9,7 +9,7 @@ set -euo pipefail
 
 missing=()
 
-# command COMMAND PACKAGE: PACKAGE is missing unless COMMAND is on the PATH.
+# command_from COMMAND PACKAGE: PACKAGE is missing unless COMMAND is on the PATH.
 command_from() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); }
 
 # The image holds one file, so a busybox that needs libc.so is of no use.
@@ -24,7 +24,14 @@ c_compiler() {
   [ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
 }
 
+# Go fetches modules over TLS.
+certificates() {
+  [ -n "${SSL_CERT_FILE:-}${SSL_CERT_DIR:-}" ] || [ -e /etc/ssl/certs/ca-certificates.crt ] ||
+    [ -e /etc/pki/tls/certs/ca-bundle.crt ] || missing+=(ca-certificates)
+}
+
 check() {
+  certificates
   case $1 in
     lab) # runc is built with cgo and libseccomp; busybox is the image
       c_compiler
