@@ -1,0 +1,192 @@
+package fusefs
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// Adoption tells the layer to wrap an existing open file description: the next
+// OPEN or OPENDIR of thread TID makes a file of the layer that reads and writes
+// through exactly that description, so that its offset sharing, access mode,
+// flock and OFD locks stay what they were.
+type Adoption struct {
+	// TID is the thread that is going to open.
+	TID int
+	// Description is a descriptor of it; the layer owns it from a successful Arm on.
+	Description int
+	// Token is empty when the thread opens the object's real path. Else it is a name of at least 16 bytes that nothing in the
+	// layer's root has: it resolves, for this thread only, to the description's object, and unlinking it only forgets the name.
+	Token string
+	// Path is the object's path as the target sees it, for rules, when Token is set.
+	Path string
+}
+
+type armedAdoption struct {
+	Adoption
+	handle uint64
+	taken  bool
+}
+
+// armTable holds what threads are armed with.
+type armTable struct {
+	n  atomic.Int32 // entries, so that the usual case costs no lock
+	mu sync.Mutex
+	m  map[uint32]*armedAdoption
+}
+
+func (t *armTable) init() { t.m = map[uint32]*armedAdoption{} }
+
+func (t *armTable) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for tid, a := range t.m {
+		if !a.taken {
+			_ = unix.Close(a.Description) // only a duplicate of what the target holds
+		}
+		delete(t.m, tid)
+	}
+	t.n.Store(0)
+}
+
+func (t *armTable) get(tid uint32) *armedAdoption {
+	if t.n.Load() == 0 {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.m[tid]
+}
+
+// Arm prepares an adoption. A thread can be armed for one at a time.
+func (l *Layer) Arm(a Adoption) error {
+	if a.TID <= 0 || a.Description < 0 {
+		return errors.New("adoption: thread or description is missing")
+	}
+	if a.Token != "" && len(a.Token) < 16 {
+		return fmt.Errorf("adoption: the token %q is shorter than 16 bytes", a.Token)
+	}
+	if a.Token != "" && l.nodes.root.kind != unix.S_IFDIR {
+		return errors.New("adoption by token: the layer is over a single file, which has no names below it")
+	}
+	t := &l.armed
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if l.state.Load() == stateClosed {
+		return errors.New("adoption: the layer's mount is gone")
+	}
+	if t.m[uint32(a.TID)] != nil {
+		return fmt.Errorf("adoption: thread %d is armed already", a.TID)
+	}
+	t.m[uint32(a.TID)] = &armedAdoption{Adoption: a}
+	t.n.Add(1)
+	return nil
+}
+
+// Disarm ends what Arm began. It returns the handle of the file that adopted
+// the description; if none did, the description is closed.
+func (l *Layer) Disarm(tid int) (handle uint64, adopted bool) {
+	t := &l.armed
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a := t.m[uint32(tid)]
+	if a == nil {
+		return 0, false
+	}
+	delete(t.m, uint32(tid))
+	t.n.Add(-1)
+	if !a.taken {
+		_ = unix.Close(a.Description) // a duplicate that nobody else knows
+	}
+	return a.handle, a.taken
+}
+
+// adopt makes a handle of what the thread is armed with. It reports false when
+// the thread is not armed, or its adoption has been made.
+func (l *Layer) adopt(tid uint32, n *node, flags uint32, dir bool) (*handle, error, bool) {
+	t := &l.armed
+	if t.n.Load() == 0 {
+		return nil, nil, false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a := t.m[tid]
+	if a == nil || a.taken {
+		return nil, nil, false
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(a.Description, &st); err != nil {
+		return nil, err, true
+	}
+	if st.Ino != n.key.ino || unix.Major(st.Dev) != n.key.major || unix.Minor(st.Dev) != n.key.minor {
+		return nil, unix.ESTALE, true // the path names another object by now
+	}
+	h := &handle{fd: a.Description, node: n, dir: dir, adopted: true}
+	have, err := unix.FcntlInt(uintptr(a.Description), unix.F_GETFL, 0)
+	if err != nil {
+		return nil, err, true
+	}
+	h.flags.Store(uint32(have))
+	h.ofd = holdsOFDLock(a.Description)
+	l.handles.add(h)
+	a.handle, a.taken = h.id, true
+	return h, nil, true
+}
+
+// trustTable holds the processes that are never faulted.
+type trustTable struct {
+	n    atomic.Int32
+	mu   sync.Mutex
+	pids map[int]struct{}
+}
+
+func (t *trustTable) init() { t.pids = map[int]struct{}{} }
+
+// has reports whether a thread belongs to a trusted process.
+func (t *trustTable) has(tid uint32) bool {
+	if t.n.Load() == 0 || tid == 0 {
+		return false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for pid := range t.pids {
+		if unix.Access("/proc/"+strconv.Itoa(pid)+"/task/"+strconv.FormatUint(uint64(tid), 10), unix.F_OK) == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// Trust says whether all threads of a process are never faulted and may use
+// IoctlHandle. It is meant for a swapper, while it is at work.
+func (l *Layer) Trust(pid int, on bool) {
+	t := &l.trusted
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if on {
+		t.pids[pid] = struct{}{}
+	} else {
+		delete(t.pids, pid)
+	}
+	t.n.Store(int32(len(t.pids)))
+}
+
+// Description returns a duplicate of the description behind an open handle; the caller closes it.
+func (l *Layer) Description(id uint64) (int, error) {
+	t := &l.handles
+	t.mu.RLock() // held so that a release cannot close the number first
+	defer t.mu.RUnlock()
+	h := t.m[id]
+	if h == nil {
+		return -1, fmt.Errorf("fault layer of %q: no open file has handle %d", l.o.Prefix, id)
+	}
+	fd, err := unix.FcntlInt(uintptr(h.fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return -1, fmt.Errorf("fault layer of %q: duplicate the description of handle %d: %w", l.o.Prefix, id, err)
+	}
+	return fd, nil
+}

@@ -1,0 +1,313 @@
+package fusefs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+// cacheable are the operations whose faults a page cache could hide.
+var cacheable = policy.OpSet(0).With(policy.OpRead).With(policy.OpWrite).With(policy.OpMmapRead).With(policy.OpMmapWrite)
+
+// opened makes a handle of fd and says how the kernel has to treat the file.
+func (l *Layer) opened(fd int, n *node, flags uint32, out *fuse.OpenOut) {
+	h := &handle{fd: fd, node: n}
+	h.flags.Store(flags &^ dropped)
+	l.handles.add(h)
+	l.announce(h, out)
+}
+
+// announce fills the answer for an open file. Reads and writes go past the page
+// cache, so that every one of them is seen and none is answered with what was
+// true before. Where the kernel cannot map such files shared (before Linux
+// 6.6), files that no rule can match at this moment use the cache instead.
+func (l *Layer) announce(h *handle, out *fuse.OpenOut) {
+	out.Fh = h.id
+	l.nodes.opened(h.node, 1)
+	if !l.directMap && !l.rules.Load().could(cacheable, l.nodes.paths(h.node)) {
+		h.cached = true
+		return
+	}
+	out.OpenFlags |= fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
+}
+
+func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n := l.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if h, err, ok := l.adopt(in.Pid, n, in.Flags, false); ok {
+		if err != nil {
+			return status(err)
+		}
+		l.announce(h, out)
+		return fuse.OK
+	}
+	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpOpen}, n); e != 0 {
+		return fuse.Status(e)
+	}
+	fd := -1
+	err := retry(func() (err error) {
+		fd, err = unix.Open(magic(n.fd), int(in.Flags)&^dropped|unix.O_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return status(err)
+	}
+	if in.Flags&unix.O_TRUNC != 0 && in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
+		if err := dropSetID(fd); err != nil {
+			_ = unix.Close(fd) // never written
+			return status(err)
+		}
+	}
+	l.opened(fd, n, in.Flags, out)
+	return fuse.OK
+}
+
+// readOp tells a read(2) from a page fault. For a direct-I/O file the kernel
+// names the lock owner with every read(2) (fuse_send_read in fs/fuse/file.c)
+// and with no page that it fills, which happens for memory maps, splice(2) and
+// sendfile(2). Of a cached file it cannot be told.
+func readOp(h *handle, flags uint32) policy.Op {
+	if flags&fuse.READ_LOCKOWNER == 0 && !h.cached {
+		return policy.OpMmapRead
+	}
+	return policy.OpRead
+}
+
+func (l *Layer) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	h := l.handles.get(in.Fh)
+	if h == nil || h.dir {
+		return nil, fuse.EBADF
+	}
+	q := request{cancel: cancel, header: &in.InHeader, op: readOp(h, in.ReadFlags), offset: int64(in.Offset), size: int64(in.Size)}
+	if e := l.node(q, h.node); e != 0 {
+		return nil, fuse.Status(e)
+	}
+	buf = buf[:min(len(buf), int(in.Size))]
+	fd := h.fd
+	if h.flags.Load()&unix.O_DIRECT != 0 && q.op == policy.OpMmapRead {
+		alias, err := h.alias(false)
+		if err != nil {
+			return nil, status(err)
+		}
+		fd = alias
+	}
+	n, err := pread(fd, buf, int64(in.Offset))
+	if err == unix.EINVAL && fd == h.fd && h.flags.Load()&unix.O_DIRECT != 0 {
+		if fd, err = h.alias(false); err == nil {
+			n, err = pread(fd, buf, int64(in.Offset))
+		}
+	}
+	if err != nil {
+		return nil, status(err)
+	}
+	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+func pread(fd int, b []byte, off int64) (n int, err error) {
+	err = retry(func() error { n, err = unix.Pread(fd, b, off); return err })
+	return n, err
+}
+
+func (l *Layer) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	h := l.handles.get(in.Fh)
+	if h == nil || h.dir {
+		return 0, fuse.EBADF
+	}
+	q := request{cancel: cancel, header: &in.InHeader, op: policy.OpWrite, offset: int64(in.Offset), size: int64(len(data))}
+	back := in.WriteFlags&fuse.WRITE_CACHE != 0 // pages written back: the kernel chose the file, and the flags are not the writer's
+	if back {
+		q.op = policy.OpMmapWrite
+	}
+	if e := l.node(q, h.node); e != 0 {
+		return 0, fuse.Status(e)
+	}
+	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		if err := dropSetID(h.fd); err != nil {
+			return 0, status(err)
+		}
+	}
+	n, err := h.write(data, int64(in.Offset), in.Flags, back)
+	return uint32(n), status(err)
+}
+
+// write writes at an offset, as the file's status flags of this moment say.
+func (h *handle) write(data []byte, off int64, flags uint32, back bool) (n int, err error) {
+	if back {
+		fd := h.fd
+		if h.flags.Load()&(unix.O_APPEND|unix.O_DIRECT) != 0 {
+			if fd, err = h.alias(true); err != nil {
+				return 0, err
+			}
+		}
+		return pwrite(fd, data, off, 0)
+	}
+	h.follow(flags)
+	rwf := 0 // RWF_DSYNC and RWF_SYNC of pwritev2(2) arrive as flags that the file does not have
+	have := h.flags.Load()
+	switch {
+	case flags&unix.O_SYNC == unix.O_SYNC && have&unix.O_SYNC != unix.O_SYNC:
+		rwf = unix.RWF_SYNC
+	case flags&unix.O_DSYNC != 0 && have&unix.O_DSYNC == 0:
+		rwf = unix.RWF_DSYNC
+	}
+	n, err = pwrite(h.fd, data, off, rwf)
+	if err == unix.EINVAL && have&unix.O_DIRECT != 0 {
+		fd, aerr := h.alias(true)
+		if aerr != nil {
+			return 0, aerr
+		}
+		if have&unix.O_APPEND != 0 {
+			rwf |= unix.RWF_APPEND
+		}
+		n, err = pwrite(fd, data, off, rwf)
+	}
+	return n, err
+}
+
+func pwrite(fd int, b []byte, off int64, rwf int) (n int, err error) {
+	err = retry(func() error {
+		if rwf == 0 {
+			n, err = unix.Pwrite(fd, b, off)
+		} else {
+			n, err = unix.Pwritev2(fd, [][]byte{b}, off, rwf)
+		}
+		return err
+	})
+	return max(n, 0), err
+}
+
+// Lseek is asked for SEEK_DATA and SEEK_HOLE only; the kernel does the rest.
+func (l *Layer) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	h := l.handles.get(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpLseek, offset: int64(in.Offset)}, h.node); e != 0 {
+		return fuse.Status(e)
+	}
+	fd, err := h.alias(false) // not the description itself: its position may be somebody's
+	if err != nil {
+		return status(err)
+	}
+	at, err := unix.Seek(fd, int64(in.Offset), int(in.Whence))
+	if err != nil {
+		return status(err)
+	}
+	out.Offset = uint64(at)
+	return fuse.OK
+}
+
+func (l *Layer) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	h := l.handles.get(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	q := request{cancel: cancel, header: &in.InHeader, op: policy.OpFallocate, offset: int64(in.Offset), size: int64(in.Length)}
+	if e := l.node(q, h.node); e != 0 {
+		return fuse.Status(e)
+	}
+	return status(retry(func() error { return unix.Fallocate(h.fd, in.Mode, int64(in.Offset), int64(in.Length)) }))
+}
+
+func (l *Layer) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	from, to := l.handles.get(in.FhIn), l.handles.get(in.FhOut)
+	if from == nil || to == nil {
+		return 0, fuse.EBADF
+	}
+	q := request{cancel: cancel, header: &in.InHeader, op: policy.OpCopyFileRange, offset: int64(in.OffIn), size: int64(in.Len)}
+	if e := l.decide(q, func() []string { return append(l.nodes.paths(from.node), l.nodes.paths(to.node)...) }); e != 0 {
+		return 0, fuse.Status(e)
+	}
+	offIn, offOut := int64(in.OffIn), int64(in.OffOut)
+	var n int
+	err := retry(func() (err error) {
+		n, err = unix.CopyFileRange(from.fd, &offIn, to.fd, &offOut, int(min(in.Len, 1<<30)), int(in.Flags))
+		return err
+	})
+	if err != nil {
+		return 0, status(err)
+	}
+	return uint32(n), fuse.OK
+}
+
+// Flush is sent for each close(2). POSIX locks of the closing process go
+// whatever a rule says, because they go with any close.
+func (l *Layer) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	h := l.handles.get(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	h.node.locks.drop(func(o *lockOwner) bool { return o.id == in.LockOwner })
+	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpFlush}, h.node); e != 0 {
+		return fuse.Status(e)
+	}
+	if h.dir || h.flags.Load()&unix.O_ACCMODE == unix.O_RDONLY {
+		return fuse.OK
+	}
+	// Closing a duplicate makes a file system below that reports errors at close (NFS, FUSE) report them now.
+	d, err := unix.FcntlInt(uintptr(h.fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return status(err)
+	}
+	if err := unix.Close(d); err != nil && err != unix.EINTR {
+		return status(err)
+	}
+	return fuse.OK
+}
+
+// fsyncData is FUSE_FSYNC_FDATASYNC of include/uapi/linux/fuse.h.
+const fsyncData = 1
+
+func (l *Layer) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	op := policy.OpFsync
+	if in.FsyncFlags&fsyncData != 0 {
+		op = policy.OpFdatasync
+	}
+	return l.fsync(cancel, in, op)
+}
+
+func (l *Layer) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	return l.fsync(cancel, in, policy.OpFsyncdir)
+}
+
+func (l *Layer) fsync(cancel <-chan struct{}, in *fuse.FsyncIn, op policy.Op) fuse.Status {
+	h := l.handles.get(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: op}, h.node); e != 0 {
+		return fuse.Status(e)
+	}
+	if in.FsyncFlags&fsyncData != 0 {
+		return status(retry(func() error { return unix.Fdatasync(h.fd) }))
+	}
+	return status(retry(func() error { return unix.Fsync(h.fd) }))
+}
+
+func (l *Layer) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
+	l.release(cancel, in, policy.OpRelease)
+}
+
+func (l *Layer) ReleaseDir(in *fuse.ReleaseIn) { l.release(nil, in, policy.OpReleasedir) }
+
+func (l *Layer) release(cancel <-chan struct{}, in *fuse.ReleaseIn, op policy.Op) {
+	h := l.handles.get(in.Fh)
+	if h == nil {
+		return
+	}
+	l.decide(request{cancel: cancel, header: &in.InHeader, op: op}, func() []string { return l.nodes.paths(h.node) })
+	if l.handles.remove(in.Fh) == nil {
+		return
+	}
+	// Locks that are left were taken as OFD locks on this very file: POSIX locks went with FLUSH.
+	h.node.locks.drop(func(o *lockOwner) bool { return o.fh == h.id })
+	l.nodes.opened(h.node, -1)
+	h.close()
+	h.node.locks.wake() // who waits for a flock of this description
+	if h.adopted && l.o.Released != nil {
+		l.o.Released(h.id)
+	}
+}

@@ -1,0 +1,119 @@
+package fusefs
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// handle is one open file of the layer.
+type handle struct {
+	id      uint64
+	fd      int // the description that the file stands for
+	node    *node
+	dir     bool
+	adopted bool
+	ofd     bool          // the description held OFD locks when it was adopted
+	cached  bool          // opened with the page cache, for a kernel that cannot map direct-I/O files
+	flags   atomic.Uint32 // the description's status flags (F_GETFL)
+
+	mu      sync.Mutex
+	plain   [2]int          // descriptors of the same file without O_APPEND and O_DIRECT, to read and to write; 0 until needed
+	pending []fuse.DirEntry // directory entries that were read and did not fit into the answer
+	next    uint64          // the position after the last entry that was answered
+	synced  bool            // next and pending are valid
+}
+
+// mutable are the status flags that fcntl(F_SETFL) can change after open and that change what a write does.
+const mutable = unix.O_APPEND | unix.O_DIRECT | unix.O_NOATIME
+
+type handleTable struct {
+	mu   sync.RWMutex
+	m    map[uint64]*handle
+	last uint64
+}
+
+func (t *handleTable) init() { t.m = map[uint64]*handle{} }
+
+func (t *handleTable) add(h *handle) {
+	t.mu.Lock()
+	t.last++
+	h.id = t.last
+	t.m[h.id] = h
+	t.mu.Unlock()
+}
+
+func (t *handleTable) get(id uint64) *handle {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.m[id]
+}
+
+func (t *handleTable) remove(id uint64) *handle {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := t.m[id]
+	delete(t.m, id)
+	return h
+}
+
+func (t *handleTable) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id, h := range t.m {
+		h.close()
+		delete(t.m, id)
+	}
+}
+
+// close gives the descriptors back. What a close could report was reported by FLUSH.
+func (h *handle) close() {
+	_ = unix.Close(h.fd)
+	for _, fd := range h.plain {
+		if fd != 0 {
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// follow gives the description the status flags that the target has set on its file since it was opened.
+func (h *handle) follow(flags uint32) {
+	have := h.flags.Load()
+	if (have^flags)&mutable&^unix.O_DIRECT == 0 {
+		return
+	}
+	want := have&^(unix.O_APPEND|unix.O_NOATIME) | flags&(unix.O_APPEND|unix.O_NOATIME)
+	if _, err := unix.FcntlInt(uintptr(h.fd), unix.F_SETFL, int(want)); err == nil {
+		h.flags.Store(want)
+	}
+}
+
+// alias is a descriptor of the same file that takes any offset, length and
+// buffer: page write-back may come through an O_APPEND or O_DIRECT file, and
+// our buffers are not the target's.
+func (h *handle) alias(write bool) (int, error) {
+	i, mode := 0, unix.O_RDONLY
+	if write {
+		i, mode = 1, unix.O_WRONLY
+	}
+	h.mu.Lock()
+	fd := h.plain[i]
+	h.mu.Unlock()
+	if fd != 0 {
+		return fd, nil
+	}
+	fd, err := unix.Open(magic(h.node.fd), mode|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.plain[i] != 0 {
+		_ = unix.Close(fd) // another request was faster
+	} else {
+		h.plain[i] = fd
+	}
+	return h.plain[i], nil
+}

@@ -1,0 +1,201 @@
+package fusefs
+
+import (
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Options says what a Layer serves.
+type Options struct {
+	// Device is a /dev/fuse descriptor that fsconfig(2) has bound to a mount; the mount may still be detached. The Layer owns it from the call of New on.
+	Device int
+	// Root is an O_PATH descriptor of what lies under the layer, a directory or a regular file. The Layer owns it from the call of New on.
+	Root int
+	// Prefix is the path of Root as the target sees it, absolute and clean, such as "/data". Globs are matched against Prefix joined with the path below it.
+	Prefix string
+	// Scope, when set, is asked with the thread id of a caller; only callers for which it is true are faulted. 0 stands for the kernel itself (write-back, release).
+	Scope func(tid uint32) bool
+	// Record, when set, gets every fault that fired. It is called on the goroutine of the request and must not block.
+	Record func(Event)
+	// Released, when set, gets the handle of an adopted description whose last descriptor on the layer was closed. It must not block.
+	Released func(handle uint64)
+	// Logger is where the layer says what it could not do; nil discards.
+	Logger *slog.Logger
+}
+
+// Layer is one fault layer: one FUSE connection over one directory or file.
+type Layer struct {
+	fuse.RawFileSystem // what is not implemented is answered with ENOSYS
+
+	o      Options
+	server *fuse.Server
+	notify *notifier // nil until Serve
+	creds  *credentials
+
+	directMap  bool // the kernel maps direct-I/O files shared (FUSE_DIRECT_IO_ALLOW_MMAP, Linux 6.6)
+	expireOnly bool // the kernel can expire an entry without dropping it (FUSE_HAS_EXPIRE_ONLY, Linux 6.2)
+
+	nodes   nodeTable
+	handles handleTable
+	rules   atomic.Pointer[ruleSet]
+	setting sync.Mutex // one SetRules at a time
+	trusted trustTable
+	armed   armTable
+
+	trimming atomic.Bool
+
+	state  atomic.Int32 // new, serving, closed
+	closed chan struct{}
+}
+
+const (
+	stateNew int32 = iota
+	stateServing
+	stateClosed
+)
+
+// maxRequest is the size of the largest read or write request (bytes): the
+// kernel's own limit, FUSE_MAX_MAX_PAGES (fs/fuse/fuse_i.h).
+const maxRequest = 1 << 20
+
+// New makes a layer that is not served yet. When it fails, it has closed
+// Options.Device and Options.Root.
+func New(o Options) (*Layer, error) {
+	l, err := newLayer(o)
+	if err != nil {
+		_ = unix.Close(o.Device) // nothing was done with either
+		_ = unix.Close(o.Root)
+		return nil, fmt.Errorf("fault layer of %q: %w", o.Prefix, err)
+	}
+	return l, nil
+}
+
+func newLayer(o Options) (*Layer, error) {
+	if o.Prefix == "" || o.Prefix[0] != '/' {
+		return nil, errors.New("the prefix must be an absolute path")
+	}
+	if len(o.Prefix) > 1 {
+		o.Prefix = strings.TrimRight(o.Prefix, "/")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	var st unix.Statx_t
+	if err := statx(o.Root, &st); err != nil {
+		return nil, fmt.Errorf("stat what lies under it: %w", err)
+	}
+	kind := uint32(st.Mode) & unix.S_IFMT
+	if kind != unix.S_IFDIR && kind != unix.S_IFREG {
+		return nil, errors.New("neither a directory nor a regular file lies under it; only these can carry a layer")
+	}
+	creds, err := newCredentials()
+	if err != nil {
+		return nil, err
+	}
+	l := &Layer{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), o: o, creds: creds, closed: make(chan struct{}),
+	}
+	l.nodes.init(o.Root, &st, o.Prefix)
+	l.handles.init()
+	l.armed.init()
+	l.trusted.init()
+	l.rules.Store(&ruleSet{})
+	return l, nil
+}
+
+// Serve completes the FUSE handshake and starts to answer requests. When it
+// returns nil the layer is live: whatever reaches the mount is answered. The
+// handshake needs no path to the mount, so that it can be done before the
+// mount is moved to its place. Serve sets the process's umask to 0, because
+// the modes of new files come from the callers.
+func (l *Layer) Serve() error {
+	if !l.state.CompareAndSwap(stateNew, stateServing) {
+		return errors.New("fault layer: served already")
+	}
+	raiseFileLimit(l.o.Logger)
+	unix.Umask(0)
+	// go-fuse closes the device when the connection ends; notifications are written through this duplicate, so that its number cannot be reused under them.
+	device, err := unix.FcntlInt(uintptr(l.o.Device), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		_ = unix.Close(l.o.Device)
+		l.finish()
+		return fmt.Errorf("fault layer of %q: duplicate /dev/fuse: %w", l.o.Prefix, err)
+	}
+	server, err := fuse.NewServer(l, fmt.Sprintf("/dev/fd/%d", l.o.Device), &fuse.MountOptions{
+		Name:          "faultgraft",
+		MaxWrite:      maxRequest,
+		MaxBackground: 64,
+		EnableLocks:   true,
+		EnableAcl:     true,
+		DisableSplice: true, // reads go through our own buffer, which a 1 MiB pipe could not hold (fs.pipe-max-size)
+		// Atomic O_TRUNC: an open that truncates is one operation, as for the file system below. KILLPRIV_V2: the kernel neither asks for
+		// security.capability before each write nor chmods; it says when suid and sgid have to go. DONT_MASK: the umask belongs to us, as default ACLs replace it.
+		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_SETXATTR_EXT | fuse.CAP_DONT_MASK |
+			fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_HAS_EXPIRE_ONLY,
+		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
+		Logger:               log.New(&logWriter{l.o.Logger}, "", 0),
+	})
+	if err != nil {
+		_ = unix.Close(device)
+		l.finish()
+		return fmt.Errorf("fault layer of %q: FUSE handshake (is the mount of this /dev/fuse descriptor made?): %w", l.o.Prefix, err)
+	}
+	l.server = server
+	flags := server.KernelSettings().Flags64()
+	l.directMap = flags&fuse.CAP_DIRECT_IO_ALLOW_MMAP != 0
+	l.expireOnly = flags&fuse.CAP_HAS_EXPIRE_ONLY != 0
+	l.notify = &notifier{fd: device, server: server, expire: l.expireOnly, log: l.o.Logger}
+	go func() {
+		server.Serve() // returns when all its readers have, and with them all requests
+		l.finish()
+	}()
+	return nil
+}
+
+// Wait returns when the connection has ended, because the file system is
+// mounted nowhere any more or was aborted, and all of the layer's descriptors
+// are closed. It returns at once for a layer whose Serve failed.
+func (l *Layer) Wait() { <-l.closed }
+
+// Close frees a layer that was never served. A layer that is served ends with
+// its mount: unmount it and Wait.
+func (l *Layer) Close() error {
+	if !l.state.CompareAndSwap(stateNew, stateClosed) {
+		return errors.New("fault layer: it was served; it ends when its mount does")
+	}
+	err := unix.Close(l.o.Device)
+	l.finish()
+	return err
+}
+
+// finish closes what the layer holds. No request is running any more.
+func (l *Layer) finish() {
+	l.state.Store(stateClosed)
+	l.rules.Swap(&ruleSet{}).end()
+	l.armed.close()
+	l.handles.close()
+	l.nodes.close()
+	if l.notify != nil {
+		l.notify.close()
+	}
+	close(l.closed)
+}
+
+// String names the file system, for go-fuse.
+func (l *Layer) String() string { return "faultgraft" }
+
+// logWriter passes go-fuse's messages on.
+type logWriter struct{ l *slog.Logger }
+
+func (w *logWriter) Write(p []byte) (int, error) {
+	w.l.Warn("fuse: " + strings.TrimSpace(string(p)))
+	return len(p), nil
+}

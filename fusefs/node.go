@@ -1,0 +1,350 @@
+package fusefs
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// key identifies an object under the layer. The mount is part of it, because
+// two mounts of one file system below the root may have different attributes.
+type key struct {
+	major, minor uint32
+	ino, mount   uint64
+}
+
+func keyOf(st *unix.Statx_t) key {
+	return key{major: st.Dev_major, minor: st.Dev_minor, ino: st.Ino, mount: st.Mnt_id}
+}
+
+// node is one object that the kernel knows by number. Its descriptor pins the
+// object, so that the key stays unique as long as the node lives.
+type node struct {
+	id   uint64
+	fd   int // O_PATH
+	key  key
+	kind uint32 // S_IFMT bits
+
+	// The rest is guarded by nodeTable.mu.
+	lookups  uint64
+	open     int // handles
+	names    []link
+	last     string // the path it had when its last name went; "" when it never had one
+	children map[string]*node
+
+	locks lockTable
+}
+
+// link is one name of a node.
+type link struct {
+	dir  *node
+	name string
+}
+
+// maxNames bounds the hard links remembered of one node.
+const maxNames = 256
+
+// nodeTable maps the kernel's node numbers to nodes. Numbers are never used
+// again, so that a number that the kernel still holds cannot mean another object.
+type nodeTable struct {
+	mu     sync.RWMutex
+	root   *node
+	prefix string
+	byID   map[uint64]*node
+	byKey  map[key]*node
+	next   uint64
+}
+
+func (t *nodeTable) init(root int, st *unix.Statx_t, prefix string) {
+	t.root = &node{id: fuse.FUSE_ROOT_ID, fd: root, key: keyOf(st), kind: uint32(st.Mode) & unix.S_IFMT, lookups: 1}
+	t.prefix = prefix
+	t.byID = map[uint64]*node{fuse.FUSE_ROOT_ID: t.root}
+	t.byKey = map[key]*node{t.root.key: t.root}
+	t.next = fuse.FUSE_ROOT_ID + 1
+}
+
+func (t *nodeTable) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id, n := range t.byID {
+		_ = unix.Close(n.fd) // O_PATH: nothing to report
+		n.locks.close()
+		delete(t.byID, id)
+	}
+	clear(t.byKey)
+}
+
+func (t *nodeTable) get(id uint64) *node {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.byID[id]
+}
+
+// count is the number of nodes, each with a descriptor.
+func (t *nodeTable) count() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.byID)
+}
+
+// enter gives the node of what fd refers to and counts one lookup of it. It
+// owns fd. dir and name, if dir is not nil, are where it was found.
+func (t *nodeTable) enter(fd int, st *unix.Statx_t, dir *node, name string) *node {
+	k := keyOf(st)
+	t.mu.Lock()
+	n := t.byKey[k]
+	if n == nil {
+		n = &node{id: t.next, fd: fd, key: k, kind: uint32(st.Mode) & unix.S_IFMT}
+		t.next++
+		t.byID[n.id], t.byKey[k] = n, n
+		fd = -1
+	}
+	n.lookups++
+	if dir != nil {
+		t.bind(dir, name, n)
+	}
+	t.mu.Unlock()
+	if fd >= 0 {
+		_ = unix.Close(fd) // O_PATH
+	}
+	return n
+}
+
+// forget takes back lookups; at none the node goes.
+func (t *nodeTable) forget(id, lookups uint64) {
+	t.mu.Lock()
+	n := t.byID[id]
+	if n == nil || n == t.root {
+		t.mu.Unlock()
+		return
+	}
+	if n.lookups -= min(lookups, n.lookups); n.lookups > 0 {
+		t.mu.Unlock()
+		return
+	}
+	delete(t.byID, id)
+	delete(t.byKey, n.key)
+	for _, l := range slices.Clone(n.names) {
+		t.unbind(l.dir, l.name)
+	}
+	for name := range n.children { // without a node here no path can be made of them
+		t.unbind(n, name)
+	}
+	t.mu.Unlock()
+	_ = unix.Close(n.fd) // O_PATH
+	n.locks.close()
+}
+
+// bind records that name in dir is n. The caller holds mu.
+func (t *nodeTable) bind(dir *node, name string, n *node) {
+	have := dir.children[name]
+	if have == n || n == t.root {
+		return
+	}
+	if have != nil {
+		t.unbind(dir, name)
+	}
+	if n.kind == unix.S_IFDIR && len(n.names) > 0 { // a directory has one name: this is where it is by now
+		t.unbind(n.names[0].dir, n.names[0].name)
+	}
+	if len(n.names) >= maxNames {
+		t.unbind(n.names[0].dir, n.names[0].name)
+	}
+	if dir.children == nil {
+		dir.children = map[string]*node{}
+	}
+	dir.children[name] = n
+	n.names = append(n.names, link{dir, name})
+}
+
+// unbind records that name in dir is nothing. The caller holds mu.
+func (t *nodeTable) unbind(dir *node, name string) {
+	n := dir.children[name]
+	if n == nil {
+		return
+	}
+	if len(n.names) == 1 {
+		n.last = t.path(n)
+	}
+	delete(dir.children, name)
+	for i, l := range n.names {
+		if l.dir == dir && l.name == name {
+			n.names = append(n.names[:i], n.names[i+1:]...)
+			break
+		}
+	}
+}
+
+// maxDepth ends the walk up in a loop, which renames behind the layer can fake
+// until the names are seen again; no path of Linux is that deep (PATH_MAX).
+const maxDepth = 2048
+
+// path is one path of the node. The caller holds mu.
+func (t *nodeTable) path(n *node) string {
+	var few [24]string
+	parts := few[:0] // the last one first
+	head, total := t.prefix, 0
+	for at := n; at != t.root; at = at.names[0].dir {
+		if len(at.names) == 0 || len(parts) > maxDepth {
+			head = at.last
+			break
+		}
+		parts = append(parts, at.names[0].name)
+		total += 1 + len(at.names[0].name)
+	}
+	if len(parts) == 0 {
+		return head
+	}
+	b := make([]byte, 0, len(head)+total)
+	if head != "/" {
+		b = append(b, head...)
+	}
+	for i := len(parts) - 1; i >= 0; i-- {
+		b = append(b, '/')
+		b = append(b, parts[i]...)
+	}
+	return string(b)
+}
+
+// paths are all paths under which the node is known now; for one that has no name any more, its last.
+func (t *nodeTable) paths(n *node) []string {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if len(n.names) <= 1 {
+		return []string{t.path(n)}
+	}
+	out := make([]string, 0, len(n.names))
+	for _, l := range n.names {
+		out = append(out, join(t.path(l.dir), l.name))
+	}
+	return out
+}
+
+// entryPaths is the path of a name in a directory.
+func (t *nodeTable) entryPaths(dir *node, name string) []string {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return []string{join(t.path(dir), name)}
+}
+
+// join does not clean: "" as a name gives the directory's path with a slash at its end.
+func join(dir, name string) string {
+	if dir == "/" {
+		return dir + name
+	}
+	return dir + "/" + name
+}
+
+func (t *nodeTable) bound(dir *node, name string, n *node) {
+	t.mu.Lock()
+	t.bind(dir, name, n)
+	t.mu.Unlock()
+}
+
+func (t *nodeTable) unbound(dir *node, name string) {
+	t.mu.Lock()
+	t.unbind(dir, name)
+	t.mu.Unlock()
+}
+
+// renamed follows a rename that has happened.
+func (t *nodeTable) renamed(from *node, name string, to *node, newName string, flags uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a, b := from.children[name], to.children[newName]
+	if a == b && flags&unix.RENAME_EXCHANGE == 0 {
+		return // two links of one file: rename(2) does nothing
+	}
+	t.unbind(to, newName)
+	t.unbind(from, name)
+	if a != nil {
+		t.bind(to, newName, a)
+	}
+	if b != nil && flags&unix.RENAME_EXCHANGE != 0 {
+		t.bind(from, name, b)
+	}
+}
+
+// setLast records the path of a node that has no name in the tree.
+func (t *nodeTable) setLast(n *node, p string) {
+	t.mu.Lock()
+	if len(n.names) == 0 {
+		n.last = p
+	}
+	t.mu.Unlock()
+}
+
+func (t *nodeTable) opened(n *node, by int) {
+	t.mu.Lock()
+	n.open += by
+	t.mu.Unlock()
+}
+
+// Backing returns an O_PATH duplicate of what lies under the object of the
+// layer that has inode number ino; the caller closes it. rel is the object's
+// path below the layer: it decides when sub-mounts have equal inode numbers.
+func (l *Layer) Backing(ino uint64, rel string) (int, error) {
+	t := &l.nodes
+	t.mu.RLock() // held so that a forget cannot close the number first
+	defer t.mu.RUnlock()
+	var found []*node
+	for k, n := range t.byKey {
+		if k.ino == ino {
+			found = append(found, n)
+		}
+	}
+	want := path.Join(t.prefix, rel)
+	at := 0
+	if len(found) > 1 {
+		at = -1
+		for i, n := range found {
+			for _, p := range t.allPaths(n) {
+				if p == want {
+					at = i
+				}
+			}
+		}
+	}
+	if len(found) == 0 || at < 0 {
+		return -1, fmt.Errorf("fault layer of %q: %d known objects have inode number %d, none of them is %s", t.prefix, len(found), ino, want)
+	}
+	fd, err := unix.FcntlInt(uintptr(found[at].fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return -1, fmt.Errorf("fault layer of %q: duplicate the object under %s: %w", t.prefix, want, err)
+	}
+	return fd, nil
+}
+
+// allPaths is paths for a caller that holds mu.
+func (t *nodeTable) allPaths(n *node) []string {
+	out := []string{t.path(n)}
+	for i := 1; i < len(n.names); i++ {
+		out = append(out, join(t.path(n.names[i].dir), n.names[i].name))
+	}
+	return out
+}
+
+// statx reads the attributes of what an O_PATH descriptor refers to.
+func statx(fd int, st *unix.Statx_t) error {
+	return retry(func() error {
+		return unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS|unix.STATX_BTIME|unix.STATX_MNT_ID, st)
+	})
+}
+
+// retry repeats a system call that a signal of the Go runtime interrupted.
+func retry(f func() error) error {
+	for {
+		if err := f(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// magic is the path by which calls that take no O_PATH descriptor reach the
+// object of one (proc(5), /proc/pid/fd).
+func magic(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

@@ -1,0 +1,135 @@
+package fusefs
+
+import (
+	"log/slog"
+	"sync"
+	"time"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+// notifier tells the kernel to drop what it has cached. A notification may wait
+// for requests that are being answered (page locks, a directory's lock), so it
+// is never sent from the goroutine of one, nor with a lock held.
+type notifier struct {
+	server *fuse.Server
+	expire bool
+	log    *slog.Logger
+
+	fd     int // a duplicate of the device
+	mu     sync.Mutex
+	closed bool
+	wg     sync.WaitGroup
+}
+
+func (n *notifier) close() {
+	n.mu.Lock()
+	n.closed = true
+	n.mu.Unlock()
+	n.wg.Wait()
+	_ = unix.Close(n.fd) // a duplicate
+}
+
+// expireEntry has the kernel ask again about a name, without dropping it: an
+// invalidation would also unhash the entry, and a process that has it as its
+// working directory would see it as deleted. go-fuse cannot send the flag
+// (FUSE_EXPIRE_ONLY, Linux 6.2).
+func (n *notifier) expireEntry(dir uint64, name string) error {
+	type message struct {
+		fuse.OutHeader
+		fuse.NotifyInvalEntryOut
+	}
+	m := message{
+		OutHeader:           fuse.OutHeader{Status: -fuse.NOTIFY_INVAL_ENTRY},
+		NotifyInvalEntryOut: fuse.NotifyInvalEntryOut{Parent: dir, NameLen: uint32(len(name)), Flags: fuse.EXPIRE_ONLY},
+	}
+	m.Length = uint32(int(unsafe.Sizeof(m)) + len(name) + 1)
+	b := append(append(unsafe.Slice((*byte)(unsafe.Pointer(&m)), unsafe.Sizeof(m)), name...), 0)
+	return retry(func() error { _, err := unix.Write(n.fd, b); return err })
+}
+
+// start runs f beside the caller, unless the connection is gone; close waits for it.
+func (n *notifier) start(f func()) (done chan struct{}) {
+	done = make(chan struct{})
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		close(done)
+		return done
+	}
+	n.wg.Add(1)
+	go func() {
+		defer n.wg.Done()
+		defer close(done)
+		f()
+	}()
+	return done
+}
+
+var dataOps = policy.OpSet(0).With(policy.OpRead).With(policy.OpMmapRead)
+
+// dropCaches drops what the kernel has cached and one of the rules could act on.
+func (l *Layer) dropCaches(set *ruleSet) {
+	if l.notify == nil || set.ops&(entryOps|attrOps|dataOps) == 0 {
+		return
+	}
+	type stale struct {
+		node        uint64
+		names       []link
+		attr, pages bool
+	}
+	var all []stale
+	l.nodes.mu.RLock()
+	for id, n := range l.nodes.byID {
+		paths := l.nodes.allPaths(n)
+		s := stale{node: id, attr: set.could(attrOps, paths), pages: n.kind == unix.S_IFREG && set.could(dataOps, paths)}
+		if set.could(entryOps, paths) {
+			s.names = append(s.names, n.names...)
+		}
+		if s.attr || s.pages || len(s.names) > 0 {
+			all = append(all, s)
+		}
+	}
+	l.nodes.mu.RUnlock()
+	done := l.notify.start(func() {
+		for _, s := range all {
+			switch {
+			case s.pages:
+				l.notify.inode(s.node, 0)
+			case s.attr:
+				l.notify.inode(s.node, -1) // attributes only
+			}
+			for _, k := range s.names {
+				l.notify.entry(k.dir.id, k.name)
+			}
+		}
+	})
+	t := time.NewTimer(2 * time.Second)
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
+		l.o.Logger.Warn("the kernel has not yet dropped everything that it cached; it goes on", "path", l.o.Prefix, "objects", len(all))
+	}
+}
+
+// inode drops an inode's pages and attributes, from an offset on; -1 is attributes only.
+func (n *notifier) inode(id uint64, off int64) {
+	// ENOENT: the kernel does not know the inode any more. ENOSYS: the connection is closed.
+	if st := n.server.InodeNotify(id, off, 0); !st.Ok() && st != fuse.ENOENT && st != fuse.ENOSYS && st != fuse.EBADF && st != fuse.ENODEV {
+		n.log.Warn("drop the kernel's cache of a file", "err", st)
+	}
+}
+
+func (n *notifier) entry(dir uint64, name string) {
+	if !n.expire {
+		return // asked again when cacheTime is over
+	}
+	if err := n.expireEntry(dir, name); err != nil && err != unix.ENOENT && err != unix.ENOTDIR && err != unix.ENODEV && err != unix.EBADF && err != unix.EPERM {
+		n.log.Warn("expire a name that the kernel has cached", "name", name, "err", err)
+	}
+}

@@ -1,0 +1,161 @@
+package fusefs
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+// RuleStatus is the state of one rule of a layer.
+type RuleStatus struct {
+	Name    string    `json:"name"`
+	Text    string    `json:"text"`
+	Matched uint64    `json:"matched"` // operations that the rule was asked about and matched
+	Fired   uint64    `json:"fired"`
+	Expired bool      `json:"expired"`
+	Expires time.Time `json:"expires"`
+}
+
+// liveRule is a rule with its state.
+type liveRule struct {
+	policy.Rule
+	counter *policy.Counter
+	over    chan struct{} // closed when the rule was removed or its time to live is over
+	once    sync.Once
+	timer   *time.Timer
+}
+
+func newLiveRule(r policy.Rule, start time.Time) *liveRule {
+	v := &liveRule{Rule: r, counter: policy.NewCounter(r.Trigger, start), over: make(chan struct{})}
+	v.timer = time.AfterFunc(time.Until(v.counter.Expires()), v.end)
+	return v
+}
+
+// end wakes whoever waits on behalf of the rule.
+func (r *liveRule) end() {
+	r.timer.Stop()
+	r.once.Do(func() { close(r.over) })
+}
+
+// ruleSet is what is in force. It is never changed, only replaced.
+type ruleSet struct {
+	rules []*liveRule
+	ops   policy.OpSet // of all rules
+}
+
+func (s *ruleSet) end() {
+	for _, r := range s.rules {
+		r.end()
+	}
+}
+
+// could reports whether a rule that is alive may act on one of ops at one of paths, whatever its trigger says.
+func (s *ruleSet) could(ops policy.OpSet, paths []string) bool {
+	if s.ops&ops == 0 {
+		return false
+	}
+	now := time.Now()
+	for _, r := range s.rules {
+		if r.IO.Ops&ops == 0 || r.counter.Expired(now) {
+			continue
+		}
+		for _, o := range (r.IO.Ops & ops).Ops() {
+			if slices.ContainsFunc(paths, func(p string) bool { return r.IO.Match(o, p) }) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// SetRules replaces the layer's rules at once; start is when the new ones
+// became active. A rule that is equal to a current one keeps its counters and
+// its start. Who waits because of a rule that is gone goes on at once, and what
+// the kernel has cached and a new rule could act on is dropped, before SetRules
+// returns; if the kernel does not let go of it within two seconds, that is
+// logged and goes on in the background.
+func (l *Layer) SetRules(rules []policy.Rule, start time.Time) error {
+	for i := range rules {
+		if err := checkRule(&rules[i]); err != nil {
+			return fmt.Errorf("fault layer of %q: rule %q: %w", l.o.Prefix, rules[i].Name, err)
+		}
+	}
+	l.setting.Lock()
+	defer l.setting.Unlock()
+	if l.state.Load() == stateClosed {
+		return fmt.Errorf("fault layer of %q: its mount is gone", l.o.Prefix)
+	}
+	old := l.rules.Load()
+	left := slices.Clone(old.rules)
+	next := &ruleSet{}
+	fresh := &ruleSet{}
+	for _, r := range rules {
+		i := slices.IndexFunc(left, func(o *liveRule) bool { return reflect.DeepEqual(o.Rule, r) })
+		var v *liveRule
+		if i >= 0 {
+			v = left[i]
+			left = slices.Delete(left, i, i+1)
+		} else {
+			v = newLiveRule(r, start)
+			fresh.add(v)
+		}
+		next.add(v)
+	}
+	l.rules.Store(next)
+	for _, r := range left {
+		r.end()
+	}
+	if l.state.Load() == stateClosed { // the mount went while we were at it: nobody else ends these
+		next.end()
+		return nil
+	}
+	l.dropCaches(fresh)
+	return nil
+}
+
+func (s *ruleSet) add(r *liveRule) {
+	s.rules = append(s.rules, r)
+	s.ops |= r.IO.Ops
+}
+
+// checkRule refuses what would do other than it says.
+func checkRule(r *policy.Rule) error {
+	switch e := errnoOf(r); {
+	case r.IO == nil:
+		return fmt.Errorf("it is not an io rule")
+	case e == syscall.ENOSYS:
+		// The kernel takes ENOSYS as "never implemented" and stops sending the operation until the file system is unmounted (fs/fuse/file.c, dir.c): the fault would have no end.
+		return fmt.Errorf("ENOSYS cannot be injected: the kernel would turn the operation off for good; use EOPNOTSUPP")
+	case e > 511:
+		return fmt.Errorf("errno %d is outside of what FUSE can answer (1 to 511)", int(e))
+	case r.IO.Latency < 0:
+		return fmt.Errorf("negative latency")
+	}
+	return nil
+}
+
+// Rules tells the state of the rules, in their order.
+func (l *Layer) Rules() []RuleStatus {
+	now := time.Now()
+	set := l.rules.Load()
+	out := make([]RuleStatus, 0, len(set.rules))
+	for _, r := range set.rules {
+		out = append(out, RuleStatus{
+			Name: r.Name, Text: r.Text, Matched: r.counter.Matched(), Fired: r.counter.Fired(),
+			Expired: r.counter.Expired(now), Expires: r.counter.Expires(),
+		})
+	}
+	return out
+}
+
+func errnoOf(r *policy.Rule) syscall.Errno {
+	if r.IO == nil {
+		return 0
+	}
+	return r.IO.Errno
+}

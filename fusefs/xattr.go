@@ -1,0 +1,132 @@
+package fusefs
+
+import (
+	"encoding/binary"
+	"strings"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+// aclNames begins the names of the attributes that hold access control lists.
+// The kernel reads them to check permissions; faulting these reads would fail
+// open(2) and the like instead of getxattr(2).
+const aclNames = "system.posix_acl_"
+
+func (l *Layer) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	n := l.nodes.get(h.NodeId)
+	if n == nil {
+		return 0, fuse.Status(unix.ESTALE)
+	}
+	if !strings.HasPrefix(name, aclNames) {
+		if e := l.node(request{cancel: cancel, header: h, op: policy.OpGetxattr, size: int64(len(dest))}, n); e != 0 {
+			return 0, fuse.Status(e)
+		}
+	}
+	size, err := unix.Getxattr(magic(n.fd), name, dest)
+	if err != nil {
+		return 0, status(err)
+	}
+	return uint32(size), fuse.OK
+}
+
+func (l *Layer) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	n := l.nodes.get(h.NodeId)
+	if n == nil {
+		return 0, fuse.Status(unix.ESTALE)
+	}
+	if e := l.node(request{cancel: cancel, header: h, op: policy.OpListxattr, size: int64(len(dest))}, n); e != 0 {
+		return 0, fuse.Status(e)
+	}
+	size, err := unix.Listxattr(magic(n.fd), dest)
+	if err != nil {
+		return 0, status(err)
+	}
+	return uint32(size), fuse.OK
+}
+
+func (l *Layer) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
+	n := l.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpSetxattr, size: int64(len(data))}, n); e != 0 {
+		return fuse.Status(e)
+	}
+	if err := retry(func() error { return unix.Setxattr(magic(n.fd), name, data, int(in.Flags)) }); err != nil {
+		return status(err)
+	}
+	if in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
+		return status(clearSetGID(n.fd))
+	}
+	return fuse.OK
+}
+
+// clearSetGID clears the set-group-ID bit for a caller that may not keep it when it changes the access list.
+func clearSetGID(fd int) error {
+	var st unix.Statx_t
+	if err := statx(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_ISGID == 0 {
+		return nil
+	}
+	return retry(func() error { return unix.Fchmodat(unix.AT_FDCWD, magic(fd), uint32(st.Mode)&0o7777&^unix.S_ISGID, 0) })
+}
+
+func (l *Layer) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	n := l.nodes.get(h.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if e := l.node(request{cancel: cancel, header: h, op: policy.OpRemovexattr}, n); e != 0 {
+		return fuse.Status(e)
+	}
+	return status(retry(func() error { return unix.Removexattr(magic(n.fd), name) }))
+}
+
+// IoctlHandle is an ioctl(2) request, _IOR('F', 0xf6, uint64). On a file or
+// directory of a layer it returns the handle of the open file. It is answered
+// for processes that are trusted; for everyone else it is ENOTTY, as on any
+// other file system.
+const IoctlHandle = 0x800846f6
+
+// File attribute requests of include/uapi/linux/fs.h, with the argument sizes
+// that the kernel sends for them (fs/fuse/ioctl.c).
+const (
+	getFlags  = 0x80086601 // FS_IOC_GETFLAGS
+	setFlags  = 0x40086602 // FS_IOC_SETFLAGS
+	getXattr  = 0x801c581f // FS_IOC_FSGETXATTR
+	setXattr  = 0x401c5820 // FS_IOC_FSSETXATTR
+	flagBytes = 4
+	attrBytes = 28
+)
+
+// Ioctl passes the requests on that read and change inode flags (lsattr,
+// chattr, project ids), and no other.
+func (l *Layer) Ioctl(cancel <-chan struct{}, in *fuse.IoctlIn, input []byte, out *fuse.IoctlOut, output []byte) fuse.Status {
+	h := l.handles.get(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	if in.Cmd == IoctlHandle && len(output) == 8 && l.trusted.has(in.Pid) {
+		binary.NativeEndian.PutUint64(output, h.id)
+		return fuse.OK
+	}
+	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpIoctl}, h.node); e != 0 {
+		return fuse.Status(e)
+	}
+	switch {
+	case in.Cmd == getFlags && len(output) >= flagBytes:
+		return status(ioctl(h.fd, in.Cmd, output))
+	case in.Cmd == getXattr && len(output) == attrBytes:
+		return status(ioctl(h.fd, in.Cmd, output))
+	case in.Cmd == setFlags && len(input) >= flagBytes:
+		return status(ioctl(h.fd, in.Cmd, input))
+	case in.Cmd == setXattr && len(input) == attrBytes:
+		return status(ioctl(h.fd, in.Cmd, input))
+	}
+	return fuse.Status(unix.ENOTTY)
+}
