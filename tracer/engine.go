@@ -1,0 +1,336 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// thread is one thread of a process that is being stopped.
+type thread struct {
+	tid        int
+	regs       registers // valid while stopped
+	stopped    bool
+	gone       bool
+	noSeccomp  bool // its seccomp filters are off while it is traced
+	left       bool // could not be detached: let go when the tracing thread ends
+	resendStop bool // a SIGSTOP came while it ran our code: send it again afterwards
+}
+
+// process is one process (thread group) that is being stopped.
+type process struct {
+	pid     int
+	pidfd   int
+	comm    string
+	threads map[int]*thread
+	order   []*thread // as found
+	since   time.Time // first thread seized
+	mem     *os.File  // /proc/PID/mem, opened when all threads are stopped
+	limit   *unix.Rlimit
+	slack   []span // places of code in its executable memory
+	dead    bool
+}
+
+type span struct{ start, end uint64 }
+
+// engine stops processes. All its methods must run on one OS thread, which is
+// the tracer for the kernel.
+type engine struct {
+	restartErrnos []syscall.Errno
+	procs         map[int]*process
+	order         []*process
+}
+
+func newEngine(restart []syscall.Errno) *engine {
+	return &engine{restartErrnos: restart, procs: map[int]*process{}}
+}
+
+// seizeProcess seizes each thread of p that it does not hold yet, and asks it to
+// stop. It does not wait. It returns how many were new.
+func (e *engine) seizeProcess(p *process) (int, error) {
+	tids, err := numbers(procPath(p.pid, "task"))
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			p.dead = true
+			return 0, nil
+		}
+		return 0, fmt.Errorf("threads of process %d (%s): %w", p.pid, p.comm, err)
+	}
+	n := 0
+	for _, tid := range tids {
+		if t := p.threads[tid]; t != nil && !t.gone {
+			continue
+		}
+		t := &thread{tid: tid}
+		t.noSeccomp, err = seize(tid)
+		switch {
+		case errors.Is(err, syscall.ESRCH):
+			continue
+		case err != nil:
+			if err := e.seizeError(p, tid, err); err != nil {
+				return n, err
+			}
+			continue
+		}
+		if p.since.IsZero() {
+			p.since = time.Now()
+		}
+		if p.threads[tid] == nil {
+			p.order = append(p.order, t)
+		} else {
+			p.order[slices.Index(p.order, p.threads[tid])] = t
+		}
+		p.threads[tid] = t
+		n++
+		if err := ptraceValue(unix.PTRACE_INTERRUPT, tid, 0, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return n, fmt.Errorf("interrupt thread %d (%s): %w", tid, p.comm, err)
+		}
+	}
+	return n, nil
+}
+
+func (e *engine) seizeError(p *process, tid int, err error) error {
+	if s, serr := readStatus(tid); serr == nil {
+		if s.state == 'Z' || s.state == 'X' { // a zombie cannot be traced and runs no code
+			return nil
+		}
+		if s.tracer != 0 {
+			by, _ := readStatus(s.tracer) // only for its name
+			return fmt.Errorf("thread %d (%s) of process %d is traced by process %d (%s) already; detach that and try again", tid, s.name, p.pid, s.tracer, by.name)
+		}
+	}
+	if errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("thread %d (%s) of process %d may not be traced: %w; CAP_SYS_PTRACE is needed, and kernel.yama.ptrace_scope below 3", tid, p.comm, p.pid, err)
+	}
+	return fmt.Errorf("seize thread %d (%s) of process %d: %w", tid, p.comm, p.pid, err)
+}
+
+// errNotStopping is a thread that did not stop by the deadline.
+type errNotStopping struct {
+	tid   int
+	comm  string
+	state byte
+	where string // wait channel
+	after time.Duration
+}
+
+func (e *errNotStopping) Error() string {
+	switch e.state {
+	case 'D':
+		return fmt.Sprintf("thread %d (%s) is in uninterruptible sleep (%s) for %v", e.tid, e.comm, e.where, e.after)
+	default:
+		return fmt.Sprintf("thread %d (%s) in state %c (%s) did not stop within %v", e.tid, e.comm, e.state, e.where, e.after)
+	}
+}
+
+func notStopping(tid int, after time.Duration) error {
+	e := &errNotStopping{tid: tid, state: '?', where: "unknown", after: after.Round(time.Millisecond)}
+	if s, err := readStatus(tid); err == nil {
+		e.comm, e.state = s.name, s.state
+	}
+	if b, err := os.ReadFile(procPath(tid, "wchan")); err == nil && len(b) > 0 && string(b) != "0" {
+		e.where = string(b)
+	}
+	return e
+}
+
+// poll looks once at a thread that is running, and takes in what it did.
+func (e *engine) poll(p *process, t *thread) error {
+	ws, none, err := waitThread(t.tid)
+	switch {
+	case none:
+		return nil
+	case err != nil: // ECHILD: gone, or its number went to a thread that called execve
+		e.lost(p, t)
+		return nil
+	case ws.Exited() || ws.Signaled():
+		e.lost(p, t)
+		return nil
+	case eventStop(ws):
+		t.stopped = true
+		if err := unix.PtraceGetRegs(t.tid, &t.regs); err != nil {
+			if errors.Is(err, syscall.ESRCH) { // killed in this moment; the next wait tells
+				t.stopped = false
+				return nil
+			}
+			return fmt.Errorf("registers of thread %d: %w", t.tid, err)
+		}
+		return e.restartRules(t)
+	case ws.Stopped():
+		// a signal was on its way: let it in, our interrupt is still pending and
+		// stops the thread before the handler's first instruction
+		sig := ws.StopSignal()
+		if syscallStop(ws) || sig == syscall.SIGBUS && len(e.restartErrnos) > 0 && faultSignal(t.tid) {
+			sig = 0
+		}
+		return cont(unix.PTRACE_CONT, t.tid, sig)
+	}
+	return nil
+}
+
+// lost takes note that a thread is gone. Its leader's number may belong to
+// another thread now, which called execve: that one is not stopped yet.
+func (e *engine) lost(p *process, t *thread) {
+	t.gone, t.stopped = true, false
+	if l := p.threads[p.pid]; l != nil && l.stopped {
+		if err := unix.PtraceGetRegs(l.tid, &l.regs); err != nil {
+			l.stopped = false
+		}
+	}
+}
+
+func cont(req, tid int, sig syscall.Signal) error {
+	if err := ptraceValue(req, tid, 0, uintptr(sig)); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("continue thread %d: %w", tid, err)
+	}
+	return nil
+}
+
+// pause is a short sleep that grows: most threads stop within microseconds.
+type pause time.Duration
+
+func (d *pause) sleep() {
+	*d = min(max(*d*3/2, pause(20*time.Microsecond)), pause(time.Millisecond))
+	time.Sleep(time.Duration(*d))
+}
+
+// alive reports whether the process still has a thread.
+func (p *process) alive() bool {
+	if p.dead {
+		return false
+	}
+	for _, t := range p.order {
+		if !t.gone {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *process) running() *thread {
+	for _, t := range p.order {
+		if !t.stopped && !t.gone {
+			return t
+		}
+	}
+	return nil
+}
+
+// waitOne waits until a thread that was interrupted stops or is gone.
+func (e *engine) waitOne(p *process, t *thread, limit time.Duration) error {
+	var d pause
+	for start := time.Now(); !t.stopped && !t.gone; {
+		if err := e.poll(p, t); err != nil {
+			return err
+		}
+		if t.stopped || t.gone {
+			break
+		}
+		if time.Since(start) > limit {
+			return notStopping(t.tid, time.Since(start))
+		}
+		d.sleep()
+	}
+	return nil
+}
+
+// restartRules changes the results with which a system call would show that the
+// thread was stopped. The kernel does the restart when the thread goes on: with
+// its own rules, so that a signal that comes in this moment still gives EINTR.
+func (e *engine) restartRules(t *thread) error {
+	nr, ret, ok := inSyscall(&t.regs)
+	if !ok || ret >= 0 {
+		return nil
+	}
+	switch errno := syscall.Errno(-ret); {
+	case slices.Contains(e.restartErrnos, errno):
+		setRestart(&t.regs, true)
+	case errno == syscall.EINTR && interruptedCalls[nr]:
+		setRestart(&t.regs, false)
+	default:
+		return nil
+	}
+	if err := unix.PtraceSetRegs(t.tid, &t.regs); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("registers of thread %d: %w", t.tid, err)
+	}
+	return nil
+}
+
+// resume lets every thread of p go on as if it had not been stopped. A thread
+// that never stopped stays traced until the tracing OS thread ends.
+func (e *engine) resume(p *process) error {
+	var errs []error
+	for _, t := range p.order {
+		if t.gone {
+			continue
+		}
+		if !t.stopped {
+			t.left = true
+			continue
+		}
+		if err := ptraceValue(unix.PTRACE_DETACH, t.tid, 0, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
+			errs = append(errs, fmt.Errorf("detach thread %d (%s): %w", t.tid, p.comm, err))
+		}
+		t.stopped = false
+		if t.resendStop {
+			// only SIGSTOP cannot be blocked while our code runs; sent again to the process it means the same
+			if err := unix.PidfdSendSignal(p.pidfd, unix.SIGSTOP, nil, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
+				errs = append(errs, fmt.Errorf("SIGSTOP that came during the swap, for process %d (%s): %w", p.pid, p.comm, err))
+			}
+			t.resendStop = false
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// close frees what belongs to us.
+func (p *process) close() {
+	if p.mem != nil {
+		_ = p.mem.Close() // only read and written by pread and pwrite: nothing is lost
+		p.mem = nil
+	}
+	if p.pidfd >= 0 {
+		_ = unix.Close(p.pidfd)
+		p.pidfd = -1
+	}
+}
+
+// openMem opens the memory of the stopped process through t: the leader may be
+// a zombie that has none.
+func (p *process) openMem(t *thread) error {
+	if p.mem != nil {
+		return nil
+	}
+	f, err := os.OpenFile(procPath(t.tid, "mem"), os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("memory of process %d (%s): %w", p.pid, p.comm, err)
+	}
+	p.mem = f
+	return nil
+}
+
+// same reports that the process is still the one that pidfd was opened for.
+func (p *process) same() bool {
+	err := unix.PidfdSendSignal(p.pidfd, 0, nil, 0)
+	return err == nil || errors.Is(err, syscall.EPERM)
+}
+
+// inVfork reports that the thread waits for a child that has its memory.
+func inVfork(tid int) bool {
+	b, err := os.ReadFile(procPath(tid, "syscall"))
+	if err != nil {
+		return false
+	}
+	nr, _, _ := strings.Cut(string(b), " ")
+	return vforkCalls[strings.TrimSpace(nr)]
+}
+
+var vforkCalls = map[string]bool{
+	fmt.Sprint(unix.SYS_CLONE): true, fmt.Sprint(unix.SYS_CLONE3): true, fmt.Sprint(sysVfork): true,
+}

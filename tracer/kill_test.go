@@ -1,0 +1,3 @@
+package tracer_test
+
+func swapAndDie() {}

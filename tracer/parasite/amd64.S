@@ -1,0 +1,209 @@
+# Code that runs inside a thread of a target: it serves batches of system calls
+# that arrive over a socket, and gives the thread back by itself, registers,
+# flags and signal mask as they were, when the socket ends or is silent for 3 s.
+# That is why the tracer may die at any moment.
+#
+# Position independent, no stack (the red zone and a full stack stay as they
+# are), no writes to itself (it lives in an r-x page). Built into
+# ../parasite_amd64.bin by `go generate`; a test compares.
+#
+# r13 scratch region, r14 control socket, rbx and r12 the batch.
+# Scratch region: 8 control pair, 16 data pair (two ints each), 24 set once the
+# senders' ends are closed, 32 timeval, 48 reply, 64 command {count, table offset}.
+
+.set SYS_close, 3
+.set SYS_mmap, 9
+.set SYS_munmap, 11
+.set SYS_rt_sigprocmask, 14
+.set SYS_sendto, 44
+.set SYS_recvfrom, 45
+.set SYS_socketpair, 53
+.set SYS_setsockopt, 54
+.set SYS_prlimit64, 302
+
+start:
+  # scratch region; MAP_PRIVATE|MAP_ANONYMOUS|MAP_NORESERVE
+  mov $SYS_mmap, %eax
+  xor %edi, %edi
+  mov d_size(%rip), %rsi
+  mov $3, %edx
+  mov $0x4022, %r10d
+  mov $-1, %r8
+  xor %r9d, %r9d
+  syscall
+  cmp $-4096, %rax
+  ja nomem
+  mov %rax, %r13
+  # block every signal: only needed if the tracer died before it did so itself
+  mov $SYS_rt_sigprocmask, %eax
+  mov $2, %edi
+  lea full(%rip), %rsi
+  xor %edx, %edx
+  mov $8, %r10d
+  syscall
+  movq $-1, 8(%r13)
+  movq $-1, 16(%r13)
+  # two pairs of AF_UNIX, SOCK_SEQPACKET|SOCK_CLOEXEC
+  lea 8(%r13), %r12
+1:mov $SYS_socketpair, %eax
+  mov $1, %edi
+  mov $0x80005, %esi
+  xor %edx, %edx
+  mov %r12, %r10
+  syscall
+  test %eax, %eax
+  jnz fini
+  add $8, %r12
+  lea 24(%r13), %rax
+  cmp %rax, %r12
+  jb 1b
+  movslq 12(%r13), %r14
+  # SO_RCVTIMEO 3 s
+  movq $3, 32(%r13)
+  movq $0, 40(%r13)
+  mov $SYS_setsockopt, %eax
+  mov %r14d, %edi
+  mov $1, %esi
+  mov $20, %edx
+  lea 32(%r13), %r10
+  mov $16, %r8d
+  syscall
+loop:
+  mov $SYS_recvfrom, %eax
+  mov %r14d, %edi
+  lea 64(%r13), %rsi
+  mov $16, %edx
+  xor %r10d, %r10d
+  xor %r8d, %r8d
+  xor %r9d, %r9d
+  syscall
+  cmp $-4, %rax           # EINTR: PTRACE_INTERRUPT
+  je loop
+  cmp $16, %rax
+  jne fini
+  # the sender has its ends now: close ours, so that its death is seen
+  cmpl $0, 24(%r13)
+  jne 1f
+  movl $1, 24(%r13)
+  mov $SYS_close, %eax
+  mov 8(%r13), %edi
+  syscall
+  mov $SYS_close, %eax
+  mov 16(%r13), %edi
+  syscall
+1:mov 64(%r13), %r12
+  mov 72(%r13), %rbx
+  add %r13, %rbx
+exec:
+  test %r12, %r12
+  jz reply
+  mov (%rbx), %eax
+  mov 8(%rbx), %rdi
+  mov 16(%rbx), %rsi
+  mov 24(%rbx), %rdx
+  mov 32(%rbx), %r10
+  mov 40(%rbx), %r8
+  mov 48(%rbx), %r9
+  syscall
+  mov %rax, 56(%rbx)
+  cmp $-4096, %rax
+  jbe 1f
+  cmpl $0, 4(%rbx)        # an error ends the batch unless the call says go on
+  je reply
+1:add $64, %rbx
+  dec %r12
+  jmp exec
+reply:
+  mov %r12, 48(%r13)      # calls left: 0 is all done
+  mov $SYS_sendto, %eax
+  mov %r14d, %edi
+  lea 48(%r13), %rsi
+  mov $8, %edx
+  mov $0x4000, %r10d      # MSG_NOSIGNAL
+  xor %r8d, %r8d
+  xor %r9d, %r9d
+  syscall
+  jmp loop
+fini:
+  # sockets: 8 and 16 only if they were not closed above; -1 fails harmlessly
+  cmpl $0, 24(%r13)
+  jne 1f
+  mov $SYS_close, %eax
+  mov 8(%r13), %edi
+  syscall
+  mov $SYS_close, %eax
+  mov 16(%r13), %edi
+  syscall
+1:mov $SYS_close, %eax
+  mov 12(%r13), %edi
+  syscall
+  mov $SYS_close, %eax
+  mov 20(%r13), %edi
+  syscall
+  cmpq $0, d_limited(%rip)
+  je 1f
+  mov $SYS_prlimit64, %eax # put RLIMIT_NOFILE back
+  xor %edi, %edi
+  mov $7, %esi
+  lea d_limit(%rip), %rdx
+  xor %r10d, %r10d
+  syscall
+1:mov $SYS_munmap, %eax
+  mov %r13, %rdi
+  mov d_size(%rip), %rsi
+  syscall
+nomem:
+  # a tracer that lives stops the thread here and restores it itself
+  mov $SYS_rt_sigprocmask, %eax
+  mov $2, %edi
+  lea d_mask(%rip), %rsi
+  xor %edx, %edx
+  mov $8, %r10d
+  syscall
+  mov d_rbx(%rip), %rbx
+  mov d_rcx(%rip), %rcx
+  mov d_rdx(%rip), %rdx
+  mov d_rsi(%rip), %rsi
+  mov d_rdi(%rip), %rdi
+  mov d_r8(%rip), %r8
+  mov d_r9(%rip), %r9
+  mov d_r10(%rip), %r10
+  mov d_r11(%rip), %r11
+  mov d_r12(%rip), %r12
+  mov d_r13(%rip), %r13
+  mov d_r14(%rip), %r14
+  # flags without a stack: DF by std, OF by an add, the rest by sahf
+  cmpb $0, d_flags+2(%rip)
+  je 1f
+  std
+1:mov d_flags(%rip), %ax  # al 0 or 1 for OF, ah SF ZF AF PF CF
+  add $0x7f, %al
+  sahf
+  mov d_rax(%rip), %rax
+  jmp *d_rip(%rip)
+
+.balign 8
+full:      .quad -1
+# filled in by the tracer; the order is that of paraWords in parasite_amd64.go
+d_words:
+d_fini:    .quad fini - start
+d_nomem:   .quad nomem - start
+d_size:    .quad 0
+d_mask:    .quad 0
+d_limited: .quad 0
+d_limit:   .quad 0, 0
+d_flags:   .quad 0
+d_rip:     .quad 0
+d_rax:     .quad 0
+d_rbx:     .quad 0
+d_rcx:     .quad 0
+d_rdx:     .quad 0
+d_rsi:     .quad 0
+d_rdi:     .quad 0
+d_r8:      .quad 0
+d_r9:      .quad 0
+d_r10:     .quad 0
+d_r11:     .quad 0
+d_r12:     .quad 0
+d_r13:     .quad 0
+d_r14:     .quad 0

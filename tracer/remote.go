@@ -1,0 +1,535 @@
+package tracer
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// remote is code of ours in one stopped thread, that makes system calls there.
+type remote struct {
+	e       *engine
+	p       *process
+	t       *thread
+	saved   registers // of the thread when it was stopped
+	mask    uint64
+	code    span
+	size    uint64 // of the scratch region
+	scratch uint64 // address of it
+	stage   uint64 // address of the part where maps are prepared
+	control int    // our end; -1 if it is not open
+	data    int    // our end of the socket over which files are sent
+	theirs  [2]int // the thread's ends
+	calls   int
+	placed  bool // the thread's registers point into our code
+}
+
+// batchTimeout bounds how long a thread may take for one batch. A close or a
+// page fault in it can wait for a file system.
+const batchTimeout = 10 * time.Second
+
+// bootSteps is more than the stops on the way through the start of the code.
+const bootSteps = 64
+
+var errTargetGone = errors.New("the process ended")
+
+// inject places code into t and runs it up to where it waits for a batch.
+// scratch and stage are bytes of memory.
+func (e *engine) inject(p *process, t *thread, scratch, stage uint64) (*remote, error) {
+	if err := codeModel(&t.regs); err != nil {
+		return nil, fmt.Errorf("thread %d (%s) cannot be used: %w", t.tid, p.comm, err)
+	}
+	if err := p.openMem(t); err != nil {
+		return nil, err
+	}
+	r := &remote{e: e, p: p, t: t, saved: t.regs, size: pageUp(scratch) + pageUp(stage), control: -1, data: -1}
+	mask, err := getSigMask(t.tid)
+	if err != nil {
+		return nil, fmt.Errorf("signal mask of thread %d: %w", t.tid, err)
+	}
+	r.mask = mask
+	conf := &paraConfig{regs: t.regs, mask: mask, scratch: r.size}
+	if _, _, in := inSyscall(&t.regs); !in {
+		conf.abortIP = rseqAbort(t.tid, pc(&t.regs), p.mem)
+	}
+	if p.limit != nil {
+		conf.limit, conf.limited = *p.limit, true
+	}
+	if r.code, err = p.findSlack(t, uint64(len(parasiteCode))); err != nil {
+		return nil, err
+	}
+	if _, err := p.mem.WriteAt(paraImage(conf), int64(r.code.start)); err != nil {
+		p.freeSlack(r.code)
+		return nil, fmt.Errorf("write code into process %d (%s) at %#x: %w", p.pid, p.comm, r.code.start, err)
+	}
+	if err := r.boot(pageUp(scratch)); err != nil {
+		if ferr := r.finish(); ferr != nil && !errors.Is(ferr, errTargetGone) {
+			err = fmt.Errorf("%w; and thread %d was not restored: %w", err, t.tid, ferr)
+		}
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *remote) boot(scratch uint64) error {
+	tid := r.t.tid
+	regs := startRegs(r.saved, r.code.start)
+	// first the registers, then the mask: the code puts back the mask it was
+	// given, so that at no point our death leaves the signals blocked
+	if err := unix.PtraceSetRegs(tid, &regs); err != nil {
+		return r.ptraceError("set registers", err)
+	}
+	r.placed = true
+	if err := setSigMask(tid, ^uint64(0)); err != nil {
+		return r.ptraceError("block signals", err)
+	}
+	for range bootSteps {
+		regs, err := r.step()
+		if err != nil {
+			return err
+		}
+		nr, ret, in := inSyscall(&regs)
+		if !r.code.contains(pc(&regs)) || pc(&regs) >= r.code.start+paraLabel(wordFini) {
+			return fmt.Errorf("thread %d (%s) could not map %d bytes or open a socket: out of memory or descriptors", tid, r.p.comm, r.size)
+		}
+		if !in || nr != unix.SYS_RECVFROM || ret != -int64(syscall.ENOSYS) {
+			continue
+		}
+		r.scratch = scratchOf(&regs)
+		r.stage = r.scratch + scratch
+		if err := r.connect(); err != nil {
+			return err
+		}
+		r.t.stopped = false
+		return cont(unix.PTRACE_CONT, tid, 0)
+	}
+	return fmt.Errorf("code in thread %d (%s) does not start", tid, r.p.comm)
+}
+
+func (s span) contains(a uint64) bool { return a >= s.start && a < s.end }
+
+// step runs the thread up to the next entry or exit of a system call.
+func (r *remote) step() (regs registers, err error) {
+	r.t.stopped = false
+	if err := cont(unix.PTRACE_SYSCALL, r.t.tid, 0); err != nil {
+		return regs, err
+	}
+	for {
+		ws, err := r.wait()
+		if err != nil {
+			return regs, err
+		}
+		if !syscallStop(ws) {
+			r.noteSignal(ws)
+			if err := cont(unix.PTRACE_SYSCALL, r.t.tid, 0); err != nil {
+				return regs, err
+			}
+			continue
+		}
+		r.t.stopped = true
+		if err := unix.PtraceGetRegs(r.t.tid, &regs); err != nil {
+			return regs, r.ptraceError("get registers", err)
+		}
+		return regs, nil
+	}
+}
+
+// noteSignal takes in a signal that the mask does not hold back. Only SIGSTOP
+// and SIGKILL are such, and the latter is not seen.
+func (r *remote) noteSignal(ws syscall.WaitStatus) {
+	if ws.Stopped() && !eventStop(ws) && ws.StopSignal() == syscall.SIGSTOP {
+		r.t.resendStop = true
+	}
+}
+
+// wait waits for the thread to stop or to end.
+func (r *remote) wait() (syscall.WaitStatus, error) {
+	start := time.Now()
+	for spins := 0; ; spins++ {
+		ws, none, err := waitThread(r.t.tid)
+		if err != nil || !none && (ws.Exited() || ws.Signaled()) {
+			r.t.gone, r.t.stopped = true, false
+			return ws, errTargetGone
+		}
+		if !none {
+			return ws, nil
+		}
+		if time.Since(start) > batchTimeout {
+			return ws, notStopping(r.t.tid, time.Since(start))
+		}
+		if spins > 100 { // the answer comes within microseconds, mostly
+			time.Sleep(20 * time.Microsecond)
+		}
+	}
+}
+
+func (r *remote) ptraceError(what string, err error) error {
+	if errors.Is(err, syscall.ESRCH) {
+		return errTargetGone
+	}
+	return fmt.Errorf("%s of thread %d (%s): %w", what, r.t.tid, r.p.comm, err)
+}
+
+// connect takes the senders' ends of the two socket pairs that the code made.
+func (r *remote) connect() error {
+	var b [16]byte
+	if _, err := r.p.mem.ReadAt(b[:], int64(r.scratch+scratchControl)); err != nil {
+		return fmt.Errorf("read memory of process %d: %w", r.p.pid, err)
+	}
+	g := getter{pid: r.p.pid, tid: r.t.tid, pidfd: r.p.pidfd, own: -1}
+	defer g.close()
+	if kcmp(r.p.pid, r.t.tid, kcmpFiles, 0, 0) == 0 {
+		g.tid = r.p.pid // the leader's table: needs no PIDFD_THREAD
+	}
+	ends := [4]int{}
+	for i := range ends {
+		ends[i] = int(int32(binary.LittleEndian.Uint32(b[4*i:])))
+	}
+	r.theirs = [2]int{ends[1], ends[3]}
+	var err error
+	if r.control, err = g.get(ends[0]); err != nil {
+		return err
+	}
+	if r.data, err = g.get(ends[2]); err != nil {
+		return err
+	}
+	// room for the files of all slots; SO_SNDBUFFORCE needs CAP_NET_ADMIN, and
+	// without it the default is enough for some 40,000 files
+	_ = unix.SetsockoptInt(r.data, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 4<<20)
+	return nil
+}
+
+// call is one system call of a batch.
+type call struct {
+	nr      uint64
+	args    [6]uint64
+	mayFail bool // go on with the batch after an error
+	ret     int64
+}
+
+func (c *call) errno() syscall.Errno {
+	if c.ret < 0 && c.ret >= -4095 {
+		return syscall.Errno(-c.ret)
+	}
+	return 0
+}
+
+// batch is a list of system calls with the memory they refer to.
+type batch struct {
+	r     *remote
+	data  []byte
+	calls []call
+}
+
+func (r *remote) batch() *batch { return &batch{r: r} }
+
+// bytes puts b into the memory of the batch, and returns its address there.
+func (b *batch) bytes(p []byte) uint64 {
+	for len(b.data)%16 != 0 {
+		b.data = append(b.data, 0)
+	}
+	at := b.r.scratch + scratchHeader + uint64(len(b.data))
+	b.data = append(b.data, p...)
+	return at
+}
+
+func (b *batch) add(nr uintptr, args ...uint64) *call {
+	c := call{nr: uint64(nr)}
+	copy(c.args[:], args)
+	b.calls = append(b.calls, c)
+	return &b.calls[len(b.calls)-1]
+}
+
+// callError is a system call that failed in the target and ended its batch.
+type callError struct {
+	index int
+	call  call
+	comm  string
+	tid   int
+}
+
+func (e *callError) Error() string {
+	name := callNames[e.call.nr]
+	if name == "" {
+		name = fmt.Sprintf("system call %d", e.call.nr)
+	}
+	return fmt.Sprintf("%s in thread %d (%s): %v", name, e.tid, e.comm, e.call.errno())
+}
+
+func (e *callError) Unwrap() error { return e.call.errno() }
+
+var callNames = map[uint64]string{
+	unix.SYS_RECVMSG: "recvmsg", unix.SYS_DUP3: "dup3", unix.SYS_CLOSE_RANGE: "close_range", unix.SYS_FCNTL: "fcntl", unix.SYS_MMAP: "mmap",
+	unix.SYS_MREMAP: "mremap", unix.SYS_FCHDIR: "fchdir", unix.SYS_CHROOT: "chroot", unix.SYS_MLOCK2: "mlock2", unix.SYS_MADVISE: "madvise",
+}
+
+const callBytes = 64
+
+// run executes the batch in the thread. The calls that ran have their results
+// set also after an error.
+func (b *batch) run() error {
+	r := b.r
+	if len(b.calls) == 0 {
+		return nil
+	}
+	for len(b.data)%16 != 0 {
+		b.data = append(b.data, 0)
+	}
+	table := uint64(scratchHeader + len(b.data))
+	image := append(slices.Clone(b.data), make([]byte, callBytes*len(b.calls))...)
+	calls := image[len(b.data):]
+	for i, c := range b.calls {
+		w := calls[callBytes*i:]
+		nr := c.nr
+		if c.mayFail {
+			nr |= 1 << 32
+		}
+		binary.LittleEndian.PutUint64(w, nr)
+		for j, a := range c.args {
+			binary.LittleEndian.PutUint64(w[8+8*j:], a)
+		}
+	}
+	if table+uint64(len(calls)) > r.stage-r.scratch {
+		return fmt.Errorf("batch of %d bytes for a region of %d", len(image), r.stage-r.scratch)
+	}
+	if _, err := r.p.mem.WriteAt(image, int64(r.scratch+scratchHeader)); err != nil {
+		return r.memError("write", err)
+	}
+	var msg [16]byte
+	binary.LittleEndian.PutUint64(msg[:], uint64(len(b.calls)))
+	binary.LittleEndian.PutUint64(msg[8:], table)
+	if _, err := unix.Write(r.control, msg[:]); err != nil {
+		return r.lostContact(err)
+	}
+	left, err := r.reply()
+	if err != nil {
+		return err
+	}
+	done := len(b.calls) - left
+	if left > 0 {
+		done++ // the one that failed
+	}
+	if _, err := r.p.mem.ReadAt(image, int64(r.scratch+scratchHeader)); err != nil {
+		return r.memError("read", err)
+	}
+	copy(b.data, image)
+	r.calls += done
+	for i := range b.calls[:done] {
+		b.calls[i].ret = int64(binary.LittleEndian.Uint64(calls[callBytes*i+56:]))
+	}
+	if left > 0 {
+		return &callError{index: done - 1, call: b.calls[done-1], comm: r.p.comm, tid: r.t.tid}
+	}
+	return nil
+}
+
+func (r *remote) reply() (left int, err error) {
+	var msg [8]byte
+	deadline := time.Now().Add(batchTimeout)
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(r.control), Events: unix.POLLIN}}, 20)
+		if n == 0 || errors.Is(err, syscall.EINTR) {
+			if time.Now().After(deadline) {
+				return 0, fmt.Errorf("thread %d (%s) did not finish its calls within %v", r.t.tid, r.p.comm, batchTimeout)
+			}
+			if err := r.unstick(); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		if err != nil {
+			return 0, fmt.Errorf("wait for thread %d (%s): %w", r.t.tid, r.p.comm, err)
+		}
+		if n, err = unix.Read(r.control, msg[:]); err != nil || n != len(msg) {
+			return 0, r.lostContact(err)
+		}
+		return int(binary.LittleEndian.Uint64(msg[:])), nil
+	}
+}
+
+// unstick lets the thread go on if a SIGSTOP, which no mask holds back, stopped it.
+func (r *remote) unstick() error {
+	ws, none, err := waitThread(r.t.tid)
+	switch {
+	case none:
+		return nil
+	case err != nil || ws.Exited() || ws.Signaled():
+		r.t.gone, r.t.stopped = true, false
+		return errTargetGone
+	}
+	r.noteSignal(ws)
+	return cont(unix.PTRACE_CONT, r.t.tid, 0)
+}
+
+// lostContact tells a process that ended from code that gave its thread back.
+func (r *remote) lostContact(err error) error {
+	if ws, none, werr := waitThread(r.t.tid); werr != nil || !none && (ws.Exited() || ws.Signaled()) {
+		r.t.gone, r.t.stopped = true, false
+		return errTargetGone
+	}
+	return fmt.Errorf("lost contact with the code in thread %d (%s), which gives its thread back after 3 s of silence (%v)", r.t.tid, r.p.comm, err)
+}
+
+func (r *remote) memError(what string, err error) error {
+	if errors.Is(err, os.ErrClosed) || !r.p.same() {
+		return errTargetGone
+	}
+	return fmt.Errorf("%s memory of process %d (%s): %w", what, r.p.pid, r.p.comm, err)
+}
+
+// send puts files into the queue of the data socket.
+func (r *remote) send(files []int) error {
+	if err := unix.Sendmsg(r.data, []byte{1}, unix.UnixRights(files...), nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT); err != nil {
+		return fmt.Errorf("send %d files to process %d (%s): %w", len(files), r.p.pid, r.p.comm, err)
+	}
+	return nil
+}
+
+// maxRights is how many files one message carries (SCM_MAX_FD is 253).
+const maxRights = 250
+
+// receive adds the call that takes the next message of n files from the data
+// socket, and returns where in b.data the numbers will be.
+func (b *batch) receive(n int, flags uint64) (at int) {
+	const header, iov, octet = 0, 64, 80
+	msg := make([]byte, 96)
+	control := unix.CmsgSpace(4 * n)
+	base := b.bytes(append(msg, make([]byte, control)...))
+	at = int(base - b.r.scratch - scratchHeader)
+	le := binary.LittleEndian
+	m := b.data[at:]
+	le.PutUint64(m[header+16:], base+iov)
+	le.PutUint64(m[header+24:], 1)
+	le.PutUint64(m[header+32:], base+uint64(len(msg)))
+	le.PutUint64(m[header+40:], uint64(control))
+	le.PutUint64(m[iov:], base+octet)
+	le.PutUint64(m[iov+8:], 1)
+	b.add(unix.SYS_RECVMSG, uint64(b.r.theirs[1]), base, flags|unix.MSG_DONTWAIT)
+	return at + len(msg)
+}
+
+// received reads the numbers that a receive at this place got.
+func (b *batch) received(at int) []int {
+	n := (int(binary.LittleEndian.Uint64(b.data[at:])) - unix.CmsgLen(0)) / 4
+	var r []int
+	for i := 0; i < n && at+unix.CmsgLen(0)+4*i+4 <= len(b.data); i++ {
+		r = append(r, int(int32(binary.LittleEndian.Uint32(b.data[at+unix.CmsgLen(0)+4*i:]))))
+	}
+	return r
+}
+
+// finish takes the code out again: the thread is left stopped, with registers
+// and signal mask as they were.
+func (r *remote) finish() error {
+	for _, s := range []*int{&r.control, &r.data} {
+		if *s >= 0 {
+			_ = unix.Close(*s) // a socket without data of ours
+			*s = -1
+		}
+	}
+	if r.t.gone {
+		return errTargetGone
+	}
+	if !r.placed {
+		r.p.freeSlack(r.code)
+		return nil
+	}
+	if !r.t.stopped {
+		if err := r.interrupt(); err != nil {
+			return err
+		}
+	}
+	var regs registers
+	if err := unix.PtraceGetRegs(r.t.tid, &regs); err != nil {
+		return r.ptraceError("get registers", err)
+	}
+	fini, end := r.code.start+paraLabel(wordFini), r.code.start+paraLabel(wordNoMem)
+	switch at := pc(&regs); {
+	case !r.code.contains(at):
+		// it gave the thread back by itself: what it has now is its own
+		r.t.regs, r.placed = regs, false
+		if err := r.e.restartRules(r.t); err != nil {
+			return err
+		}
+		return r.clear()
+	case at == r.code.start: // it ran nothing yet
+		return r.restore()
+	case r.scratch != 0 && at < fini:
+		regs = startRegs(regs, fini)
+		if err := unix.PtraceSetRegs(r.t.tid, &regs); err != nil {
+			return r.ptraceError("set registers", err)
+		}
+	}
+	// the part that closes and unmaps, up to its last call; if we die here it runs on
+	for pc(&regs) < end {
+		var err error
+		if regs, err = r.step(); err != nil {
+			return err
+		}
+	}
+	// only at a stop within the signal path does the kernel look at what is to be restarted
+	if err := r.interrupt(); err != nil {
+		return err
+	}
+	return r.restore()
+}
+
+func (r *remote) restore() error {
+	// first the mask: if we die in between, the code goes on to set the registers
+	if err := setSigMask(r.t.tid, r.mask); err != nil {
+		return r.ptraceError("set the signal mask", err)
+	}
+	if err := unix.PtraceSetRegs(r.t.tid, &r.saved); err != nil {
+		return r.ptraceError("restore registers", err)
+	}
+	r.t.regs, r.placed = r.saved, false
+	return r.clear()
+}
+
+// interrupt stops the thread as PTRACE_INTERRUPT does, from running or from a
+// stop at a system call.
+func (r *remote) interrupt() error {
+	tid := r.t.tid
+	if err := ptraceValue(unix.PTRACE_INTERRUPT, tid, 0, 0); err != nil {
+		return r.ptraceError("interrupt", err)
+	}
+	if r.t.stopped {
+		r.t.stopped = false
+		if err := cont(unix.PTRACE_CONT, tid, 0); err != nil {
+			return err
+		}
+	}
+	for {
+		ws, err := r.wait()
+		if err != nil {
+			return err
+		}
+		if eventStop(ws) {
+			r.t.stopped = true
+			return nil
+		}
+		r.noteSignal(ws)
+		if err := cont(unix.PTRACE_CONT, tid, 0); err != nil {
+			return err
+		}
+	}
+}
+
+// clear wipes the code from where it was.
+func (r *remote) clear() error {
+	if _, err := r.p.mem.WriteAt(make([]byte, r.code.end-r.code.start), int64(r.code.start)); err != nil {
+		return r.memError("write", err)
+	}
+	r.p.freeSlack(r.code)
+	return nil
+}
+
+const pageSize = 4096
+
+func pageUp(n uint64) uint64 { return (n + pageSize - 1) &^ (pageSize - 1) }

@@ -1,0 +1,444 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// item is a Description with what goes in its place.
+type item struct {
+	Description
+	file    int // -1 until it is opened
+	repl    int // -1 until Replace gave it
+	asked   bool
+	err     error // why there is none
+	noFlags bool  // O_PATH: no offset, no flags to copy
+}
+
+// slot is one number of a descriptor table that is part of the swap.
+type slot struct {
+	fd      int
+	cloexec bool
+	obj     Object
+	item    *item
+}
+
+// table is one descriptor table: of a process, or of threads that have their own.
+type table struct {
+	pid, tid int // tid: a thread that has it
+	all      []int
+	slots    []*slot
+}
+
+// place is a directory or a map that is part of the swap.
+type place struct {
+	obj  Object
+	item *item
+	line mapLine  // of a map
+	vm   []string // VmFlags of a map
+}
+
+// fsInfo is what threads with common directories share (CLONE_FS).
+type fsInfo struct {
+	pid, tid  int
+	cwd, root *place
+}
+
+// memory is what threads with common memory share (CLONE_VM).
+type memory struct {
+	pid, tid int
+	maps     []*place
+}
+
+// scanner finds the objects of processes and groups them into items.
+type scanner struct {
+	o       *Options
+	self    int
+	items   []*item
+	byFile  map[fileKey]*kcmpSet[*item]
+	byPlace map[placeKey]*item
+	seen    map[int]map[int]*slot        // pid, fd: what the live scan found in the table of the leader
+	flags   map[int]map[mapLine][]string // pid: VmFlags of maps that the live scan found
+	skipped []ObjectReport
+}
+
+type fileKey struct {
+	dev, ino uint64
+	flags    int
+}
+
+type placeKey struct {
+	kind            Kind
+	mount, dev, ino uint64
+	path            string
+	flags           int
+}
+
+func newScanner(o *Options) *scanner {
+	return &scanner{o: o, self: os.Getpid(), byFile: map[fileKey]*kcmpSet[*item]{}, byPlace: map[placeKey]*item{},
+		seen: map[int]map[int]*slot{}, flags: map[int]map[mapLine][]string{}}
+}
+
+// reset forgets holders, not items: what was replaced before the stop stays.
+func (s *scanner) reset() {
+	for _, it := range s.items {
+		it.Holders = nil
+	}
+	s.skipped = nil
+}
+
+func (s *scanner) skip(o Object, reason string) {
+	s.skipped = append(s.skipped, ObjectReport{Object: o, Reason: reason})
+}
+
+// gone reports errors that mean that a task or a file is not there any more.
+func gone(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) || errors.Is(err, syscall.EBADF)
+}
+
+// scanTable looks at each slot of the table of thread tid. pidfd is that of the
+// process.
+func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) {
+	t := &table{pid: pid, tid: tid}
+	var err error
+	if t.all, err = numbers(procPath(tid, "fd")); err != nil {
+		if gone(err) {
+			return t, nil
+		}
+		return nil, fmt.Errorf("descriptors of process %d: %w", pid, err)
+	}
+	known := map[int]*slot{}
+	if pid == tid {
+		if s.seen[pid] != nil {
+			known = s.seen[pid]
+		} else if remember {
+			s.seen[pid] = known
+		}
+	}
+	g := getter{pid: pid, tid: tid, pidfd: pidfd, own: -1}
+	defer g.close()
+	for _, fd := range t.all {
+		if was := known[fd]; was != nil && kcmp(tid, s.self, kcmpFile, fd, was.item.file) == 0 {
+			sl := *was
+			sl.item.Holders = append(sl.item.Holders, sl.obj)
+			t.slots = append(t.slots, &sl)
+			continue
+		}
+		link, err := readLink(procPath(tid, "fd/"+strconv.Itoa(fd)))
+		if err != nil {
+			if gone(err) {
+				continue
+			}
+			return nil, fmt.Errorf("descriptor %d of process %d: %w", fd, pid, err)
+		}
+		if !strings.HasPrefix(link, "/") { // a socket, a pipe, an anonymous inode
+			continue
+		}
+		sl, err := s.look(&g, fd, link)
+		if err != nil {
+			return nil, err
+		}
+		if remember {
+			known[fd] = sl
+		}
+		if sl != nil {
+			t.slots = append(t.slots, sl)
+		}
+	}
+	return t, nil
+}
+
+// look takes in one slot, nil if it is not part of the swap.
+func (s *scanner) look(g *getter, fd int, link string) (*slot, error) {
+	fi, err := readFdInfo(g.tid, fd)
+	if err != nil {
+		if gone(err) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("fdinfo of descriptor %d of process %d: %w", fd, g.pid, err)
+	}
+	o := Object{PID: g.pid, TID: g.tid, Kind: Descriptor, FD: fd, MountID: fi.mountID, Flags: fi.flags}
+	o.Path, o.Deleted = cutDeleted(link)
+	id, err := identify(procPath(g.tid, "fd/"+strconv.Itoa(fd)))
+	if err != nil {
+		if gone(err) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("stat of %s: %w", &o, err)
+	}
+	o.Dev, o.Ino, o.Mode = id.dev, id.ino, id.mode
+	if !s.o.Match(&o) {
+		return nil, nil
+	}
+	file, err := g.get(fd)
+	if err != nil {
+		if gone(err) {
+			return nil, nil
+		}
+		s.skip(o, err.Error())
+		return nil, nil
+	}
+	it := s.itemOf(&o, file)
+	it.Holders = append(it.Holders, o)
+	return &slot{fd: fd, cloexec: fi.flags&unix.O_CLOEXEC != 0, obj: o, item: it}, nil
+}
+
+// itemOf finds the item of an open file description, of which file is a
+// duplicate that it takes.
+func (s *scanner) itemOf(o *Object, file int) *item {
+	key := fileKey{o.Dev, o.Ino, o.Flags & unix.O_ACCMODE}
+	set := s.byFile[key]
+	if set == nil {
+		set = &kcmpSet[*item]{}
+		s.byFile[key] = set
+	}
+	it, isNew := set.find(func(it *item) int { return kcmp(s.self, s.self, kcmpFile, file, it.file) }, func() *item {
+		return newItem(o, file)
+	})
+	if isNew {
+		s.items = append(s.items, it)
+	} else {
+		_ = unix.Close(file) // one more reference of a description we hold
+	}
+	return it
+}
+
+func newItem(o *Object, file int) *item {
+	return &item{Description: Description{Kind: o.Kind, Path: o.Path, Deleted: o.Deleted, MountID: o.MountID, Dev: o.Dev, Ino: o.Ino, Mode: o.Mode,
+		Flags: o.Flags &^ unix.O_CLOEXEC, File: file}, file: file, repl: -1, noFlags: o.Kind != Descriptor || o.Flags&unix.O_PATH != 0}
+}
+
+// scanFS looks at the directories of thread tid.
+func (s *scanner) scanFS(pid, tid int) (*fsInfo, error) {
+	f := &fsInfo{pid: pid, tid: tid}
+	for _, k := range []struct {
+		kind Kind
+		name string
+		to   **place
+	}{{Cwd, "cwd", &f.cwd}, {Root, "root", &f.root}} {
+		path := procPath(tid, k.name)
+		link, err := readLink(path)
+		if err != nil {
+			if gone(err) {
+				return f, nil
+			}
+			return nil, fmt.Errorf("%s of process %d: %w", k.name, pid, err)
+		}
+		if !strings.HasPrefix(link, "/") { // "(unreachable)…": of another mount namespace
+			continue
+		}
+		id, err := identify(path)
+		if err != nil {
+			if gone(err) {
+				return f, nil
+			}
+			return nil, fmt.Errorf("%s of process %d: %w", k.name, pid, err)
+		}
+		o := Object{PID: pid, TID: tid, Kind: k.kind, FD: -1, MountID: id.mountID, Dev: id.dev, Ino: id.ino, Mode: id.mode, Flags: unix.O_PATH}
+		o.Path, o.Deleted = cutDeleted(link)
+		if !s.o.Match(&o) {
+			continue
+		}
+		it, err := s.placeItem(&o, path, unix.O_PATH)
+		if err != nil {
+			if gone(err) {
+				return f, nil
+			}
+			s.skip(o, err.Error())
+			continue
+		}
+		*k.to = &place{obj: o, item: it}
+	}
+	return f, nil
+}
+
+// placeItem finds the item of a directory or a map, or opens it.
+func (s *scanner) placeItem(o *Object, path string, flags int) (*item, error) {
+	key := placeKey{o.Kind, o.MountID, o.Dev, o.Ino, o.Path, o.Flags}
+	it := s.byPlace[key]
+	if it == nil {
+		file, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return nil, fmt.Errorf("open %s: %w", path, err)
+		}
+		it = newItem(o, file)
+		s.byPlace[key] = it
+		s.items = append(s.items, it)
+	}
+	it.Holders = append(it.Holders, *o)
+	return it, nil
+}
+
+// scanMaps looks at the memory maps of thread tid.
+func (s *scanner) scanMaps(pid, tid int) (*memory, error) {
+	m := &memory{pid: pid, tid: tid}
+	text, err := os.ReadFile(procPath(tid, "maps"))
+	if err != nil {
+		if gone(err) {
+			return m, nil
+		}
+		return nil, fmt.Errorf("maps of process %d: %w", pid, err)
+	}
+	lines, err := parseMaps(text)
+	if err != nil {
+		return nil, fmt.Errorf("maps of process %d: %w", pid, err)
+	}
+	type file struct{ dev, ino uint64 }
+	executable := map[file]bool{}
+	for _, l := range lines {
+		if l.prot&unix.PROT_EXEC != 0 && l.ino != 0 {
+			executable[file{l.dev, l.ino}] = true
+		}
+	}
+	for _, l := range lines {
+		if !strings.HasPrefix(l.path, "/") {
+			continue
+		}
+		p, err := s.lookMap(pid, tid, l)
+		if err != nil {
+			return nil, err
+		}
+		if p == nil {
+			continue
+		}
+		if executable[file{l.dev, l.ino}] {
+			s.skip(p.obj, reasonExecutable)
+			continue
+		}
+		if p.vm = s.flags[pid][l]; p.vm == nil {
+			if err := s.readMapFlags(pid, tid, lines); err != nil {
+				return nil, err
+			}
+			p.vm = s.flags[pid][l]
+		}
+		if reason := mapObstacle(p.vm); reason != "" {
+			s.skip(p.obj, reason)
+			continue
+		}
+		flags := p.obj.Flags
+		if s.o.MapsByPath {
+			flags = unix.O_PATH
+		}
+		if p.item, err = s.placeItem(&p.obj, mapFile(tid, l), flags); err != nil {
+			if gone(err) {
+				continue
+			}
+			s.skip(p.obj, err.Error())
+			continue
+		}
+		m.maps = append(m.maps, p)
+	}
+	return m, nil
+}
+
+// Reasons in reports that callers may look for.
+const (
+	reasonExecutable = "file is mapped for execution: the running program and its libraries are left as they are"
+)
+
+func mapFile(tid int, l mapLine) string {
+	return procPath(tid, fmt.Sprintf("map_files/%x-%x", l.start, l.end))
+}
+
+// lookMap asks whether a map is part of the swap; nil if not.
+func (s *scanner) lookMap(pid, tid int, l mapLine) (*place, error) {
+	path := mapFile(tid, l)
+	link, err := readLink(path)
+	if err == nil && strings.HasPrefix(link, "/") {
+		var id identity
+		if id, err = identify(path); err == nil {
+			o := Object{PID: pid, TID: tid, Kind: Map, FD: -1, MountID: id.mountID, Dev: id.dev, Ino: id.ino, Mode: id.mode,
+				Start: l.start, End: l.end, Offset: l.offset, Shared: l.shared, Prot: l.prot}
+			o.Path, o.Deleted = cutDeleted(link)
+			if l.shared {
+				// the link has the access mode of the mapped file (fs/proc/base.c,
+				// proc_map_files_instantiate): with write access the map can become
+				// writable later, mprotect(2)
+				var st unix.Stat_t
+				if err = unix.Lstat(path, &st); err == nil && st.Mode&unix.S_IWUSR != 0 {
+					o.Flags = unix.O_RDWR
+				}
+			}
+			if err == nil {
+				if !s.o.Match(&o) {
+					return nil, nil
+				}
+				return &place{obj: o, line: l}, nil
+			}
+		}
+	}
+	if err == nil || gone(err) {
+		return nil, nil
+	}
+	return nil, fmt.Errorf("map %x-%x of process %d: %w (CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE is needed)", l.start, l.end, pid, err)
+}
+
+func (s *scanner) readMapFlags(pid, tid int, lines []mapLine) error {
+	text, err := os.ReadFile(procPath(tid, "smaps"))
+	if err != nil && !gone(err) {
+		return fmt.Errorf("smaps of process %d: %w", pid, err)
+	}
+	byStart := parseMapFlags(text)
+	r := map[mapLine][]string{}
+	for _, l := range lines {
+		if f, ok := byStart[l.start]; ok {
+			r[l] = f
+		}
+	}
+	s.flags[pid] = r
+	return nil
+}
+
+// mapObstacle says why a map of these VmFlags (proc(5)) cannot be swapped, "" if
+// it can.
+func mapObstacle(vm []string) string {
+	for _, f := range []struct{ flag, reason string }{
+		{"io", "map of device memory"}, {"pf", "map of device memory"},
+		{"ht", "map of huge pages"},
+		{"um", "map is watched by userfaultfd"}, {"uw", "map is watched by userfaultfd"}, {"ui", "map is watched by userfaultfd"},
+		{"sl", "map is sealed (mseal)"},
+	} {
+		if slices.Contains(vm, f.flag) {
+			return f.reason
+		}
+	}
+	return ""
+}
+
+// getter takes duplicates of the descriptors of one table.
+type getter struct {
+	pid, tid, pidfd int
+	own             int // pidfd of the thread, if it is not the leader
+}
+
+func (g *getter) get(fd int) (int, error) {
+	pidfd := g.pidfd
+	if g.tid != g.pid {
+		if g.own < 0 {
+			own, err := unix.PidfdOpen(g.tid, unix.PIDFD_THREAD)
+			if err != nil {
+				return -1, fmt.Errorf("thread %d has a descriptor table of its own, which needs Linux 6.9: %w", g.tid, err)
+			}
+			g.own = own
+		}
+		pidfd = g.own
+	}
+	n, err := unix.PidfdGetfd(pidfd, fd, 0)
+	if err != nil {
+		return -1, fmt.Errorf("duplicate descriptor %d of process %d: %w", fd, g.pid, err)
+	}
+	return n, nil
+}
+
+func (g *getter) close() {
+	if g.own >= 0 {
+		_ = unix.Close(g.own)
+	}
+}

@@ -1,0 +1,76 @@
+package tracer
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// slackMargin is left free before our code: zero bytes at the end of a page may
+// be data of what stands before them.
+const slackMargin = 16
+
+// findSlack finds n unused bytes in executable memory: zeros at the end of the
+// vdso, or, where that has not enough, of the text of a program or library.
+// Nothing is mapped for code: a page that appears would be seen, and would have
+// to be writable or executable by turns.
+func (p *process) findSlack(t *thread, n uint64) (span, error) {
+	text, err := os.ReadFile(procPath(t.tid, "maps"))
+	if err != nil {
+		return span{}, fmt.Errorf("maps of process %d (%s): %w", p.pid, p.comm, err)
+	}
+	lines, err := parseMaps(text)
+	if err != nil {
+		return span{}, fmt.Errorf("maps of process %d (%s): %w", p.pid, p.comm, err)
+	}
+	page := make([]byte, pageSize)
+	for _, vdso := range []bool{true, false} {
+		for _, l := range lines {
+			if l.prot != unix.PROT_READ|unix.PROT_EXEC || l.shared || l.path == "[vsyscall]" || vdso != (l.path == "[vdso]") {
+				continue
+			}
+			if !vdso && !strings.HasPrefix(l.path, "/") { // code made at run time may grow there
+				continue
+			}
+			if k, err := p.mem.ReadAt(page, int64(l.end-pageSize)); err != nil || k != pageSize {
+				continue
+			}
+			zeros := uint64(0)
+			for zeros < pageSize && page[pageSize-1-zeros] == 0 {
+				zeros++
+			}
+			if zeros < slackMargin {
+				continue
+			}
+			if s, ok := p.takeSlack(span{l.end - zeros + slackMargin, l.end}, n); ok {
+				return s, nil
+			}
+		}
+	}
+	return span{}, fmt.Errorf("process %d (%s) has no %d unused bytes at the end of its vdso, program or libraries to place code in", p.pid, p.comm, n)
+}
+
+// takeSlack takes n bytes from the end of free, below what is taken already.
+func (p *process) takeSlack(free span, n uint64) (span, bool) {
+	end := free.end
+	for {
+		s := span{start: (end - n) &^ 15, end: 0}
+		s.end = s.start + n
+		if end < n || s.start < free.start {
+			return span{}, false
+		}
+		i := slices.IndexFunc(p.slack, func(o span) bool { return o.start < s.end && s.start < o.end })
+		if i < 0 {
+			p.slack = append(p.slack, s)
+			return s, true
+		}
+		end = p.slack[i].start
+	}
+}
+
+func (p *process) freeSlack(s span) {
+	p.slack = slices.DeleteFunc(p.slack, func(o span) bool { return o == s })
+}

@@ -1,0 +1,302 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// found is what a look at one process found.
+type found struct {
+	tables []*table
+	fs     []*fsInfo
+	mem    *memory   // of one process
+	mems   []*memory // of all, where several are joined
+}
+
+func (f *found) matches() bool {
+	for _, t := range f.tables {
+		if len(t.slots) > 0 {
+			return true
+		}
+	}
+	for _, d := range f.fs {
+		if d.cwd != nil || d.root != nil {
+			return true
+		}
+	}
+	return f.mem != nil && len(f.mem.maps) > 0
+}
+
+// scanProcess looks at all tables, directories and maps of a process.
+func (s *scanner) scanProcess(pid, pidfd int, remember bool) (*found, error) {
+	f := &found{}
+	tids, err := numbers(procPath(pid, "task"))
+	if err != nil {
+		if gone(err) {
+			return f, nil
+		}
+		return nil, fmt.Errorf("threads of process %d: %w", pid, err)
+	}
+	// the leader first: its table is everybody's, mostly
+	for _, tid := range tids {
+		if !sameAs(tid, kcmpFiles, f.tables, func(t *table) int { return t.tid }) {
+			t, err := s.scanTable(pid, tid, pidfd, remember)
+			if err != nil {
+				return nil, err
+			}
+			f.tables = append(f.tables, t)
+		}
+		if !sameAs(tid, kcmpFS, f.fs, func(d *fsInfo) int { return d.tid }) {
+			d, err := s.scanFS(pid, tid)
+			if err != nil {
+				return nil, err
+			}
+			f.fs = append(f.fs, d)
+		}
+	}
+	for _, tid := range tids { // a leader that is a zombie has no memory
+		if st, err := readStatus(tid); err == nil && st.state != 'Z' && st.state != 'X' {
+			f.mem, err = s.scanMaps(pid, tid)
+			return f, err
+		}
+	}
+	return f, nil
+}
+
+// sameAs reports that one of the list holds the same as tid.
+func sameAs[T any](tid, typ int, list []T, of func(T) int) bool {
+	for _, x := range list {
+		if of(x) == tid || kcmp(of(x), tid, typ, 0, 0) == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// candidate opens a process, nil if it is none that can be swapped: our own, a
+// kernel thread, a zombie, or gone.
+func (x *transaction) candidate(pid int) (*process, error) {
+	if pid == x.s.self || pid <= 0 {
+		return nil, nil
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		if gone(err) || errors.Is(err, syscall.EINVAL) { // EINVAL: a thread, not a process
+			return nil, nil
+		}
+		return nil, fmt.Errorf("pidfd_open of process %d: %w", pid, err)
+	}
+	p := &process{pid: pid, pidfd: fd, threads: map[int]*thread{}}
+	st, err := readStatus(pid)
+	if err != nil || isKernelThread(pid) {
+		p.close()
+		if err != nil && !gone(err) {
+			return nil, fmt.Errorf("process %d: %w", pid, err)
+		}
+		return nil, nil
+	}
+	p.comm = st.name
+	return p, nil
+}
+
+// refresh asks for the candidates. It returns those that are new, and drops
+// those that ended.
+func (x *transaction) refresh() error {
+	pids, err := x.o.Processes()
+	if err != nil {
+		return fmt.Errorf("list processes: %w", err)
+	}
+	listed := map[int]bool{}
+	for _, pid := range pids {
+		listed[pid] = true
+		if p := x.known[pid]; p != nil {
+			if p.same() {
+				continue
+			}
+			if !p.since.IsZero() { // being stopped: the stop loop sees its end
+				continue
+			}
+			p.close()
+			delete(x.known, pid)
+			delete(x.s.seen, pid)
+		}
+		p, err := x.candidate(pid)
+		if err != nil {
+			return err
+		}
+		if p != nil {
+			x.known[pid] = p
+		}
+	}
+	for pid, p := range x.known {
+		if !listed[pid] && p.since.IsZero() {
+			p.close()
+			delete(x.known, pid)
+		}
+	}
+	return nil
+}
+
+// stop stops every process with a matching object: all its threads, until no
+// new thread and no new such process turns up.
+func (x *transaction) stop() error {
+	x.deadline = time.Now().Add(x.o.Deadline)
+	first := true
+	for {
+		if err := x.alive(); err != nil {
+			return err
+		}
+		if !first {
+			if err := x.refresh(); err != nil {
+				return err
+			}
+		}
+		fresh, deferred, err := x.pickFresh(first)
+		if err != nil {
+			return err
+		}
+		for _, p := range fresh {
+			x.e.procs[p.pid] = p
+			x.e.order = append(x.e.order, p)
+		}
+		seized, err := x.seizeAll()
+		if err != nil {
+			return err
+		}
+		if first && x.o.Seized != nil {
+			if err := x.o.Seized(); err != nil {
+				return fmt.Errorf("after seizing: %w", err)
+			}
+		}
+		if err := x.waitAll(); err != nil {
+			return err
+		}
+		if !first && seized == 0 && deferred == 0 {
+			return nil
+		}
+		first = false
+	}
+}
+
+// pickFresh returns the processes to be stopped that are not yet: those with a
+// matching object. deferred counts those that must wait: a child of vfork(2)
+// runs until it calls execve, or its parent, asleep till then, would never stop.
+func (x *transaction) pickFresh(first bool) (fresh []*process, deferred int, err error) {
+	chosen := map[int]bool{}
+	var picked []*process
+	for _, p := range x.sortedKnown() {
+		if x.e.procs[p.pid] != nil {
+			continue
+		}
+		match := x.matched[p.pid]
+		if !first {
+			f, err := x.s.scanProcess(p.pid, p.pidfd, false)
+			if err != nil {
+				return nil, 0, err
+			}
+			match = f.matches()
+		}
+		if match {
+			chosen[p.pid] = true
+			picked = append(picked, p)
+		}
+	}
+	for _, p := range picked {
+		if st, err := readStatus(p.pid); err == nil && kcmp(p.pid, st.ppid, kcmpVM, 0, 0) == 0 {
+			parent := x.e.procs[st.ppid]
+			if chosen[st.ppid] || parent != nil && parent.running() != nil {
+				deferred++
+				continue
+			}
+		}
+		fresh = append(fresh, p)
+	}
+	return fresh, deferred, nil
+}
+
+func (x *transaction) seizeAll() (n int, err error) {
+	for _, p := range x.e.order {
+		if p.dead {
+			continue
+		}
+		k, err := x.e.seizeProcess(p)
+		n += k
+		if err != nil {
+			return n, err
+		}
+		if k > 0 && !p.same() {
+			p.dead = true // its number may have been given away before we seized it
+			if err := x.e.resume(p); err != nil {
+				return n, err
+			}
+		}
+	}
+	return n, nil
+}
+
+// waitAll waits until every thread that was seized is stopped or gone. One that
+// sleeps in vfork is not waited for beyond what its child, which runs on, needs.
+func (x *transaction) waitAll() error {
+	var d pause
+	for {
+		waiting := 0
+		for _, p := range x.e.order {
+			for _, t := range p.order {
+				if t.stopped || t.gone {
+					continue
+				}
+				if err := x.e.poll(p, t); err != nil {
+					return err
+				}
+				if !t.stopped && !t.gone {
+					waiting++
+				}
+			}
+		}
+		if waiting == 0 {
+			return nil
+		}
+		if err := x.alive(); err != nil {
+			return err
+		}
+		if time.Now().After(x.deadline) {
+			for _, p := range x.e.order {
+				if t := p.running(); t != nil {
+					return notStopping(t.tid, x.o.Deadline)
+				}
+			}
+		}
+		d.sleep()
+	}
+}
+
+// alive is an error once the caller gave up.
+func (x *transaction) alive() error {
+	if err := x.ctx.Err(); err != nil {
+		return fmt.Errorf("given up by the caller: %w", err)
+	}
+	return nil
+}
+
+// checkSeccomp refuses a thread that seccomp would kill for our calls.
+func checkSeccomp(p *process, t *thread) error {
+	if t.noSeccomp {
+		return nil
+	}
+	st, err := readStatus(t.tid)
+	if err != nil {
+		if gone(err) || errors.Is(err, os.ErrNotExist) {
+			return errTargetGone
+		}
+		return err
+	}
+	if st.seccomp != 0 {
+		return fmt.Errorf("process %d (%s) is under a seccomp filter that cannot be suspended: CAP_SYS_ADMIN in the initial user namespace is needed", p.pid, p.comm)
+	}
+	return nil
+}
