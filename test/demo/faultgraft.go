@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -22,7 +23,6 @@ type grafted struct {
 		Name  string `json:"name"`
 		Fired int    `json:"fired"`
 	} `json:"rules"`
-	PauseMs float64 `json:"pauseMs"`
 }
 
 // event is a line of `faultgraft events -o json`, as far as the demo looks at it.
@@ -43,6 +43,24 @@ func (e event) container() string {
 		return e.Name
 	}
 	return e.Target[:min(12, len(e.Target))]
+}
+
+// inject grafts, shows what faultgraft says about it, and returns the graft's id.
+func (d *demo) inject(ctx context.Context, args ...string) (string, error) {
+	args = append([]string{"inject"}, args...)
+	cmd, err := d.lab.FaultgraftCommand(ctx, args...)
+	if err != nil {
+		return "", err
+	}
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("faultgraft inject: %w: %s", err, bytes.TrimSpace(said.Bytes()))
+	}
+	for line := range strings.Lines(said.String()) {
+		say("         %s", strings.TrimSuffix(line, "\n"))
+	}
+	return strings.TrimSpace(out.String()), nil
 }
 
 // grafts lists what is grafted now.

@@ -36,10 +36,14 @@ func because(err error) string {
 func await(ctx context.Context, limit time.Duration, what string, done func(context.Context) (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	var err error
 	for {
-		ok, err := done(ctx)
-		if ok && err == nil {
+		ok, e := done(ctx)
+		if ok && e == nil {
 			return nil
+		}
+		if ctx.Err() == nil {
+			err = e // else the time was up while it asked, which says nothing
 		}
 		select {
 		case <-ctx.Done():
