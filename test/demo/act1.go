@@ -63,7 +63,7 @@ func (d *demo) actRunning(ctx context.Context) (err error) {
 		return err
 	}
 
-	rule := "io error=EIO op=fsync ttl=1m"
+	rule := "io error=EIO op=fsync+fdatasync ttl=1m" // the kernel makes an fdatasync of msync(2)
 	say("  $ faultgraft inject %s --path /data '%s'", name, rule)
 	graft, err := d.inject(ctx, name, "--path", "/data", rule)
 	if err != nil {
