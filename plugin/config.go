@@ -73,7 +73,8 @@ func ParseConfig(text string) (Config, error) {
 		return Config{}, fmt.Errorf("configuration, line %d: a second document starts here; keep one", n)
 	}
 	if err := yaml.UnmarshalStrict([]byte(text), &c); err != nil {
-		return Config{}, fmt.Errorf("configuration: %w", err)
+		what := strings.TrimPrefix(err.Error(), "error unmarshaling JSON: while decoding JSON: json: ")
+		return Config{}, fmt.Errorf("configuration: %s; docs/plugin.md lists the fields", what)
 	}
 	if _, err := c.level(); err != nil {
 		return Config{}, err

@@ -122,7 +122,8 @@ func graftsOf(all []keeper.Graft, c *Container, applied []appliedRule) []keeper.
 	for _, g := range all {
 		t := g.Target
 		mine := t.PID == c.PID && t.StartTime == c.StartTime
-		if mine || slices.ContainsFunc(applied, func(a appliedRule) bool { return a.Graft == g.ID }) {
+		byPID := t.Namespace == "" && slices.ContainsFunc(applied, func(a appliedRule) bool { return a.Graft == g.ID })
+		if mine || byPID {
 			own = append(own, g)
 		}
 	}

@@ -23,10 +23,9 @@ const (
 	listTimeout   = 5 * time.Second
 	// graftTimeout bounds one Inject or Recover whole; the target stands still for a small part of it only.
 	graftTimeout = 30 * time.Second
-	// maxAttempts bounds how often a graft of one task is tried; the pause between doubles from firstRetry.
-	maxAttempts = 6
-	firstRetry  = 500 * time.Millisecond
-	busyRetry   = 500 * time.Millisecond
+	// maxAttempts bounds how often a graft of one task is tried; the pause between doubles from the first.
+	maxAttempts       = 6
+	defaultFirstRetry = 500 * time.Millisecond
 )
 
 // errGone: containerd has no such container. errSandbox: it is a pause container.
@@ -68,7 +67,10 @@ type reconciler struct {
 	// blind: the memory was lost, so that a task without an entry may have grafts all the same.
 	blind bool
 	now   func() time.Time
-	queue *queue
+
+	// firstRetry is the pause before the second attempt, and before a look at a graft that somebody else is changing.
+	firstRetry time.Duration
+	queue      *queue
 
 	mu      sync.Mutex
 	records map[Key]*record
@@ -360,7 +362,7 @@ func (r *reconciler) ownGrafts(ctx context.Context, c *Container, disabled bool)
 func (r *reconciler) carryOut(ctx context.Context, c *Container, result policy.Result, grafts []keeper.Graft) outcome {
 	p := makePlan(c, result.Rules, grafts, r.memory.rules(c.Key, c.PID, c.StartTime), r.now())
 	if p.busy != nil {
-		r.queue.addAfter(c.Key, busyRetry)
+		r.queue.addAfter(c.Key, r.firstRetry)
 		return outcome{StatePending, fmt.Sprintf("graft %s over %s is %s", p.busy.ID, p.busy.Path, p.busy.State), false}
 	}
 	if err := r.recoverAll(ctx, c, p.recover); err != nil {
@@ -533,7 +535,7 @@ func (r *reconciler) store(pid int, c Container, out outcome, problems []*policy
 		}
 	}
 	if retry {
-		r.queue.addAfter(c.Key, firstRetry<<(attempts-1))
+		r.queue.addAfter(c.Key, r.firstRetry<<(attempts-1))
 	}
 }
 
@@ -547,7 +549,7 @@ func (r *reconciler) again(k Key) {
 	}
 	rec.stale = true
 	if rec.attempts++; rec.attempts < maxAttempts {
-		r.queue.addAfter(k, firstRetry<<(rec.attempts-1))
+		r.queue.addAfter(k, r.firstRetry<<(rec.attempts-1))
 	}
 }
 

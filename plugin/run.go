@@ -34,6 +34,8 @@ func Run(ctx context.Context, opts Options) error {
 	a := &agent{base: opts, metrics: newMetrics(), configured: make(chan struct{}), kick: make(chan struct{}, 1)}
 	a.nri.gauge = a.metrics.connected.WithLabelValues(sourceNRI)
 	a.containerd.gauge = a.metrics.connected.WithLabelValues(sourceContainerd)
+	a.nri.set(false, errConnecting)
+	a.containerd.set(false, errConnecting)
 	a.openLogger(launched != nil)
 	defer a.closeLog()
 	if launched != nil {
@@ -50,6 +52,9 @@ func Run(ctx context.Context, opts Options) error {
 		return nil
 	})
 }
+
+// errConnecting: the first attempt to reach a source is not over.
+var errConnecting = errors.New("connecting")
 
 // agent is one run of the agent.
 type agent struct {
@@ -118,7 +123,7 @@ func (a *agent) setup(c Config) error {
 	work, cancel := context.WithCancel(context.Background())
 	a.opts, a.runtime, a.cancelWork = o, d, cancel
 	a.loop = &reconciler{
-		grafter: o.Grafter, lookup: d, memory: mem, metrics: a.metrics, log: a.log, check: checkProcess, now: time.Now, blind: warning != nil,
+		grafter: o.Grafter, lookup: d, memory: mem, metrics: a.metrics, log: a.log, check: checkProcess, now: time.Now, firstRetry: defaultFirstRetry, blind: warning != nil,
 	}
 	a.loop.open(work, settingsOf(o))
 	a.metrics.registry.MustRegister(liveCollector{a.loop})

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"google.golang.org/grpc"
 )
 
 // Labels and extensions by which containers of nerdctl and CRI are known.
@@ -40,7 +42,11 @@ type containerdRuntime struct {
 
 // dialContainerd makes a client; it connects when it is used, and again after containerd was restarted.
 func dialContainerd(address string) (*containerdRuntime, error) {
-	c, err := client.New(address, client.WithTimeout(reconnectMax))
+	// containerd's own dialer polls for a socket that is not there and heeds no context.
+	dial := func(ctx context.Context, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", address)
+	}
+	c, err := client.New(address, client.WithTimeout(reconnectMax), client.WithExtraDialOpts([]grpc.DialOption{grpc.WithContextDialer(dial)}))
 	if err != nil {
 		return nil, fmt.Errorf("containerd at %s: %w", address, err)
 	}
