@@ -247,6 +247,9 @@ func newRecoverCommand(g *global) *cobra.Command {
 			done := []keeper.Graft{}
 			for _, id := range ids {
 				gr, err := g.keepers().Ungraft(c.Context(), id)
+				if all && errors.Is(err, keeper.ErrNoGraft) {
+					continue // it ended by itself meanwhile
+				}
 				if err != nil {
 					errs = append(errs, err)
 					continue

@@ -31,11 +31,11 @@ type AttachOptions struct {
 
 // Steps of Attach, besides those of the tracer.
 const (
-	StepResolve = "resolve"
-	StepLayer   = "layer"
-	StepServe   = "serve"
-	StepMount   = "mount"
-	StepCommit  = "commit"
+	StepResolve  = "resolve"
+	StepLayer    = "layer"
+	StepServe    = "serve"
+	StepMount    = "mount"
+	StepHandOver = "hand over"
 )
 
 // stragglerPasses bounds how often the target is looked through again for
@@ -92,7 +92,7 @@ func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 			break
 		}
 	}
-	if err := a.Step(StepCommit); err != nil {
+	if err := a.Step(StepHandOver); err != nil {
 		return nil, err
 	}
 	if err := a.handOver(); err != nil {

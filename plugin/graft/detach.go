@@ -66,7 +66,7 @@ type detachment struct {
 
 func (d *detachment) run(ctx context.Context) error {
 	swap := tracer.Options{
-		Processes: allProcesses, Match: d.match, Replace: d.original, Locks: d.locks,
+		Processes: reachableProcesses, Match: d.match, Replace: d.original, Locks: d.locks,
 		Step: d.Step, Deadline: d.Deadline,
 	}
 	if d.Server == nil {

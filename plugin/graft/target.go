@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -58,26 +59,16 @@ func CheckTarget(pid int) (Target, error) {
 		return t, fmt.Errorf("pid %d: look at its mount namespace: %w; faultgraft needs root with CAP_SYS_PTRACE", pid, err)
 	}
 	t.MountNS = ns.Ino
-	for _, own := range []string{"/proc/1/ns/mnt", "/proc/self/ns/mnt"} {
+	ancestors := ancestry(os.Getpid())
+	for _, p := range append(ancestors, 1) {
+		// init may hold capabilities that we lack, and then does not let us look (ptrace(2), access mode checking).
 		var s unix.Stat_t
-		if err := unix.Stat(own, &s); err != nil {
-			return t, fmt.Errorf("look at %s: %w; faultgraft needs root", own, err)
-		}
-		if s.Ino == ns.Ino {
+		if unix.Stat(fmt.Sprintf("/proc/%d/ns/mnt", p), &s) == nil && s.Ino == ns.Ino {
 			t.Tree = true
 		}
 	}
-	if t.Tree {
-		for p := os.Getpid(); p > 1; {
-			if p == pid {
-				return t, refuse("this command is a part of its process tree")
-			}
-			s, err := readStat(p)
-			if err != nil {
-				break // an ancestor that just ended
-			}
-			p = s.ppid
-		}
+	if t.Tree && slices.Contains(ancestors, pid) {
+		return t, refuse("this command is a part of its process tree")
 	}
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 	if err != nil {
@@ -103,6 +94,20 @@ func CheckTarget(pid int) (Target, error) {
 func (t Target) Alive() bool {
 	s, err := readStat(t.PID)
 	return err == nil && s.startTime == t.StartTime && s.state != 'Z' && s.state != 'X'
+}
+
+// ancestry lists a process and those that it descends from, init left out.
+func ancestry(pid int) []int {
+	var chain []int
+	for pid > 1 {
+		chain = append(chain, pid)
+		s, err := readStat(pid)
+		if err != nil {
+			break // it has just ended
+		}
+		pid = s.ppid
+	}
+	return chain
 }
 
 // entry finds a process through which the target's mount namespace can be
@@ -167,6 +172,26 @@ func allProcesses() ([]int, error) {
 	}
 	sort.Ints(pids)
 	return pids, nil
+}
+
+// reachableProcesses lists the processes that a layer's objects can be taken
+// back from. Left out are those that this process may not look into, because
+// they have capabilities that it lacks (ptrace(2), access mode checking), as an
+// init may have; and faultgraft's own, which hold layers for good reason.
+func reachableProcesses() ([]int, error) {
+	var own unix.Stat_t
+	if err := unix.Stat("/proc/self/exe", &own); err != nil {
+		return nil, fmt.Errorf("look at the own binary: %w", err)
+	}
+	all, err := allProcesses()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(pid int) bool {
+		var exe unix.Stat_t
+		err := unix.Stat(fmt.Sprintf("/proc/%d/exe", pid), &exe) // kernel threads have none
+		return err != nil || exe.Dev == own.Dev && exe.Ino == own.Ino
+	}), nil
 }
 
 func descendants(root int, all []int) []int {

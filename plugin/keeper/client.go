@@ -193,6 +193,10 @@ func (c *Client) Ungraft(ctx context.Context, id string) (Graft, error) {
 				continue
 			}
 			err := c.call(ctx, key, http.MethodDelete, "/v1/grafts/"+id, nil, &g)
+			var status *statusError
+			if errors.As(err, &status) && status.code == http.StatusNotFound || isGone(err) {
+				return Graft{}, fmt.Errorf("%w: %s ended just now", ErrNoGraft, id)
+			}
 			return g, err
 		}
 	}

@@ -1,7 +1,6 @@
 package keeper
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/fusefs"
-	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/wire"
 	"github.com/faultgraft/faultgraft/tracer"
 	"golang.org/x/sys/unix"

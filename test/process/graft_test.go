@@ -80,7 +80,7 @@ func TestGraftAndRecover(t *testing.T) {
 	h.is("ok modified", "peek P 10 8")
 	h.is("ok before", "peek M 0 6")
 	h.ok("poke M 0 during")
-	h.is("EIO", "msync M") // msync(MS_SYNC) is an fsync of the range
+	h.is("ok", "msync M") // msync(MS_SYNC) is an fdatasync of the range (mm/msync.c)
 	h.is("ok "+d+"/sub", "getcwd")
 	second := h.ok("readdir dir")
 	for _, n := range strings.Split(second, ",") {
@@ -96,7 +96,6 @@ func TestGraftAndRecover(t *testing.T) {
 	h.is("ok", "fsync log")
 	h.is("ok", "fsync gone")
 	h.is("ok", "fsync new")
-	h.is("ok", "msync M")
 	if b, err := os.ReadFile(d + "/map"); err != nil || !strings.HasPrefix(string(b), "during") {
 		t.Errorf("what was written through the map: %.10q, %v", b, err)
 	}
@@ -259,6 +258,12 @@ func killed(t *testing.T, role string) {
 	if pids != 1 {
 		t.Fatalf("%d processes with role %s: %q", pids, role, leftovers(t))
 	}
+	if role == "keeper" {
+		// The server hears of it when the socket closes, and ends the rules then.
+		for end := time.Now().Add(10 * time.Second); h.do("fsync f") != "ok" && time.Now().Before(end); {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
 	h.is("ok", "fsync f") // it waits, at most, and sees no error
 	h.is("ok 456789", "read f 100")
 	h.ok("lseek f 4")
@@ -272,7 +277,7 @@ func killed(t *testing.T, role string) {
 
 // G22: a failure at any step rolls back whole.
 func TestRollbackAtEachStep(t *testing.T) {
-	for _, step := range []string{"resolve", "layer", "serve", "scan", "replace", "seize", "stopped", "inject", "stage", "mount", "commit", "check", "release", "kill:mount", "kill:check"} {
+	for _, step := range []string{"resolve", "layer", "serve", "scan", "replace", "seize", "stopped", "inject", "stage", "mount", "commit", "check", "release", "hand over", "kill:mount", "kill:check"} {
 		t.Run(step, func(t *testing.T) {
 			r := newRig(t)
 			p := r.write("f", "0123456789")
@@ -450,7 +455,7 @@ func TestMissingPrivilegeAndFUSE(t *testing.T) {
 	}
 	t.Logf("%s", out)
 	// A namespace whose /dev has no fuse.
-	script := `mount -t tmpfs none /dev && exec "$@"`
+	script := `mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && exec "$@"`
 	cmd = r.command()
 	cmd.Path, cmd.Args = "/usr/bin/unshare", append([]string{"unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", binaries.faultgraft}, args...)
 	out, err = cmd.CombinedOutput()
