@@ -38,7 +38,7 @@ func (a *attachment) adopt(d *tracer.Description) (int, error) {
 	case d.Kind == tracer.Cwd || d.Kind == tracer.Root:
 		return a.openSame(rel, unix.O_PATH|unix.O_DIRECTORY, d)
 	case d.Flags&unix.O_PATH != 0:
-		return a.openSame(rel, unix.O_PATH|d.Flags&unix.O_NOFOLLOW, d)
+		return a.openSame(rel, unix.O_PATH|d.Flags&(unix.O_NOFOLLOW|unix.O_DIRECTORY), d)
 	}
 	// These act at open time only, and did so when the target opened the file (open(2)).
 	flags := d.Flags&^(unix.O_CREAT|unix.O_EXCL|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_TMPFILE&^unix.O_DIRECTORY) | unix.O_CLOEXEC | unix.O_NOCTTY

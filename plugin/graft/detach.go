@@ -143,7 +143,31 @@ func (d *detachment) original(o *tracer.Description) (int, error) {
 		}
 		return d.Server.Description(handle)
 	}
-	return d.backing(o)
+	lower, err := d.backing(o)
+	if err != nil || o.Kind != tracer.Descriptor {
+		return lower, err
+	}
+	return reopenPath(lower, o)
+}
+
+// reopenPath gives an O_PATH descriptor the flags that fdinfo showed. It takes lower over.
+func reopenPath(lower int, o *tracer.Description) (int, error) {
+	flags := unix.O_PATH | unix.O_CLOEXEC | o.Flags&(unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	var fd int
+	var err error
+	switch {
+	case o.Mode&unix.S_IFMT == unix.S_IFDIR:
+		fd, err = unix.Openat(lower, ".", flags, 0)
+	case flags&unix.O_NOFOLLOW != 0:
+		return lower, nil // the server opened it so
+	default:
+		fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", lower), flags, 0)
+	}
+	_ = unix.Close(lower)
+	if err != nil {
+		return -1, fmt.Errorf("open what is under it: %w", err)
+	}
+	return fd, nil
 }
 
 func (d *detachment) backing(o *tracer.Description) (int, error) {

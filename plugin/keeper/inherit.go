@@ -7,6 +7,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/wire"
+	"golang.org/x/sys/unix"
 )
 
 // inheritance is what a server hands to a new keeper after its own died. The
@@ -59,6 +60,9 @@ func (k *keeper) inherit(i inheritance) error {
 		}
 		if l.FDs == 3 {
 			h.peer = next + 2
+		}
+		for fd := next; fd < next+l.FDs; fd++ {
+			unix.CloseOnExec(fd) // swappers must not have them
 		}
 		next += l.FDs
 		k.grafts[h.ID] = h

@@ -161,6 +161,9 @@ func (k *keeper) run() error {
 	k.mu.Unlock()
 	if server != nil {
 		_ = server.conn.Close() // the server ends with its last layer gone and the connection closed
+		if server.cmd == nil {
+			server.end() // inherited: it is the parent, and waits for this process
+		}
 		select {
 		case <-server.dead:
 		case <-time.After(5 * time.Second):

@@ -38,6 +38,7 @@ func TestGraftAndRecover(t *testing.T) {
 	h.ok("unlink %s/gone", d)
 	h.ok("open dir %s/sub rdonly,directory", d)
 	h.ok("open opath %s/log path", d)
+	h.ok("open pathdir %s/sub path,directory", d)
 	h.ok("open noatime %s/log rdonly,noatime", d)
 	h.ok("open sync %s/log rdwr,sync", d)
 	h.ok("open direct %s/map rdwr,direct", d)
@@ -76,6 +77,7 @@ func TestGraftAndRecover(t *testing.T) {
 	h.is("ok 0123456789", "cat %s/log", d)
 	h.is("ok 3", "write log abc")
 	h.is("ok 0123456789abc", "cat %s/log", d)
+	h.ok("lseek log 0")
 	h.is("ok unlinked but open", "pread gone 0 100")
 	h.is("ok modified", "peek P 10 8")
 	h.is("ok before", "peek M 0 6")
@@ -272,6 +274,7 @@ func killed(t *testing.T, role string) {
 			t.Fatalf("still mounted%s", r.logs())
 		}
 	}
+	h.ok("stat /") // the mount goes within the stop; an answer means that it is over
 	same(t, before, h.snapshot())
 }
 
@@ -299,6 +302,7 @@ func TestRollbackAtEachStep(t *testing.T) {
 			for end := time.Now().Add(20 * time.Second); strings.Contains(h.mountinfo(), "fuse.faultgraft") && time.Now().Before(end); {
 				time.Sleep(50 * time.Millisecond)
 			}
+			h.ok("stat /") // not in the middle of a stop
 			same(t, before, h.snapshot())
 			if !strings.HasPrefix(step, "kill:") && !strings.Contains(string(out), step) {
 				t.Errorf("the error does not name the step: %s", out)
