@@ -150,7 +150,11 @@ func (l *Layer) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.At
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpGetattr}, n); e != 0 {
+	op := policy.OpGetattr
+	if in.Flags()&fuse.FUSE_GETATTR_FH == 0 {
+		op = l.attrOp(&in.InHeader, n)
+	}
+	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: op}, n); e != 0 {
 		return fuse.Status(e)
 	}
 	var st unix.Statx_t
@@ -180,8 +184,8 @@ func (l *Layer) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxO
 	return fuse.OK
 }
 
-// Access reaches the layer only on a mount without default_permissions; with it
-// the kernel answers access(2) from the attributes.
+// Access is sent on a mount without default_permissions by kernels that do not
+// check access lists. See attrOp for the others.
 func (l *Layer) Access(cancel <-chan struct{}, in *fuse.AccessIn) fuse.Status {
 	n := l.nodes.get(in.NodeId)
 	if n == nil {

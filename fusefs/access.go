@@ -1,0 +1,45 @@
+package fusefs
+
+import (
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+// attrOp tells access(2) from stat(2). A mount with default_permissions, and
+// any whose access lists the kernel checks, never sends ACCESS: access(2)
+// arrives as the GETATTR by which the kernel refreshes mode and owner, which it
+// needs on every call where a rule makes the attributes expire at once. The
+// caller sleeps until it is answered, so that /proc says which call it is in.
+func (l *Layer) attrOp(h *fuse.InHeader, n *node) policy.Op {
+	only := policy.OpSet(0).With(policy.OpAccess)
+	set := l.rules.Load()
+	if set.ops&only == 0 || h.Pid == 0 || !set.could(only, l.nodes.paths(n)) || !inAccess(h.Pid) {
+		return policy.OpGetattr
+	}
+	return policy.OpAccess
+}
+
+// inAccess reports whether a thread that waits in the kernel is in access(2) or
+// a relative of it (proc(5), /proc/pid/syscall).
+func inAccess(tid uint32) bool {
+	name := "/proc/" + strconv.FormatUint(uint64(tid), 10) + "/syscall"
+	for range 100 { // "running" until it has gone to sleep
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return false
+		}
+		call, _, _ := strings.Cut(strings.TrimSpace(string(b)), " ")
+		if call == "running" {
+			continue
+		}
+		nr, err := strconv.Atoi(call)
+		return err == nil && slices.Contains(accessCalls, nr)
+	}
+	return false
+}
