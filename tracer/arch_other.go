@@ -23,6 +23,8 @@ const (
 	wordFini  = 0
 	wordNoMem = 1
 
+	paraHeader = 16
+
 	scratchControl = 8
 	scratchData    = 16
 	scratchHeader  = 4096
@@ -47,5 +49,3 @@ func scratchOf(*registers) uint64                   { return 0 }
 func codeModel(*registers) error                    { return errArch }
 
 var interruptedCalls = map[int64]bool{}
-
-const sysVfork = -1 // only x86 has the call

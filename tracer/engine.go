@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -222,24 +221,6 @@ func (p *process) running() *thread {
 	return nil
 }
 
-// waitOne waits until a thread that was interrupted stops or is gone.
-func (e *engine) waitOne(p *process, t *thread, limit time.Duration) error {
-	var d pause
-	for start := time.Now(); !t.stopped && !t.gone; {
-		if err := e.poll(p, t); err != nil {
-			return err
-		}
-		if t.stopped || t.gone {
-			break
-		}
-		if time.Since(start) > limit {
-			return notStopping(t.tid, time.Since(start))
-		}
-		d.sleep()
-	}
-	return nil
-}
-
 // restartRules changes the results with which a system call would show that the
 // thread was stopped. The kernel does the restart when the thread goes on: with
 // its own rules, so that a signal that comes in this moment still gives EINTR.
@@ -319,18 +300,4 @@ func (p *process) openMem(t *thread) error {
 func (p *process) same() bool {
 	err := unix.PidfdSendSignal(p.pidfd, 0, nil, 0)
 	return err == nil || errors.Is(err, syscall.EPERM)
-}
-
-// inVfork reports that the thread waits for a child that has its memory.
-func inVfork(tid int) bool {
-	b, err := os.ReadFile(procPath(tid, "syscall"))
-	if err != nil {
-		return false
-	}
-	nr, _, _ := strings.Cut(string(b), " ")
-	return vforkCalls[strings.TrimSpace(nr)]
-}
-
-var vforkCalls = map[string]bool{
-	fmt.Sprint(unix.SYS_CLONE): true, fmt.Sprint(unix.SYS_CLONE3): true, fmt.Sprint(sysVfork): true,
 }

@@ -309,7 +309,7 @@ func (j *job) verify(self int, which pick) error {
 	}
 	for _, s := range j.table.slots {
 		if kcmp(j.t.tid, self, kcmpFile, s.fd, which(s.item)) != 0 {
-			if !j.p.same() {
+			if j.r.dying() {
 				return errTargetGone
 			}
 			return fmt.Errorf("%s has another file than the one it was given", &s.obj)

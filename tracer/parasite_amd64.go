@@ -29,6 +29,10 @@ const (
 	wordCount = wordRegs + 14
 )
 
+// paraHeader is the size of what stands before the first instruction: a mark and
+// the length of the whole, by which a later tracer knows what a dead one left.
+const paraHeader = 16
+
 // Layout of the scratch region, see parasite/amd64.S.
 const (
 	scratchControl = 8
@@ -160,5 +164,3 @@ var interruptedCalls = map[int64]bool{
 	unix.SYS_SEMOP: true, unix.SYS_SEMTIMEDOP: true, unix.SYS_MSGRCV: true, unix.SYS_MSGSND: true,
 	unix.SYS_RT_SIGTIMEDWAIT: true, unix.SYS_IO_GETEVENTS: true, unix.SYS_IO_PGETEVENTS: true, unix.SYS_IO_URING_ENTER: true,
 }
-
-const sysVfork = unix.SYS_VFORK

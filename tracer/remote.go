@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"syscall"
 	"time"
@@ -46,11 +45,17 @@ func (e *engine) inject(p *process, t *thread, scratch, stage uint64) (*remote, 
 		return nil, fmt.Errorf("thread %d (%s) cannot be used: %w", t.tid, p.comm, err)
 	}
 	if err := p.openMem(t); err != nil {
+		if ended(t.tid) {
+			return nil, errTargetGone
+		}
 		return nil, err
 	}
 	r := &remote{e: e, p: p, t: t, saved: t.regs, size: pageUp(scratch) + pageUp(stage), control: -1, data: -1}
 	mask, err := getSigMask(t.tid)
 	if err != nil {
+		if errors.Is(err, syscall.ESRCH) {
+			return nil, errTargetGone
+		}
 		return nil, fmt.Errorf("signal mask of thread %d: %w", t.tid, err)
 	}
 	r.mask = mask
@@ -66,9 +71,15 @@ func (e *engine) inject(p *process, t *thread, scratch, stage uint64) (*remote, 
 	}
 	if _, err := p.mem.WriteAt(paraImage(conf), int64(r.code.start)); err != nil {
 		p.freeSlack(r.code)
+		if ended(t.tid) {
+			return nil, errTargetGone
+		}
 		return nil, fmt.Errorf("write code into process %d (%s) at %#x: %w", p.pid, p.comm, r.code.start, err)
 	}
 	if err := r.boot(pageUp(scratch)); err != nil {
+		if ended(t.tid) {
+			err = errTargetGone
+		}
 		if ferr := r.finish(); ferr != nil && !errors.Is(ferr, errTargetGone) {
 			err = fmt.Errorf("%w; and thread %d was not restored: %w", err, t.tid, ferr)
 		}
@@ -79,7 +90,7 @@ func (e *engine) inject(p *process, t *thread, scratch, stage uint64) (*remote, 
 
 func (r *remote) boot(scratch uint64) error {
 	tid := r.t.tid
-	regs := startRegs(r.saved, r.code.start)
+	regs := startRegs(r.saved, r.code.start+paraHeader)
 	// first the registers, then the mask: the code puts back the mask it was
 	// given, so that at no point our death leaves the signals blocked
 	if err := unix.PtraceSetRegs(tid, &regs); err != nil {
@@ -126,8 +137,7 @@ func (r *remote) step() (regs registers, err error) {
 			return regs, err
 		}
 		if !syscallStop(ws) {
-			r.noteSignal(ws)
-			if err := cont(unix.PTRACE_SYSCALL, r.t.tid, 0); err != nil {
+			if err := cont(unix.PTRACE_SYSCALL, r.t.tid, r.passSignal(ws)); err != nil {
 				return regs, err
 			}
 			continue
@@ -140,12 +150,18 @@ func (r *remote) step() (regs registers, err error) {
 	}
 }
 
-// noteSignal takes in a signal that the mask does not hold back. Only SIGSTOP
-// and SIGKILL are such, and the latter is not seen.
-func (r *remote) noteSignal(ws syscall.WaitStatus) {
-	if ws.Stopped() && !eventStop(ws) && ws.StopSignal() == syscall.SIGSTOP {
-		r.t.resendStop = true
+// passSignal says which signal to let in at a stop that was not asked for. The
+// mask holds back all but SIGSTOP, which is kept for later. Others come when the
+// code gives the thread back by itself, and are the thread's.
+func (r *remote) passSignal(ws syscall.WaitStatus) syscall.Signal {
+	if !ws.Stopped() || eventStop(ws) || syscallStop(ws) {
+		return 0
 	}
+	if ws.StopSignal() == syscall.SIGSTOP {
+		r.t.resendStop = true
+		return 0
+	}
+	return ws.StopSignal()
 }
 
 // wait waits for the thread to stop or to end.
@@ -162,6 +178,10 @@ func (r *remote) wait() (syscall.WaitStatus, error) {
 		}
 		if time.Since(start) > batchTimeout {
 			return ws, notStopping(r.t.tid, time.Since(start))
+		}
+		if spins%256 == 255 && ended(r.t.tid) { // a leader is not reported before all its threads are
+			r.t.gone, r.t.stopped = true, false
+			return ws, errTargetGone
 		}
 		if spins > 100 { // the answer comes within microseconds, mostly
 			time.Sleep(20 * time.Microsecond)
@@ -180,7 +200,7 @@ func (r *remote) ptraceError(what string, err error) error {
 func (r *remote) connect() error {
 	var b [16]byte
 	if _, err := r.p.mem.ReadAt(b[:], int64(r.scratch+scratchControl)); err != nil {
-		return fmt.Errorf("read memory of process %d: %w", r.p.pid, err)
+		return r.memError("read", err)
 	}
 	g := getter{pid: r.p.pid, tid: r.t.tid, pidfd: r.p.pidfd, own: -1}
 	defer g.close()
@@ -363,21 +383,38 @@ func (r *remote) unstick() error {
 		r.t.gone, r.t.stopped = true, false
 		return errTargetGone
 	}
-	r.noteSignal(ws)
-	return cont(unix.PTRACE_CONT, r.t.tid, 0)
+	return cont(unix.PTRACE_CONT, r.t.tid, r.passSignal(ws))
+}
+
+// dying reports that the thread is gone or on its way: its files are closed a
+// moment before it shows.
+func (r *remote) dying() bool {
+	for range 50 {
+		if r.t.gone || ended(r.t.tid) {
+			r.t.gone, r.t.stopped = true, false
+			return true
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return false
+}
+
+// ended reports that a thread runs no code any more.
+func ended(tid int) bool {
+	st, err := readStatus(tid)
+	return err != nil && gone(err) || err == nil && (st.state == 'Z' || st.state == 'X')
 }
 
 // lostContact tells a process that ended from code that gave its thread back.
 func (r *remote) lostContact(err error) error {
-	if ws, none, werr := waitThread(r.t.tid); werr != nil || !none && (ws.Exited() || ws.Signaled()) {
-		r.t.gone, r.t.stopped = true, false
+	if r.dying() {
 		return errTargetGone
 	}
 	return fmt.Errorf("lost contact with the code in thread %d (%s), which gives its thread back after 3 s of silence (%v)", r.t.tid, r.p.comm, err)
 }
 
 func (r *remote) memError(what string, err error) error {
-	if errors.Is(err, os.ErrClosed) || !r.p.same() {
+	if r.dying() {
 		return errTargetGone
 	}
 	return fmt.Errorf("%s memory of process %d (%s): %w", what, r.p.pid, r.p.comm, err)
@@ -386,7 +423,7 @@ func (r *remote) memError(what string, err error) error {
 // send puts files into the queue of the data socket.
 func (r *remote) send(files []int) error {
 	if err := unix.Sendmsg(r.data, []byte{1}, unix.UnixRights(files...), nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT); err != nil {
-		return fmt.Errorf("send %d files to process %d (%s): %w", len(files), r.p.pid, r.p.comm, err)
+		return r.lostContact(fmt.Errorf("send %d files: %w", len(files), err))
 	}
 	return nil
 }
@@ -427,12 +464,8 @@ func (b *batch) received(at int) []int {
 // finish takes the code out again: the thread is left stopped, with registers
 // and signal mask as they were.
 func (r *remote) finish() error {
-	for _, s := range []*int{&r.control, &r.data} {
-		if *s >= 0 {
-			_ = unix.Close(*s) // a socket without data of ours
-			*s = -1
-		}
-	}
+	// only when the thread is stopped: the end of the socket sets it free
+	defer r.closeSockets()
 	if r.t.gone {
 		return errTargetGone
 	}
@@ -452,13 +485,11 @@ func (r *remote) finish() error {
 	fini, end := r.code.start+paraLabel(wordFini), r.code.start+paraLabel(wordNoMem)
 	switch at := pc(&regs); {
 	case !r.code.contains(at):
-		// it gave the thread back by itself: what it has now is its own
+		// it gave the thread back by itself: what it has now is its own. The code
+		// stays, a signal handler may return into its end
 		r.t.regs, r.placed = regs, false
-		if err := r.e.restartRules(r.t); err != nil {
-			return err
-		}
-		return r.clear()
-	case at == r.code.start: // it ran nothing yet
+		return r.e.restartRules(r.t)
+	case at == r.code.start+paraHeader: // it ran nothing yet
 		return r.restore()
 	case r.scratch != 0 && at < fini:
 		regs = startRegs(regs, fini)
@@ -478,6 +509,15 @@ func (r *remote) finish() error {
 		return err
 	}
 	return r.restore()
+}
+
+func (r *remote) closeSockets() {
+	for _, s := range []*int{&r.control, &r.data} {
+		if *s >= 0 {
+			_ = unix.Close(*s) // a socket without data of ours
+			*s = -1
+		}
+	}
 }
 
 func (r *remote) restore() error {
@@ -514,8 +554,7 @@ func (r *remote) interrupt() error {
 			r.t.stopped = true
 			return nil
 		}
-		r.noteSignal(ws)
-		if err := cont(unix.PTRACE_CONT, tid, 0); err != nil {
+		if err := cont(unix.PTRACE_CONT, tid, r.passSignal(ws)); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,8 @@
 package tracer
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"slices"
@@ -22,6 +24,9 @@ func (p *process) findSlack(t *thread, n uint64) (span, error) {
 	if err != nil {
 		return span{}, fmt.Errorf("maps of process %d (%s): %w", p.pid, p.comm, err)
 	}
+	if len(text) == 0 && ended(t.tid) {
+		return span{}, errTargetGone
+	}
 	lines, err := parseMaps(text)
 	if err != nil {
 		return span{}, fmt.Errorf("maps of process %d (%s): %w", p.pid, p.comm, err)
@@ -38,6 +43,7 @@ func (p *process) findSlack(t *thread, n uint64) (span, error) {
 			if k, err := p.mem.ReadAt(page, int64(l.end-pageSize)); err != nil || k != pageSize {
 				continue
 			}
+			p.dropResidue(page, l.end-pageSize)
 			zeros := uint64(0)
 			for zeros < pageSize && page[pageSize-1-zeros] == 0 {
 				zeros++
@@ -50,7 +56,34 @@ func (p *process) findSlack(t *thread, n uint64) (span, error) {
 			}
 		}
 	}
+	if ended(t.tid) {
+		return span{}, errTargetGone
+	}
 	return span{}, fmt.Errorf("process %d (%s) has no %d unused bytes at the end of its vdso, program or libraries to place code in", p.pid, p.comm, n)
+}
+
+// dropResidue clears, in a copy of a page that is at base, code that a tracer
+// left which died: unless a thread is still in it.
+func (p *process) dropResidue(page []byte, base uint64) {
+	mark := parasiteCode[:paraHeader-8]
+	for at := 0; ; {
+		i := bytes.Index(page[at:], mark)
+		if i < 0 || at+i+paraHeader > len(page) {
+			return
+		}
+		at += i
+		n := int(binary.LittleEndian.Uint64(page[at+len(mark):]))
+		if n < paraHeader || n > len(page)-at {
+			return
+		}
+		old := span{base + uint64(at), base + uint64(at+n)}
+		ours := slices.Contains(p.slack, old)
+		inside := slices.ContainsFunc(p.order, func(t *thread) bool { return !t.gone && old.contains(pc(&t.regs)) })
+		if !ours && !inside {
+			clear(page[at : at+n])
+		}
+		at += n
+	}
 }
 
 // takeSlack takes n bytes from the end of free, below what is taken already.

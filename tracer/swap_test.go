@@ -125,7 +125,10 @@ func start(t testing.TB, program string, args ...string) *process {
 	if err != nil {
 		t.Skip(err)
 	}
-	p := &process{t: t, cmd: exec.Command(filepath.Join(dir, program), args...)}
+	if !filepath.IsAbs(program) {
+		program = filepath.Join(dir, program)
+	}
+	p := &process{t: t, cmd: exec.Command(program, args...)}
 	p.cmd.Stderr = os.Stderr
 	// System V queues end with the name space
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWIPC, Setpgid: true}

@@ -21,6 +21,9 @@
 .set SYS_setsockopt, 54
 .set SYS_prlimit64, 302
 
+image:
+  .ascii "FGRAFT\1\0"         # by which a later tracer knows what a dead one left,
+  .quad end - image         # and how long it is
 start:
   # scratch region; MAP_PRIVATE|MAP_ANONYMOUS|MAP_NORESERVE
   mov $SYS_mmap, %eax
@@ -186,8 +189,8 @@ nomem:
 full:      .quad -1
 # filled in by the tracer; the order is that of paraWords in parasite_amd64.go
 d_words:
-d_fini:    .quad fini - start
-d_nomem:   .quad nomem - start
+d_fini:    .quad fini - image
+d_nomem:   .quad nomem - image
 d_size:    .quad 0
 d_mask:    .quad 0
 d_limited: .quad 0
@@ -207,3 +210,4 @@ d_r11:     .quad 0
 d_r12:     .quad 0
 d_r13:     .quad 0
 d_r14:     .quad 0
+end:
