@@ -30,7 +30,7 @@ demo: go ## set everything up and break, and heal, a running container's disk (r
 
 bench: go build ## compare the layer with the file system under it, and measure the pause (root)
 	@contrib/lab/packages.sh bench
-	@go test -count=1 -run '^$$' -bench . -benchtime 1x -timeout 30m ./test/bench
+	@go run ./test/bench -faultgraft bin/faultgraft
 
 lint: go ## gofmt, go vet, golangci-lint, shellcheck
 	@contrib/lab/packages.sh lint
