@@ -27,6 +27,8 @@ const (
 
 	scratchControl = 8
 	scratchData    = 16
+	scratchTemps   = 128
+	callStore      = 0
 	scratchHeader  = 4096
 )
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"syscall"
 
@@ -21,7 +22,7 @@ type job struct {
 
 	r       *remote
 	locks   []heldLock
-	files   []tempFile // staged
+	dirs    map[int]int // files of ours for directories: temporary number in the target
 	maps    []stagedMap
 	cwd     int  // present working directory, O_PATH, where the root is exchanged; else -1
 	gone    bool // the process ended
@@ -37,11 +38,6 @@ type job struct {
 type heldLock struct {
 	fd int
 	Lock
-}
-
-// tempFile is a file of ours at a temporary number in the target.
-type tempFile struct {
-	file, fd int
 }
 
 // pick says which file goes in: the new one, or in a rollback the old one.
@@ -96,7 +92,12 @@ func (j *job) makeRoom(neverEmpty bool) error {
 	if j.table != nil && neverEmpty {
 		want += min(len(j.table.slots), maxRights)
 	}
-	want += len(j.tempItems())
+	if j.fs != nil {
+		want += 3 // cwd, root, and the present cwd
+	}
+	if j.mem != nil {
+		want += min(len(j.mem.maps), maxRights)
+	}
 	var lim unix.Rlimit
 	if err := unix.Prlimit(j.p.pid, unix.RLIMIT_NOFILE, nil, &lim); err != nil {
 		if gone(err) {
@@ -125,30 +126,6 @@ func (j *job) makeRoom(neverEmpty bool) error {
 	return nil
 }
 
-// tempItems are the items whose files the thread needs at a temporary number.
-func (j *job) tempItems() []*item {
-	var r []*item
-	add := func(p *place) {
-		if p != nil && !slices.Contains(r, p.item) {
-			r = append(r, p.item)
-		}
-	}
-	if j.fs != nil {
-		add(j.fs.cwd)
-		add(j.fs.root)
-	}
-	if j.mem != nil {
-		seen := map[*item]bool{}
-		for _, m := range j.mem.maps {
-			if !seen[m.item] {
-				seen[m.item] = true
-				r = append(r, m.item)
-			}
-		}
-	}
-	return r
-}
-
 // stage does what changes nothing yet: the close-on-exec flags are read, files
 // for directories and maps are sent, maps are made beside the old ones.
 func (j *job) stage(which pick, cwd int) error {
@@ -168,58 +145,36 @@ func (j *job) stage(which pick, cwd int) error {
 			}
 		}
 	}
-	if err := j.sendTemps(which, cwd); err != nil {
+	if err := j.stageMaps(which); err != nil {
 		return err
 	}
-	return j.stageMaps(which)
+	return j.sendDirs(which, cwd)
 }
 
-// sendTemps sends the files of directories and maps; cwd is the present working
-// directory, needed to come back to it after a change of the root.
-func (j *job) sendTemps(which pick, cwd int) error {
-	j.files = nil
-	for _, it := range j.tempItems() {
-		j.files = append(j.files, tempFile{file: which(it), fd: -1})
+// sendDirs sends the files of directories; cwd is the present working directory,
+// needed to come back to it after a change of the root.
+func (j *job) sendDirs(which pick, cwd int) error {
+	j.dirs = map[int]int{}
+	if j.fs == nil {
+		return nil
 	}
-	if j.fs != nil && j.fs.root != nil && cwd >= 0 {
-		j.files = append(j.files, tempFile{file: cwd, fd: -1})
-	}
-	b := j.r.batch()
-	var at []int
-	for part := range slices.Chunk(j.files, maxRights) {
-		var fds []int
-		for _, f := range part {
-			fds = append(fds, f.file)
+	var files []int
+	for _, p := range []*place{j.fs.cwd, j.fs.root} {
+		if p != nil && !slices.Contains(files, which(p.item)) {
+			files = append(files, which(p.item))
 		}
-		if err := j.r.send(fds); err != nil {
-			return err
-		}
-		at = append(at, b.receive(len(fds), unix.MSG_CMSG_CLOEXEC))
 	}
-	if err := b.run(); err != nil {
+	if cwd >= 0 {
+		files = append(files, cwd)
+	}
+	fds, err := j.r.temps(files)
+	if err != nil {
 		return err
 	}
-	i := 0
-	for _, a := range at {
-		for _, fd := range b.received(a) {
-			j.files[i].fd = fd
-			i++
-		}
-	}
-	if i != len(j.files) {
-		return fmt.Errorf("process %d (%s) received %d of %d files", j.p.pid, j.p.comm, i, len(j.files))
+	for i, fd := range fds {
+		j.dirs[files[i]] = fd
 	}
 	return nil
-}
-
-// temp is the number in the target of a file that was sent.
-func (j *job) temp(file int) uint64 {
-	for _, f := range j.files {
-		if f.file == file {
-			return uint64(f.fd)
-		}
-	}
-	return ^uint64(0) // -1: the call that uses it fails with EBADF
 }
 
 // commit exchanges everything of the job in one batch, so that a death of ours
@@ -234,9 +189,7 @@ func (j *job) commit(which pick, neverEmpty bool) error {
 	if j.fs != nil {
 		dirs = j.changeDirs(b, which)
 	}
-	for _, f := range j.files {
-		b.add(unix.SYS_CLOSE, uint64(f.fd)).mayFail = true // a close frees the number whatever it returns
-	}
+	b.closeTemps(slices.Sorted(maps.Values(j.dirs)))
 	// last: a close of any descriptor of a file drops the locks of the process at it
 	for _, l := range j.locks {
 		b.add(unix.SYS_FCNTL, uint64(l.fd), unix.F_SETLK, b.bytes(l.flock()))
@@ -273,14 +226,14 @@ func (j *job) changeDirs(b *batch, which pick) []dirCall {
 	if p := j.fs.root; p != nil {
 		dot := b.bytes([]byte(".\x00"))
 		d := dirCall{place: p}
-		d.calls = append(d.calls, call(unix.SYS_FCHDIR, j.temp(which(p.item))), call(unix.SYS_CHROOT, dot))
+		d.calls = append(d.calls, call(unix.SYS_FCHDIR, uint64(j.dirs[which(p.item)])), call(unix.SYS_CHROOT, dot))
 		if j.fs.cwd == nil { // back to where it was
-			d.calls = append(d.calls, call(unix.SYS_FCHDIR, uint64(j.files[len(j.files)-1].fd)))
+			d.calls = append(d.calls, call(unix.SYS_FCHDIR, uint64(j.dirs[j.cwd])))
 		}
 		r = append(r, d)
 	}
 	if p := j.fs.cwd; p != nil {
-		r = append(r, dirCall{p, []int{call(unix.SYS_FCHDIR, j.temp(which(p.item)))}})
+		r = append(r, dirCall{p, []int{call(unix.SYS_FCHDIR, uint64(j.dirs[which(p.item)]))}})
 	}
 	return r
 }

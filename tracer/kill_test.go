@@ -117,7 +117,11 @@ func TestTracerKilled(t *testing.T) {
 			}
 			p.check()
 			// nothing of ours is left, once the code had its 3 s to give up
-			waitFor(t, func() bool { return status(t, p.pid()) == before })
+			for end := time.Now().Add(5 * time.Second); status(t, p.pid()) != before; time.Sleep(5 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("point %d, delay %d: the target is left as\n%s\nand was\n%s\n%s", point, delay, status(t, p.pid()), before, threadStates(p.pid()))
+				}
+			}
 			old, now := onMount(t, at.mntA, p.pid()), onMount(t, at.mntB, p.pid())
 			if old+now != 201 {
 				t.Fatalf("point %d, delay %d: %d objects on the old mount, %d on the new", point, delay, old, now)

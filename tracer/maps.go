@@ -22,25 +22,30 @@ func (j *job) stageMaps(which pick) error {
 	if j.mem == nil || len(j.mem.maps) == 0 {
 		return nil
 	}
-	b := j.r.batch()
 	at := j.r.stage
-	for _, m := range j.mem.maps {
-		flags := uint64(unix.MAP_FIXED)
-		if m.line.shared {
-			flags |= unix.MAP_SHARED
-		} else {
-			flags |= unix.MAP_PRIVATE
+	for part := range slices.Chunk(j.mem.maps, maxRights) {
+		var files []int
+		for _, m := range part {
+			if f := which(m.item); !slices.Contains(files, f) { // one new file for all maps of one old
+				files = append(files, f)
+			}
 		}
-		if slices.Contains(m.vm, "nr") {
-			flags |= unix.MAP_NORESERVE
+		temps, err := j.r.temps(files)
+		if err != nil {
+			return err
 		}
-		n := m.line.end - m.line.start
-		b.add(unix.SYS_MMAP, at, n, uint64(m.line.prot), flags, j.temp(which(m.item)), m.line.offset)
-		j.maps = append(j.maps, stagedMap{m, at})
-		at += n
-	}
-	if err := b.run(); err != nil {
-		return fmt.Errorf("map a new file: %w", err)
+		b := j.r.batch()
+		for _, m := range part {
+			n := m.line.end - m.line.start
+			fd := temps[slices.Index(files, which(m.item))]
+			b.add(unix.SYS_MMAP, at, n, uint64(m.line.prot), m.flags(), uint64(fd), m.line.offset)
+			j.maps = append(j.maps, stagedMap{m, at})
+			at += n
+		}
+		b.closeTemps(temps)
+		if err := b.run(); err != nil {
+			return fmt.Errorf("map the new files: %w", err)
+		}
 	}
 	for _, m := range j.maps {
 		if !m.place.line.shared {
@@ -50,6 +55,18 @@ func (j *job) stageMaps(which pick) error {
 		}
 	}
 	return nil
+}
+
+// flags are the arguments with which the map was made.
+func (m *place) flags() uint64 {
+	flags := uint64(unix.MAP_FIXED | unix.MAP_PRIVATE)
+	if m.line.shared {
+		flags = unix.MAP_FIXED | unix.MAP_SHARED
+	}
+	if slices.Contains(m.vm, "nr") {
+		flags |= unix.MAP_NORESERVE
+	}
+	return flags
 }
 
 // copyPages copies the pages of a private map that are its own. /proc/PID/mem

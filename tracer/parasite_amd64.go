@@ -37,8 +37,13 @@ const paraHeader = 16
 const (
 	scratchControl = 8
 	scratchData    = 16
+	scratchTemps   = 128
 	scratchHeader  = 4096 // arguments and calls start here
 )
+
+// callStore is not a system call but a store of the second argument, 8 bytes, at
+// the address that is the first.
+const callStore = 0xffffffff
 
 // registers are those of a stopped thread.
 type registers = unix.PtraceRegs

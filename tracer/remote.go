@@ -432,33 +432,62 @@ func (r *remote) send(files []int) error {
 const maxRights = 250
 
 // receive adds the call that takes the next message of n files from the data
-// socket, and returns where in b.data the numbers will be.
-func (b *batch) receive(n int, flags uint64) (at int) {
-	const header, iov, octet = 0, 64, 80
-	msg := make([]byte, 96)
-	control := unix.CmsgSpace(4 * n)
-	base := b.bytes(append(msg, make([]byte, control)...))
-	at = int(base - b.r.scratch - scratchHeader)
+// socket. The numbers go to control, an address in the target.
+func (b *batch) receive(n int, flags, control uint64) {
+	const iov, octet = 64, 80
+	msg := make([]byte, 96) // struct msghdr, struct iovec, one byte
+	base := b.bytes(msg)
+	m := b.data[len(b.data)-len(msg):]
 	le := binary.LittleEndian
-	m := b.data[at:]
-	le.PutUint64(m[header+16:], base+iov)
-	le.PutUint64(m[header+24:], 1)
-	le.PutUint64(m[header+32:], base+uint64(len(msg)))
-	le.PutUint64(m[header+40:], uint64(control))
+	le.PutUint64(m[16:], base+iov)
+	le.PutUint64(m[24:], 1)
+	le.PutUint64(m[32:], control)
+	le.PutUint64(m[40:], uint64(unix.CmsgSpace(4*n)))
 	le.PutUint64(m[iov:], base+octet)
 	le.PutUint64(m[iov+8:], 1)
 	b.add(unix.SYS_RECVMSG, uint64(b.r.theirs[1]), base, flags|unix.MSG_DONTWAIT)
-	return at + len(msg)
 }
 
-// received reads the numbers that a receive at this place got.
-func (b *batch) received(at int) []int {
-	n := (int(binary.LittleEndian.Uint64(b.data[at:])) - unix.CmsgLen(0)) / 4
-	var r []int
-	for i := 0; i < n && at+unix.CmsgLen(0)+4*i+4 <= len(b.data); i++ {
-		r = append(r, int(int32(binary.LittleEndian.Uint32(b.data[at+unix.CmsgLen(0)+4*i:]))))
+// control makes room for the control message of n files.
+func (b *batch) control(n int) uint64 { return b.bytes(make([]byte, unix.CmsgSpace(4*n))) }
+
+// temps sends files, at most maxRights, and returns their temporary numbers in
+// the target. Until closeTemps runs, the code closes them when it gives the
+// thread back.
+func (r *remote) temps(files []int) ([]int, error) {
+	if len(files) == 0 {
+		return nil, nil
 	}
-	return r
+	if err := r.send(files); err != nil {
+		return nil, err
+	}
+	b := r.batch()
+	b.receive(len(files), unix.MSG_CMSG_CLOEXEC, r.scratch+scratchTemps)
+	if err := b.run(); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, unix.CmsgSpace(4*len(files)))
+	if _, err := r.p.mem.ReadAt(buf, int64(r.scratch+scratchTemps)); err != nil {
+		return nil, r.memError("read", err)
+	}
+	head := unix.CmsgLen(0)
+	if n := (int(binary.LittleEndian.Uint64(buf)) - head) / 4; n != len(files) {
+		return nil, fmt.Errorf("process %d (%s) received %d of %d files", r.p.pid, r.p.comm, n, len(files))
+	}
+	var fds []int
+	for i := range files {
+		fds = append(fds, int(binary.LittleEndian.Uint32(buf[head+4*i:])))
+	}
+	return fds, nil
+}
+
+// closeTemps adds the calls that close temporary descriptors.
+func (b *batch) closeTemps(fds []int) {
+	if len(fds) == 0 {
+		return
+	}
+	closeRuns(b, fds)
+	b.add(callStore, b.r.scratch+scratchTemps, 0)
 }
 
 // finish takes the code out again: the thread is left stopped, with registers

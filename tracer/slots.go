@@ -90,10 +90,10 @@ func (j *job) refillSlots(b *batch, slots []*slot, used *numberSet, which pick) 
 			return err
 		}
 		if cloexec == len(part) {
-			b.receive(len(part), unix.MSG_CMSG_CLOEXEC)
+			b.receive(len(part), unix.MSG_CMSG_CLOEXEC, b.control(len(part)))
 			continue
 		}
-		b.receive(len(part), 0)
+		b.receive(len(part), 0, b.control(len(part)))
 		for _, s := range part {
 			if s.cloexec {
 				b.add(unix.SYS_FCNTL, uint64(s.fd), unix.F_SETFD, unix.FD_CLOEXEC)
@@ -121,7 +121,7 @@ func (j *job) exchangeSlots(b *batch, slots []*slot, used *numberSet, which pick
 		if err := j.r.send(files); err != nil {
 			return err
 		}
-		b.receive(len(part), unix.MSG_CMSG_CLOEXEC)
+		b.receive(len(part), unix.MSG_CMSG_CLOEXEC, b.control(len(part)))
 		for i, s := range part {
 			flags := uint64(0)
 			if s.cloexec {

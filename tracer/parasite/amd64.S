@@ -103,6 +103,11 @@ exec:
   mov (%rbx), %eax
   mov 8(%rbx), %rdi
   mov 16(%rbx), %rsi
+  cmp $-1, %eax           # no system call: a store
+  jne 2f
+  mov %rsi, (%rdi)
+  jmp 1f
+2:
   mov 24(%rbx), %rdx
   mov 32(%rbx), %r10
   mov 40(%rbx), %r8
@@ -128,7 +133,17 @@ reply:
   syscall
   jmp loop
 fini:
-  # sockets: 8 and 16 only if they were not closed above; -1 fails harmlessly
+  mov 128(%r13), %r12     # cmsg_len: a header of 16 bytes, then the numbers
+  lea 128(%r13, %r12), %r12
+  lea 144(%r13), %rbx
+2:cmp %r12, %rbx
+  jae 3f
+  mov $SYS_close, %eax
+  mov (%rbx), %edi
+  syscall
+  add $4, %rbx
+  jmp 2b
+3:# sockets: 8 and 16 only if they were not closed above; -1 fails harmlessly
   cmpl $0, 24(%r13)
   jne 1f
   mov $SYS_close, %eax
