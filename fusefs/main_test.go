@@ -80,7 +80,7 @@ func supervise() int {
 	}
 	select {
 	case err = <-done:
-	case <-time.After(limit + 20*time.Second):
+	case <-time.After(limit + 8*time.Second):
 		mu.Lock()
 		abort(conns)
 		mu.Unlock()
@@ -155,7 +155,7 @@ func over(t testing.TB, s setup) *bench {
 	b := &bench{TB: t, back: s.back}
 	if b.back == "" {
 		b.back = t.TempDir()
-		must(t, os.Chmod(b.back, 0o755))
+		must(t, os.Chmod(filepath.Dir(b.back), 0o755)) // for tests that are not root
 	}
 	fi, err := os.Stat(b.back)
 	must(t, err)
@@ -189,11 +189,12 @@ func over(t testing.TB, s setup) *bench {
 		select {
 		case <-done:
 		case <-time.After(3 * time.Second):
-			t.Error("the connection did not end: something still has a file of the mount open")
+			t.Error("the connection did not end: something still has a file of the mount open\n" + openFiles(b.mnt))
 		}
 	})
 	must(t, b.Serve())
 	must(t, unix.MoveMount(mount, "", unix.AT_FDCWD, b.mnt, unix.MOVE_MOUNT_F_EMPTY_PATH))
+	noPoll(t, b.mnt, fi.IsDir())
 	if f := os.NewFile(3, "report"); f != nil {
 		var st unix.Stat_t
 		if unix.Stat(b.mnt, &st) == nil {
@@ -202,6 +203,20 @@ func over(t testing.TB, s setup) *bench {
 		reports = append(reports, f)
 	}
 	return b
+}
+
+// noPoll makes the kernel learn that the file system has no poll. Go registers
+// each file that it opens with epoll, in a call that keeps its processor, so
+// that a process that serves what it opens could wait for itself.
+func noPoll(t testing.TB, mnt string, dir bool) {
+	if dir {
+		mnt = filepath.Join(mnt, ".go-fuse-epoll-hack") // go-fuse answers for this name itself
+	}
+	fd, err := unix.Open(mnt, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer func() { _ = unix.Close(fd) }()
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	must(t, err)
 }
 
 var reports []*os.File // kept, so that no finalizer closes descriptor 3
@@ -326,4 +341,16 @@ func names(t testing.TB, dir string) string {
 		t.Fatal(err)
 	}
 	return strings.Join(list, " ")
+}
+
+// openFiles lists our descriptors below a path.
+func openFiles(below string) string {
+	var out []string
+	list, _ := filepath.Glob("/proc/self/fd/*")
+	for _, f := range list {
+		if to, err := os.Readlink(f); err == nil && strings.HasPrefix(to, below) {
+			out = append(out, filepath.Base(f)+" "+to)
+		}
+	}
+	return strings.Join(out, "\n")
 }
