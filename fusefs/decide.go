@@ -15,8 +15,12 @@ type request struct {
 	cancel       <-chan struct{} // closed by FUSE_INTERRUPT
 	header       *fuse.InHeader
 	op           policy.Op
+	also         policy.OpSet // further names under which rules match it
 	offset, size int64
 }
+
+// ops are all names under which rules match the operation.
+func (q *request) ops() policy.OpSet { return q.also.With(q.op) }
 
 // decide is the one point that every operation goes through. It asks the rules
 // in their order; each that fires delays the operation, and the first that
@@ -25,19 +29,20 @@ type request struct {
 // once however many of them it matches. Nothing is locked while it waits.
 func (l *Layer) decide(q request, paths func() []string) syscall.Errno {
 	set := l.rules.Load()
-	if !set.ops.Has(q.op) {
+	if set.ops&q.ops() == 0 {
 		return 0
 	}
 	var known []string
 	asked := false
 	for _, r := range set.rules {
-		if !r.IO.Ops.Has(q.op) {
+		ops := r.IO.Ops & q.ops()
+		if ops == 0 {
 			continue
 		}
 		if known == nil {
 			known = paths()
 		}
-		path, ok := match(r, q.op, known)
+		path, ok := match(r, ops.Ops()[0], known)
 		if !ok {
 			continue
 		}
