@@ -37,7 +37,7 @@ func (r round) String() string {
 
 // actRunning breaks and heals a program that has its files open already.
 func (d *demo) actRunning(ctx context.Context) (err error) {
-	const name = "demo-writer"
+	const name = writerName
 	data := filepath.Join(d.dir, "act1")
 	if err := os.Mkdir(data, 0o755); err != nil {
 		return err

@@ -24,7 +24,7 @@ exec sleep 1000`
 
 // actLabel starts a container whose label carries the rule.
 func (d *demo) actLabel(ctx context.Context) (err error) {
-	const name = "demo-label"
+	const name = labelName
 	data := filepath.Join(d.dir, "act2")
 	if err := os.Mkdir(data, 0o755); err != nil {
 		return err

@@ -12,12 +12,15 @@ import (
 	"github.com/faultgraft/faultgraft/test/lab"
 )
 
+// podLabel marks the demo's pods.
+const podLabel = "faultgraft-demo"
+
 // actPod runs a pod whose annotation carries the rule. The very first thing
 // that its containers do is a write; were the layer late by a millisecond, one of them
 // would succeed.
 func (d *demo) actPod(ctx context.Context) (err error) {
 	const key, rule = "full.faultgraft.io/pod", "io error=ENOSPC op=write path=/data/** ttl=5m"
-	spec := lab.PodSpec{Name: "demo-pod", Annotations: map[string]string{key: rule}}
+	spec := lab.PodSpec{Name: "demo-pod", Labels: map[string]string{podLabel: "true"}, Annotations: map[string]string{key: rule}}
 	for i := range 3 {
 		name := fmt.Sprintf("main%d", i+1)
 		data := filepath.Join(d.dir, "act3", name)

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -57,6 +58,9 @@ func run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(d.dir)) }()
 	if err := buildWriter(ctx, d.dir); err != nil {
+		return err
+	}
+	if err := d.sweep(ctx); err != nil {
 		return err
 	}
 	if external != nil {
@@ -117,8 +121,34 @@ func buildWriter(ctx context.Context, dir string) error {
 	return nil
 }
 
-// startPlugin runs the agent by hand, where containerd was not configured to launch it.
+// The containers of nerdctl.
+const (
+	writerName = "demo-writer"
+	labelName  = "demo-label"
+)
+
+// sweep removes what a run that was killed left behind.
+func (d *demo) sweep(ctx context.Context) error {
+	for _, name := range []string{writerName, labelName} {
+		if out, err := d.lab.Nerdctl(ctx, "ps", "-aq", "--filter", "name=^"+name+"$"); err != nil {
+			return err
+		} else if out == "" {
+			continue
+		}
+		if err := d.removeContainer(ctx, name); err != nil {
+			return err
+		}
+	}
+	return d.lab.RemovePods(ctx, podLabel, "true")
+}
+
+// startPlugin runs the agent by hand, where containerd was not configured to
+// launch it and nobody else runs it.
 func (d *demo) startPlugin(ctx context.Context) (stop func() error, err error) {
+	const socket = "/run/faultgraft/daemon.sock"
+	if c, err := net.Dial("unix", socket); err == nil {
+		return c.Close, nil
+	}
 	cmd, err := d.lab.FaultgraftCommand(context.WithoutCancel(ctx), "plugin")
 	if err != nil {
 		return nil, err
@@ -139,7 +169,7 @@ func (d *demo) startPlugin(ctx context.Context) (stop func() error, err error) {
 		return cmd.Wait()
 	}
 	ready := func(ctx context.Context) (bool, error) {
-		_, err := os.Stat("/run/faultgraft/daemon.sock")
+		_, err := os.Stat(socket)
 		return err == nil, nil
 	}
 	if err := await(ctx, 10*time.Second, "faultgraft plugin to listen", ready); err != nil {

@@ -177,6 +177,35 @@ func startContainer(ctx context.Context, c *CRI, pod *Pod, sandbox *cri.PodSandb
 	return &PodContainer{ID: created.ContainerId, Name: spec.Name, PID: info.PID, log: filepath.Join(pod.logs, config.LogPath)}, nil
 }
 
+// RemovePods removes the pods that have a label, as an earlier run may have left them.
+func (l *Lab) RemovePods(ctx context.Context, key, value string) (err error) {
+	c, err := l.CRI()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	pods, err := c.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{LabelSelector: map[string]string{key: value}}})
+	if err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	for _, p := range pods.Items {
+		if err := removePod(ctx, c, p.Id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func removePod(ctx context.Context, c *CRI, id string) error {
+	if _, err := c.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+		return fmt.Errorf("stop pod %s: %w", id, err)
+	}
+	if _, err := c.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+		return fmt.Errorf("remove pod %s: %w", id, err)
+	}
+	return nil
+}
+
 // Wait waits until the container has ended and returns its exit status.
 func (p *Pod) Wait(ctx context.Context, c PodContainer) (code int32, err error) {
 	client, err := p.lab.CRI()
@@ -226,11 +255,8 @@ func (p *Pod) Remove(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	if _, err := c.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.ID}); err != nil {
-		return fmt.Errorf("stop pod %s: %w", p.ID, err)
-	}
-	if _, err := c.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.ID}); err != nil {
-		return fmt.Errorf("remove pod %s: %w", p.ID, err)
+	if err := removePod(ctx, c, p.ID); err != nil {
+		return err
 	}
 	return os.RemoveAll(p.logs)
 }
