@@ -65,6 +65,7 @@ func tracerOf(t testing.TB, pid int) int {
 func TestUninterruptible(t *testing.T) {
 	at := newPlace(t)
 	p := start(t, "target", "vfork", at.a)
+	waitFor(t, func() bool { return strings.Contains(threadStates(p.pid()), ") D") })
 	s := newSwapper(t, at, p.pid())
 	o := s.forward()
 	o.Deadline = 300 * time.Millisecond
@@ -136,7 +137,8 @@ func TestAlreadyTraced(t *testing.T) {
 	p := start(t, "target", "files", at.a, "3", "3")
 	ready, end, done := make(chan error), make(chan bool), make(chan bool)
 	go func() {
-		runtime.LockOSThread() // ends with the goroutine, and lets go
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
 		defer close(done)
 		_, _, e := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(p.pid()), 0, 0, 0, 0)
 		if e != 0 {
@@ -145,6 +147,16 @@ func TestAlreadyTraced(t *testing.T) {
 		}
 		ready <- nil
 		<-end
+		for _, req := range []uintptr{unix.PTRACE_INTERRUPT, unix.PTRACE_DETACH} {
+			if _, _, e := unix.Syscall6(unix.SYS_PTRACE, req, uintptr(p.pid()), 0, 0, 0, 0); e != 0 {
+				t.Error(e)
+			}
+			if req == unix.PTRACE_INTERRUPT {
+				if _, err := syscall.Wait4(p.pid(), nil, unix.WALL, nil); err != nil {
+					t.Error(err)
+				}
+			}
+		}
 	}()
 	if err := <-ready; err != nil {
 		t.Fatal(err)
