@@ -78,9 +78,9 @@ func CheckTarget(pid int) (Target, error) {
 	if err != nil {
 		return t, err
 	}
-	base := filepath.Base(exe)
+	base := strings.TrimSuffix(filepath.Base(exe), " (deleted)") // replaced by an upgrade
 	switch {
-	case exe == self:
+	case exe == self, base == "faultgraft", strings.HasSuffix(base, "-faultgraft"): // NRI plugins are called NN-NAME
 		return t, refuse("it is faultgraft itself")
 	case base == "containerd" || strings.HasPrefix(base, "containerd-shim") || base == "dockerd":
 		return t, refuse("it is " + base + ", which runs the containers")

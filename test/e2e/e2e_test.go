@@ -24,8 +24,9 @@ func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 // scene is the lab as one test uses it; what the test leaves fails it.
 type scene struct {
 	*testing.T
-	lab *lab.Lab
-	ctx context.Context
+	lab    *lab.Lab
+	ctx    context.Context
+	before *lab.Snapshot
 }
 
 func newScene(t *testing.T) *scene {
@@ -36,6 +37,7 @@ func newScene(t *testing.T) *scene {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.before = before
 	t.Cleanup(func() {
 		defer cancel()
 		if t.Failed() {
@@ -47,7 +49,7 @@ func newScene(t *testing.T) *scene {
 		}
 		wait, stop := context.WithTimeout(ctx, 15*time.Second)
 		defer stop()
-		left, err := l.Settle(wait, before)
+		left, err := l.Settle(wait, s.before)
 		if err != nil {
 			t.Errorf("look at the lab: %v", err)
 		}
@@ -338,11 +340,18 @@ func TestAgentComesAndGoes(t *testing.T) {
 		t.Fatal("containerd has launched no agent")
 	}
 	stop(t, launched, syscall.SIGTERM)
-	defer func() {
+	t.Cleanup(func() { // before the scene looks for what is left
 		if err := s.lab.Restart(s.ctx); err != nil { // containerd launches its agent again
 			t.Error(err)
 		}
-	}()
+		var err error
+		if s.before, err = s.lab.Snapshot(); err != nil { // a new containerd with a new agent, and nothing else
+			t.Error(err)
+		}
+		if n := len(s.grafts()); n > 0 {
+			t.Errorf("%d grafts are left", n)
+		}
+	})
 	id, _ := s.run("e2e-before", "wal.faultgraft.io="+readFault)
 	if out, ok := s.cat("e2e-before"); !ok {
 		t.Fatalf("without an agent: %s", out)
