@@ -93,28 +93,30 @@ func TestRollbackWhenLockIsTaken(t *testing.T) {
 	p.check()
 	before := state(t, p.pid())
 	s := newSwapper(t, at, p.pid())
-	o := s.forward()
-	o.Locks = func(o *tracer.Object) []tracer.Lock {
-		if strings.HasSuffix(o.Path, "/lock") {
-			return []tracer.Lock{{Type: unix.F_WRLCK, Start: 5000, Len: 10}}
-		}
-		return nil
-	}
-	// the same range, held by us
-	fd, err := unix.Open(at.b+"/lock", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	// another file in its place, in which the range is locked by us
+	copyFile(t, at.a+"/lock", at.a+"/lock.copy")
+	fd, err := unix.Open(at.b+"/lock.copy", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	if err := unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: 5000, Len: 10}); err != nil {
+	if err := unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: 10, Len: 20}); err != nil {
 		t.Fatal(err)
+	}
+	o := s.forward()
+	replace := o.Replace
+	o.Replace = func(d *tracer.Description) (int, error) {
+		if strings.HasSuffix(d.Path, "/lock") {
+			return unix.Open(at.b+"/lock.copy", d.Flags|unix.O_CLOEXEC, 0)
+		}
+		return replace(d)
 	}
 	_, err = tracer.Swap(context.Background(), o)
 	if !errors.Is(err, syscall.EAGAIN) || !strings.HasSuffix(err.Error(), "nothing was changed") {
 		t.Fatalf("error %v", err)
 	}
-	p.check()
-	_ = before
+	sameState(t, before, state(t, p.pid()))
+	p.check() // sees its lock
 	p.quit()
 }
 
