@@ -22,6 +22,11 @@ func (k *keeper) inject(req Request) (Graft, error) {
 	if len(req.Rules) == 0 {
 		return Graft{}, errors.New("no rules")
 	}
+	for _, r := range req.Rules {
+		if err := r.Check(); err != nil {
+			return Graft{}, fmt.Errorf("rule %s: %w", r.Name, err)
+		}
+	}
 	k.swap.Lock()
 	defer k.swap.Unlock()
 	k.mu.Lock()
