@@ -1,0 +1,334 @@
+package fusefs_test
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/faultgraft/faultgraft/fusefs"
+)
+
+// adopt opens name on the layer so that the file is the description under fd.
+func (b *bench) adopt(fd int, name string, flags int, a fusefs.Adoption) (file int, handle uint64) {
+	b.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	must(b, err)
+	a.TID, a.Description = unix.Gettid(), own
+	must(b, b.Arm(a))
+	file, err = unix.Open(b.path(name), flags|unix.O_CLOEXEC, 0)
+	handle, ok := b.Disarm(a.TID)
+	if err != nil || !ok {
+		b.Fatalf("adopt %s: %v, adopted %v", name, err, ok)
+	}
+	b.Cleanup(func() { _ = unix.Close(file) }) // may be closed by the test
+	return file, handle
+}
+
+func (b *bench) below(name string, flags int) int {
+	b.Helper()
+	fd, err := unix.Open(b.under(name), flags|unix.O_CLOEXEC, 0o644)
+	must(b, err)
+	b.Cleanup(func() { _ = unix.Close(fd) }) // may be closed by the test
+	return fd
+}
+
+// sameDescription compares open file descriptions by kcmp(2).
+func sameDescription(t *testing.T, a, b int) bool {
+	t.Helper()
+	const kcmpFile = 0
+	pid := uintptr(os.Getpid())
+	r, _, e := unix.Syscall6(unix.SYS_KCMP, pid, pid, kcmpFile, uintptr(a), uintptr(b), 0)
+	if e != 0 {
+		t.Fatal(e)
+	}
+	return r == 0
+}
+
+func TestAdoptRegularFile(t *testing.T) {
+	var released atomic.Uint64
+	b := over(t, setup{released: func(h uint64) { released.Store(h) }})
+	b.write("f", "content")
+	orig := b.below("f", unix.O_RDWR)
+	_, err := unix.Seek(orig, 3, unix.SEEK_SET)
+	must(t, err)
+	must(t, unix.Flock(orig, unix.LOCK_EX))
+	must(t, os.Chmod(b.under("f"), 0)) // could not be opened again by who had it open
+
+	b.rules("io error=EIO op=open") // does not reach the swapper once it is trusted
+	b.Trust(os.Getpid(), true)
+	file, handle := b.adopt(orig, "f", unix.O_RDWR, fusefs.Adoption{})
+	b.rules()
+	back, err := b.Description(handle)
+	must(t, err)
+	defer func() { _ = unix.Close(back) }()
+	if !sameDescription(t, orig, back) {
+		t.Error("the description is another one")
+	}
+	var asked uint64
+	must(t, ioctl(file, fusefs.IoctlHandle, unsafe.Pointer(&asked)))
+	if asked != handle {
+		t.Errorf("ioctl says handle %d, it is %d", asked, handle)
+	}
+	b.Trust(os.Getpid(), false)
+	if err := ioctl(file, fusefs.IoctlHandle, unsafe.Pointer(&asked)); err != unix.ENOTTY {
+		t.Errorf("ioctl for anyone: %v", err)
+	}
+	_, err = unix.Pwrite(file, []byte("C"), 0)
+	must(t, err)
+	buf := make([]byte, 9)
+	if n, err := unix.Pread(file, buf, 0); err != nil || string(buf[:n]) != "Content" {
+		t.Errorf("%q %v", buf[:max(n, 0)], err)
+	}
+	if _, err := unix.Seek(file, 0, unix.SEEK_HOLE); err != nil {
+		t.Error(err)
+	}
+	if at, err := unix.Seek(orig, 0, unix.SEEK_CUR); at != 3 || err != nil {
+		t.Errorf("the description's position moved to %d, %v", at, err)
+	}
+	// the flock is still held, and by that description
+	other := b.below("f", unix.O_RDWR)
+	if err := unix.Flock(other, unix.LOCK_EX|unix.LOCK_NB); err != unix.EWOULDBLOCK {
+		t.Errorf("flock by another: %v", err)
+	}
+	must(t, unix.Flock(file, unix.LOCK_UN))
+	if err := unix.Flock(other, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		t.Errorf("after unlock through the layer: %v", err)
+	}
+	b.rules("io error=EIO op=read")
+	if _, err := unix.Pread(file, buf, 0); err != unix.EIO {
+		t.Errorf("no fault on an adopted file: %v", err)
+	}
+	must(t, unix.Close(file))
+	waitFor(t, "the release", func() bool { return released.Load() == handle })
+	if _, err := b.Description(handle); err == nil {
+		t.Error("the handle is still there")
+	}
+}
+
+// An offset that two descriptors share stays shared: both are the layer's one file.
+func TestAdoptSharedOffset(t *testing.T) {
+	b := over(t, setup{})
+	b.write("f", "content")
+	orig := b.below("f", unix.O_RDONLY)
+	file, _ := b.adopt(orig, "f", unix.O_RDONLY, fusefs.Adoption{})
+	dup, err := unix.Dup(file)
+	must(t, err)
+	defer func() { _ = unix.Close(dup) }()
+	one := make([]byte, 1)
+	var got strings.Builder
+	for i := range 7 {
+		_, err := unix.Read([]int{file, dup}[i%2], one)
+		must(t, err)
+		got.Write(one)
+	}
+	if got.String() != "content" {
+		t.Error(got.String())
+	}
+}
+
+func TestAdoptUnlinkedFile(t *testing.T) {
+	b := over(t, setup{})
+	b.write("f", "content")
+	orig := b.below("f", unix.O_RDWR)
+	must(t, os.Remove(b.under("f")))
+	token := "token-0123456789abcdef"
+	if err := openClose(b.path(token), unix.O_RDWR, 0); err != unix.ENOENT {
+		t.Fatalf("the token means something to others: %v", err)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	own, err := unix.Dup(orig)
+	must(t, err)
+	must(t, b.Arm(fusefs.Adoption{TID: unix.Gettid(), Description: own, Token: token, Path: "/data/old/f"}))
+	file, err := unix.Open(b.path(token), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer func() { _ = unix.Close(file) }()
+	must(t, unix.Unlink(b.path(token)))
+	if _, ok := b.Disarm(unix.Gettid()); !ok {
+		t.Fatal("not adopted")
+	}
+	if link, _ := os.Readlink("/proc/self/fd/" + itoa(file)); !strings.HasSuffix(link, " (deleted)") {
+		t.Errorf("it looks as if it had a name: %q", link)
+	}
+	_, err = unix.Pwrite(file, []byte("C"), 0)
+	must(t, err)
+	must(t, unix.Ftruncate(file, 4))
+	var st unix.Stat_t
+	must(t, unix.Fstat(orig, &st))
+	if st.Size != 4 || st.Nlink != 0 {
+		t.Errorf("%+v", st)
+	}
+	b.rules("io error=EIO op=read path=/data/old/*")
+	if _, err := unix.Pread(file, make([]byte, 1), 0); err != unix.EIO {
+		t.Errorf("the path that was given is not the rule's: %v", err)
+	}
+	if names(t, b.mnt) != "" {
+		t.Error("the token shows: ", names(t, b.mnt))
+	}
+}
+
+func TestAdoptDirectory(t *testing.T) {
+	b := over(t, setup{})
+	for i := range 500 {
+		b.write("n"+itoa(i), "")
+	}
+	orig := b.below("", unix.O_DIRECTORY)
+	buf := make([]byte, 2048)
+	_, err := unix.Getdents(orig, buf)
+	must(t, err)
+	at, err := unix.Seek(orig, 0, unix.SEEK_CUR)
+	must(t, err)
+	file, _ := b.adopt(orig, "", unix.O_DIRECTORY, fusefs.Adoption{})
+	_, err = unix.Seek(file, at, unix.SEEK_SET)
+	must(t, err)
+	count := func(fd int) (n int) {
+		for {
+			size, err := unix.Getdents(fd, buf)
+			must(t, err)
+			if size == 0 {
+				return n
+			}
+			for p := buf[:size]; len(p) > 0; n++ {
+				p = p[(*unix.Dirent)(unsafe.Pointer(&p[0])).Reclen:]
+			}
+		}
+	}
+	again := b.below("", unix.O_DIRECTORY)
+	_, err = unix.Seek(again, at, unix.SEEK_SET)
+	must(t, err)
+	if up, down := count(file), count(again); up != down || up == 0 {
+		t.Errorf("%d entries were left on the layer, %d below", up, down)
+	}
+	f, err := unix.Openat(file, "n7", unix.O_RDONLY, 0)
+	must(t, err)
+	must(t, unix.Close(f))
+}
+
+func TestAdoptionRefused(t *testing.T) {
+	b := over(t, setup{})
+	b.write("f", "")
+	b.write("g", "")
+	orig := b.below("f", unix.O_RDONLY)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	tid := unix.Gettid()
+	arm := func(a fusefs.Adoption) error {
+		own, err := unix.Dup(orig)
+		must(t, err)
+		a.TID, a.Description = tid, own
+		if err = b.Arm(a); err != nil {
+			must(t, unix.Close(own))
+		}
+		return err
+	}
+	must(t, arm(fusefs.Adoption{}))
+	if err := arm(fusefs.Adoption{}); err == nil {
+		t.Error("armed twice")
+	}
+	if err := openClose(b.path("g"), unix.O_RDONLY, 0); err != unix.ESTALE {
+		t.Errorf("a path that names another object: %v", err)
+	}
+	if _, ok := b.Disarm(tid); ok {
+		t.Error("adopted")
+	}
+	if err := arm(fusefs.Adoption{Token: "short"}); err == nil {
+		t.Error("a token that could be a name was accepted")
+	}
+	if err := openClose(b.path("g"), unix.O_RDONLY, 0); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBacking(t *testing.T) {
+	b := over(t, setup{})
+	must(t, os.Mkdir(b.under("d"), 0o755))
+	var st unix.Stat_t
+	must(t, unix.Stat(b.path("d"), &st))
+	fd, err := b.Backing(st.Ino, "d")
+	must(t, err)
+	defer func() { _ = unix.Close(fd) }()
+	if link, _ := os.Readlink("/proc/self/fd/" + itoa(fd)); link != b.under("d") {
+		t.Error(link)
+	}
+	if _, err := b.Backing(1<<60, "x"); err == nil {
+		t.Error("an unknown object has a backing")
+	}
+}
+
+// Inode numbers may be equal on sub-mounts: the path decides.
+func TestBackingOnSubMounts(t *testing.T) {
+	back := t.TempDir()
+	for _, d := range []string{"m1", "m2"} {
+		must(t, os.Mkdir(filepath.Join(back, d), 0o755))
+		if err := unix.Mount("tmpfs", filepath.Join(back, d), "tmpfs", 0, "size=1m"); err != nil {
+			t.Skip("cannot mount tmpfs: ", err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(filepath.Join(back, d), unix.MNT_DETACH) })
+	}
+	b := over(t, setup{back: back})
+	var s1, s2 unix.Stat_t
+	b.write("m1/f", "one")
+	b.write("m2/f", "two")
+	must(t, unix.Stat(b.path("m1/f"), &s1))
+	must(t, unix.Stat(b.path("m2/f"), &s2))
+	if s1.Ino != s2.Ino {
+		t.Skip("the inode numbers differ")
+	}
+	for _, d := range []string{"m1", "m2"} {
+		fd, err := b.Backing(s1.Ino, d+"/f")
+		must(t, err)
+		if link, _ := os.Readlink("/proc/self/fd/" + itoa(fd)); link != b.under(d+"/f") {
+			t.Error(link)
+		}
+		must(t, unix.Close(fd))
+	}
+	if _, err := b.Backing(s1.Ino, "m3/f"); err == nil {
+		t.Error("one of two was guessed")
+	}
+}
+
+// No descriptor is left when a layer has ended, whatever was open, adopted or locked.
+func TestNoDescriptorIsLeft(t *testing.T) {
+	count := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		must(t, err)
+		return len(list)
+	}
+	run := func(t *testing.T) {
+		b := over(t, setup{})
+		for i := range 50 {
+			b.write("n"+itoa(i), "x")
+		}
+		names(t, b.mnt)
+		fd := b.open("n1", unix.O_RDWR|unix.O_APPEND)
+		must(t, unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}))
+		_, err := unix.Seek(fd, 0, unix.SEEK_HOLE)
+		must(t, err)
+		b.adopt(b.below("n2", unix.O_RDWR), "n2", unix.O_RDWR, fusefs.Adoption{})
+		own, err := unix.Dup(fd)
+		must(t, err)
+		must(t, unix.Close(own))
+		spare := b.below("n3", unix.O_RDONLY)
+		spare, err = unix.Dup(spare)
+		must(t, err)
+		must(t, b.Arm(fusefs.Adoption{TID: 1 << 21, Description: spare})) // never disarmed
+		b.rules("io error=EIO op=read", "io latency=1ms op=write")
+	}
+	t.Run("first", run)
+	runtime.GC()
+	before := count()
+	for range 5 {
+		t.Run("again", run)
+	}
+	if after := count(); after > before {
+		t.Errorf("%d descriptors, %d before\n%s", after, before, openFiles("/"))
+	}
+}
