@@ -196,7 +196,14 @@ type pause time.Duration
 
 func (d *pause) sleep() {
 	*d = min(max(*d*3/2, pause(20*time.Microsecond)), pause(time.Millisecond))
-	time.Sleep(time.Duration(*d))
+	briefly(time.Duration(*d))
+}
+
+// briefly sleeps in the kernel: time.Sleep rounds up to a millisecond when the
+// program is idle otherwise. A signal may cut it short.
+func briefly(d time.Duration) {
+	ts := unix.NsecToTimespec(int64(d))
+	_ = unix.Nanosleep(&ts, nil)
 }
 
 // alive reports whether the process still has a thread.

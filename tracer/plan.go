@@ -3,7 +3,6 @@ package tracer
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -34,10 +33,6 @@ func (x *transaction) plan(all *found) error {
 			units = append(units, unit{m.pid, m.tid, kcmpVM, func(j *job) { j.mem = m }})
 		}
 	}
-	lockers, err := lockHolders()
-	if err != nil {
-		return err
-	}
 	for _, p := range x.e.order {
 		mine := slices.DeleteFunc(slices.Clone(units), func(u unit) bool { return u.pid != p.pid })
 		for len(mine) > 0 && p.alive() {
@@ -45,7 +40,7 @@ func (x *transaction) plan(all *found) error {
 			if err != nil {
 				return err
 			}
-			if err := x.collectLocks(j, lockers); err != nil {
+			if err := x.collectLocks(j); err != nil {
 				return err
 			}
 			x.jobs = append(x.jobs, j)
@@ -262,31 +257,31 @@ func (j *job) objects() (r []*Object) {
 	return r
 }
 
-// lockHolders lists the processes that hold POSIX locks.
-func lockHolders() (map[int]bool, error) {
-	b, err := os.ReadFile("/proc/locks")
-	if err != nil {
-		return nil, fmt.Errorf("list locks: %w", err)
-	}
-	return parseLockHolders(b), nil
-}
-
 // collectLocks finds the POSIX locks that the exchange of descriptors drops.
-func (x *transaction) collectLocks(j *job, holders map[int]bool) error {
+func (x *transaction) collectLocks(j *job) error {
 	if j.table == nil {
 		return nil
 	}
+	dir, err := openFdInfo(j.table.tid)
+	if err != nil {
+		if gone(err) {
+			return nil
+		}
+		return fmt.Errorf("fdinfo of process %d (%s): %w", j.p.pid, j.p.comm, err)
+	}
+	defer func() { _ = unix.Close(dir) }() // O_PATH
 	type file struct{ dev, ino uint64 }
-	seen := map[file]map[Lock]bool{}
+	taken := map[file]map[Lock]bool{} // false: seen, but no slot yet through which it can be taken
 	add := func(s *slot, locks []Lock) {
 		f := file{s.obj.Dev, s.obj.Ino}
-		if seen[f] == nil {
-			seen[f] = map[Lock]bool{}
-		}
 		for _, l := range locks {
-			if !seen[f][l] && lockable(s, l) {
-				seen[f][l] = true
-				j.locks = append(j.locks, heldLock{s.fd, l})
+			if taken[f] == nil {
+				taken[f] = map[Lock]bool{}
+			}
+			if !taken[f][l] {
+				if taken[f][l] = lockable(s, l); taken[f][l] {
+					j.locks = append(j.locks, heldLock{s.fd, l})
+				}
 			}
 		}
 	}
@@ -294,15 +289,21 @@ func (x *transaction) collectLocks(j *job, holders map[int]bool) error {
 		if s.obj.Flags&unix.O_PATH != 0 || s.obj.Mode&unix.S_IFMT != unix.S_IFREG {
 			continue
 		}
-		if holders[j.table.pid] {
-			fi, err := readFdInfo(j.table.tid, s.fd)
-			if err != nil && !gone(err) {
-				return fmt.Errorf("locks at %s: %w", &s.obj, err)
-			}
-			add(s, fi.locks)
+		locks, err := readLocks(dir, s.fd)
+		if err != nil && !gone(err) {
+			return fmt.Errorf("locks at %s: %w", &s.obj, err)
 		}
+		add(s, locks)
 		if x.o.Locks != nil {
 			add(s, x.o.Locks(&s.obj))
+		}
+	}
+	for f, locks := range taken {
+		for l, ok := range locks {
+			if !ok {
+				return fmt.Errorf("process %d (%s) would lose a POSIX lock (from %d, %d bytes) at inode %d: none of the descriptors to be swapped has the access to take it again",
+					j.p.pid, j.p.comm, l.Start, l.Len, f.ino)
+			}
 		}
 	}
 	return nil

@@ -95,21 +95,6 @@ func parseLock(s string) (what string, l Lock, err error) {
 	return "POSIX", l, nil
 }
 
-// parseLockHolders lists the processes for which /proc/locks shows POSIX locks.
-func parseLockHolders(text []byte) map[int]bool {
-	r := map[int]bool{}
-	for line := range strings.Lines(string(text)) {
-		f := strings.Fields(line)
-		if len(f) < 8 || f[1] != "POSIX" {
-			continue
-		}
-		if pid, err := strconv.Atoi(f[4]); err == nil {
-			r[pid] = true
-		}
-	}
-	return r
-}
-
 // mapLine is one line of /proc/PID/maps.
 type mapLine struct {
 	start, end, offset uint64
@@ -296,12 +281,54 @@ func numbers(dir string) ([]int, error) {
 	return r, nil
 }
 
-func readFdInfo(tid, fd int) (fdInfo, error) {
-	b, err := os.ReadFile(procPath(tid, "fdinfo/"+strconv.Itoa(fd)))
+// openFdInfo opens the folder for fdInfoText.
+func openFdInfo(tid int) (dir int, err error) {
+	return unix.Open(procPath(tid, "fdinfo"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+}
+
+// fdInfoText reads the fdinfo of a descriptor into buf, with no more system calls
+// than it takes: there can be thousands.
+func fdInfoText(dir, fd int, buf []byte) ([]byte, error) {
+	f, err := unix.Openat(dir, strconv.Itoa(fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Close(f) }() // read only
+	n := 0
+	for {
+		k, err := unix.Read(f, buf[n:])
+		if err != nil {
+			return nil, err
+		}
+		if n += k; k == 0 {
+			return buf[:n], nil
+		}
+		if n == len(buf) { // a file with many locks
+			buf = append(buf, make([]byte, len(buf))...)
+		}
+	}
+}
+
+func readFdInfo(dir, fd int) (fdInfo, error) {
+	var buf [1024]byte
+	b, err := fdInfoText(dir, fd, buf[:])
 	if err != nil {
 		return fdInfo{}, err
 	}
 	return parseFdInfo(b)
+}
+
+// readLocks reads the POSIX locks of a process at a descriptor from its fdinfo.
+// /proc/locks would tell for all at once, but to read it takes a semaphore that
+// waits for an RCU grace period, 10 ms and more.
+func readLocks(dir, fd int) ([]Lock, error) {
+	var buf [1024]byte
+	b, err := fdInfoText(dir, fd, buf[:])
+	if err != nil || !bytes.Contains(b, []byte("\nlock:")) {
+		return nil, err
+	}
+	fi, err := parseFdInfo(b)
+	return fi.locks, err
 }
 
 // readLink is os.Readlink without its allocations for long results.

@@ -85,7 +85,6 @@ func FuzzStatus(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _ = parseStatus(b)
 		_, _ = parseStatFlags(b)
-		_ = parseLockHolders(b)
 	})
 }
 

@@ -184,7 +184,7 @@ func (r *remote) wait() (syscall.WaitStatus, error) {
 			return ws, errTargetGone
 		}
 		if spins > 100 { // the answer comes within microseconds, mostly
-			time.Sleep(20 * time.Microsecond)
+			briefly(20 * time.Microsecond)
 		}
 	}
 }

@@ -124,6 +124,14 @@ func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) 
 	}
 	g := getter{pid: pid, tid: tid, pidfd: pidfd, own: -1}
 	defer g.close()
+	dir, err := openFdInfo(tid)
+	if err != nil {
+		if gone(err) {
+			return t, nil
+		}
+		return nil, fmt.Errorf("fdinfo of process %d: %w", pid, err)
+	}
+	defer func() { _ = unix.Close(dir) }() // O_PATH
 	for _, fd := range t.all {
 		if was := known[fd]; was != nil && kcmp(tid, s.self, kcmpFile, fd, was.item.file) == 0 {
 			sl := *was
@@ -141,7 +149,7 @@ func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) 
 		if !strings.HasPrefix(link, "/") { // a socket, a pipe, an anonymous inode
 			continue
 		}
-		sl, err := s.look(&g, fd, link)
+		sl, err := s.look(&g, dir, fd, link)
 		if err != nil {
 			return nil, err
 		}
@@ -156,8 +164,8 @@ func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) 
 }
 
 // look takes in one slot, nil if it is not part of the swap.
-func (s *scanner) look(g *getter, fd int, link string) (*slot, error) {
-	fi, err := readFdInfo(g.tid, fd)
+func (s *scanner) look(g *getter, dir, fd int, link string) (*slot, error) {
+	fi, err := readFdInfo(dir, fd)
 	if err != nil {
 		if gone(err) {
 			return nil, nil
@@ -175,6 +183,10 @@ func (s *scanner) look(g *getter, fd int, link string) (*slot, error) {
 	}
 	o.Dev, o.Ino, o.Mode = id.dev, id.ino, id.mode
 	if !s.o.Match(&o) {
+		return nil, nil
+	}
+	if fi.lease {
+		s.skip(o, "it has a lease (F_SETLEASE), which a swap would drop")
 		return nil, nil
 	}
 	file, err := g.get(fd)
