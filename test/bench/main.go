@@ -65,6 +65,13 @@ func (b *bench) run() (err error) {
 	}
 	b.state = filepath.Join(b.dir, "state")
 	defer func() {
+		if err != nil {
+			logs, _ := filepath.Glob(filepath.Join(b.state, "keepers", "*", "keeper.log")) // a bad pattern is impossible
+			for _, l := range logs {
+				text, _ := os.ReadFile(l)
+				err = fmt.Errorf("%w\n%s", err, text)
+			}
+		}
 		_, rerr := b.command("recover", "--all", "--purge")
 		err = errors.Join(err, rerr, os.RemoveAll(b.dir))
 	}()
