@@ -127,7 +127,7 @@ func (a *attachment) prepare(ctx context.Context) (err error) {
 	if a.procFD, err = openProcFD(); err != nil {
 		return err
 	}
-	if a.ns, err = enterNamespace(a.Target.PID); err != nil {
+	if a.ns, err = enterNamespace(a.Target.namespaceFile()); err != nil {
 		return err
 	}
 	if !a.Target.Alive() {

@@ -75,13 +75,10 @@ func (d *detachment) run(ctx context.Context) error {
 		swap.MapsByPath = true
 		swap.RestartErrnos = []syscall.Errno{unix.ECONNABORTED, unix.ENOTCONN}
 	}
-	if pid, ok := d.Target.entry(); ok {
-		if err := d.enter(pid); err != nil {
-			return err
-		}
-		swap.Stopped, swap.Undo = d.takeOff, d.putBack
+	if err := d.enter(); err != nil {
+		return err
 	}
-	// Without a process the namespace is gone; what was passed to other processes may still be on the layer.
+	swap.Stopped, swap.Undo = d.takeOff, d.putBack
 	r, err := tracer.Swap(ctx, swap)
 	if err != nil {
 		return err
@@ -101,15 +98,15 @@ func (d *detachment) run(ctx context.Context) error {
 	return nil
 }
 
-func (d *detachment) enter(pid int) (err error) {
+func (d *detachment) enter() (err error) {
 	if d.procFD, err = openProcFD(); err != nil {
 		return err
 	}
-	if d.ns, err = enterNamespace(pid); err != nil {
+	if d.ns, err = enterNamespace(d.Target.namespaceFile()); err != nil {
 		return err
 	}
 	if d.Layer.PeerGroup >= 0 {
-		l, err := resolveMountRoot(pid, d.Layer.Backing)
+		l, err := resolveMountRoot(d.ns.tid, d.Layer.Backing)
 		if err != nil {
 			return err
 		}
@@ -120,6 +117,9 @@ func (d *detachment) enter(pid int) (err error) {
 	}
 	return d.ns.do(func() error {
 		d.clone, err = unix.OpenTree(d.Layer.Mount, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+		if errors.Is(err, unix.EINVAL) {
+			d.clone, err = -1, nil // it is not mounted any more; see takeOff
+		}
 		if err != nil {
 			return fmt.Errorf("open_tree (to be able to put the layer back): %w", err)
 		}
@@ -333,11 +333,11 @@ func (d *detachment) release() {
 	}
 }
 
-// resolveMountRoot opens the root of the mount that backing is on.
-func resolveMountRoot(pid, backing int) (int, error) {
+// resolveMountRoot opens the root of the mount that backing is on, as a thread of the namespace sees it.
+func resolveMountRoot(tid, backing int) (int, error) {
 	l := &place{backing: backing}
-	if err := l.findMount(pid); err != nil {
+	if err := l.findMount(tid); err != nil {
 		return -1, err
 	}
-	return l.mountRoot(pid)
+	return l.mountRoot(tid)
 }

@@ -14,16 +14,18 @@ import (
 type namespace struct {
 	work chan func()
 	done chan struct{}
+	tid  int // its /proc/TID/root and mountinfo are those of the namespace
 }
 
-// enterNamespace starts the thread. The goroutine never unlocks it, so that the
-// thread ends with it and no other goroutine ever runs in there.
-func enterNamespace(pid int) (*namespace, error) {
-	pidfd, err := unix.PidfdOpen(pid, 0)
+// enterNamespace starts the thread in the namespace that the path names, a file
+// of nsfs. The goroutine never unlocks it, so that the thread ends with it and
+// no other goroutine ever runs in there.
+func enterNamespace(path string) (*namespace, error) {
+	ns, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("pidfd_open %d: %w", pid, err)
+		return nil, fmt.Errorf("open the mount namespace %s: %w", path, err)
 	}
-	defer func() { _ = unix.Close(pidfd) }()
+	defer func() { _ = unix.Close(ns) }()
 	n := &namespace{work: make(chan func()), done: make(chan struct{})}
 	ready := make(chan error, 1)
 	go func() {
@@ -34,10 +36,11 @@ func enterNamespace(pid int) (*namespace, error) {
 			ready <- fmt.Errorf("unshare CLONE_FS: %w", err)
 			return
 		}
-		if err := unix.Setns(pidfd, unix.CLONE_NEWNS); err != nil {
-			ready <- fmt.Errorf("enter the mount namespace of process %d: %w", pid, err)
+		if err := unix.Setns(ns, unix.CLONE_NEWNS); err != nil {
+			ready <- fmt.Errorf("enter the mount namespace %s: %w", path, err)
 			return
 		}
+		n.tid = unix.Gettid()
 		ready <- nil
 		for f := range n.work {
 			f()

@@ -24,8 +24,12 @@ type Target struct {
 	// Tree says that the target has no mount namespace of its own: it is PID and its
 	// descendants, and other processes see the layer too, so faults must be limited to the tree.
 	Tree bool `json:"tree,omitempty"`
-	// MountNS is the inode number of the target's mount namespace.
+	// MountNS is the inode number of the target's mount namespace. It names it as long as
+	// somebody holds the namespace; the kernel uses the numbers again.
 	MountNS uint64 `json:"mountNS"`
+	// NamespaceFile names the mount namespace for setns(2): a file of nsfs, which the
+	// keeper holds open. Empty: that of PID.
+	NamespaceFile string `json:"namespaceFile,omitempty"`
 }
 
 // CheckTarget looks a PID up and refuses what must never be grafted: processes
@@ -110,22 +114,12 @@ func ancestry(pid int) []int {
 	return chain
 }
 
-// entry finds a process through which the target's mount namespace can be
-// entered, also when its first process has ended.
-func (t Target) entry() (pid int, ok bool) {
-	if t.Alive() {
-		return t.PID, true
+// namespaceFile is a path for enterNamespace.
+func (t Target) namespaceFile() string {
+	if t.NamespaceFile != "" {
+		return t.NamespaceFile
 	}
-	all, err := allProcesses()
-	if err != nil {
-		return 0, false
-	}
-	for _, pid := range append(all, os.Getpid()) {
-		if t.inNamespace(pid) {
-			return pid, true
-		}
-	}
-	return 0, false
+	return fmt.Sprintf("/proc/%d/ns/mnt", t.PID)
 }
 
 func (t Target) inNamespace(pid int) bool {

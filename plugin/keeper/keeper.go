@@ -106,6 +106,9 @@ func (k *keeper) start() error {
 		return fmt.Errorf("pid %d: the process has ended, another one has its id now", t.PID)
 	}
 	k.target.StartTime, k.place = t.StartTime, t
+	if err := k.holdNamespace(); err != nil {
+		return err
+	}
 	k.key = keyOf(t)
 	if err := os.MkdirAll(k.dir.keeper(k.key), 0o700); err != nil {
 		return fmt.Errorf("keeper: %w", err)
@@ -125,13 +128,29 @@ func (k *keeper) start() error {
 	return nil
 }
 
-// keyOf names the keeper of a target: one for each mount namespace, or for each tree.
-func keyOf(t graft.Target) string {
-	if t.Tree {
-		return fmt.Sprintf("pid-%d-%d", t.PID, t.StartTime)
+// holdNamespace keeps the target's mount namespace open: the layer can be taken
+// off when no process is left in it, and the namespace's inode number is given
+// to no other meanwhile.
+func (k *keeper) holdNamespace() error {
+	path := fmt.Sprintf("/proc/%d/ns/mnt", k.place.PID)
+	if k.place.NamespaceFile != "" {
+		path = k.place.NamespaceFile // that of a server whose keeper died
 	}
-	return fmt.Sprintf("mnt-%d", t.MountNS)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("pid %d: hold its mount namespace: %w", k.place.PID, err)
+	}
+	var s unix.Stat_t
+	if err := unix.Fstat(fd, &s); err != nil || s.Ino != k.place.MountNS {
+		_ = unix.Close(fd)
+		return fmt.Errorf("pid %d: the process has ended", k.place.PID)
+	}
+	k.place.NamespaceFile = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
+	return nil
 }
+
+// keyOf names the keeper of a target, by what names a process for good.
+func keyOf(t graft.Target) string { return fmt.Sprintf("pid-%d-%d", t.PID, t.StartTime) }
 
 // idle is how long a keeper that holds nothing waits for its first request.
 const idle = 30 * time.Second

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/fusefs"
+	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/wire"
 	"github.com/faultgraft/faultgraft/tracer"
 	"golang.org/x/sys/unix"
@@ -50,9 +51,25 @@ func RunServer(o ServerOptions) error {
 }
 
 type server struct {
-	o      ServerOptions
-	mu     sync.Mutex
-	layers map[string]*servedLayer
+	o         ServerOptions
+	mu        sync.Mutex
+	layers    map[string]*servedLayer
+	namespace string // the target's, held open for another keeper
+}
+
+// holdNamespace keeps the target's mount namespace, and has the place name this process's hold of it.
+func (s *server) holdNamespace(place *graft.Target) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.namespace == "" {
+		fd, err := unix.Open(place.NamespaceFile, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("hold the target's mount namespace: %w", err)
+		}
+		s.namespace = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
+	}
+	place.NamespaceFile = s.namespace
+	return nil
 }
 
 // servedLayer is one layer, with what another keeper would need to take it off.
@@ -148,6 +165,9 @@ func (s *server) serve(r *wire.Request) error {
 		closeAll(keep)
 		log.close()
 		return fmt.Errorf("serve %s: %w", c.Info.Path, err)
+	}
+	if err := s.holdNamespace(&c.Place); err != nil {
+		s.o.Logger.Warn("should the keeper die, the layer can only be taken off while its target lives", "err", err)
 	}
 	s.mu.Lock()
 	s.layers[c.Layer] = &servedLayer{call: c, layer: l, keep: keep, log: log}
