@@ -20,8 +20,8 @@ type registers = unix.PtraceRegs
 var parasiteCode []byte
 
 const (
-	wordFini  = 0
-	wordNoMem = 1
+	wordFini = 0
+	wordLast = 1
 
 	paraHeader = 16
 
@@ -37,8 +37,8 @@ type paraConfig struct {
 	abortIP uint64
 	mask    uint64
 	scratch uint64
-	limit   unix.Rlimit
-	limited bool
+	limit   *unix.Rlimit
+	raised  unix.Rlimit
 }
 
 func paraImage(*paraConfig) []byte                  { return nil }

@@ -28,10 +28,11 @@ type process struct {
 	pidfd   int
 	comm    string
 	threads map[int]*thread
-	order   []*thread // as found
-	since   time.Time // first thread seized
-	mem     *os.File  // /proc/PID/mem, opened when all threads are stopped
-	limit   *unix.Rlimit
+	order   []*thread    // as found
+	since   time.Time    // first thread seized
+	mem     *os.File     // /proc/PID/mem, opened when all threads are stopped
+	limit   *unix.Rlimit // RLIMIT_NOFILE as it was, if it must be raised
+	raised  unix.Rlimit
 	slack   []span // places of code in its executable memory
 	dead    bool
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"syscall"
 
@@ -77,7 +78,8 @@ const controlSockets = 4
 
 // makeRoom raises RLIMIT_NOFILE of the process where our sockets, temporary
 // files or the slots themselves would not fit below it. The code in the target
-// puts it back, also if we die.
+// raises it, and puts it back, also if we die. Only above the hard limit do we
+// do it from here, which the code then puts back too.
 func (j *job) makeRoom(neverEmpty bool) error {
 	want, top := controlSockets, 0
 	used := map[int]bool{}
@@ -98,8 +100,8 @@ func (j *job) makeRoom(neverEmpty bool) error {
 	if j.mem != nil {
 		want += min(len(j.mem.maps), maxRights)
 	}
-	var lim unix.Rlimit
-	if err := unix.Prlimit(j.p.pid, unix.RLIMIT_NOFILE, nil, &lim); err != nil {
+	lim, err := fileLimit(j.t.tid)
+	if err != nil {
 		if gone(err) {
 			return errTargetGone
 		}
@@ -115,15 +117,30 @@ func (j *job) makeRoom(neverEmpty bool) error {
 	if free >= want && !above {
 		return nil
 	}
-	raised := unix.Rlimit{Cur: uint64(top + want), Max: max(lim.Max, uint64(top+want))}
-	if err := unix.Prlimit(j.p.pid, unix.RLIMIT_NOFILE, &raised, nil); err != nil {
-		return fmt.Errorf("process %d (%s) has %d free descriptor numbers below its RLIMIT_NOFILE of %d (hard limit %d), the swap needs %d: raise the limit: %w (above the hard limit CAP_SYS_RESOURCE is needed)",
-			j.p.pid, j.p.comm, free, lim.Cur, lim.Max, want, err)
+	raised := unix.Rlimit{Cur: uint64(top + want), Max: lim.Max}
+	if raised.Cur > lim.Max {
+		raised.Max = raised.Cur
+		if err := unix.Prlimit(j.p.pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: lim.Cur, Max: raised.Max}, nil); err != nil {
+			return fmt.Errorf("process %d (%s) has %d free descriptor numbers below its RLIMIT_NOFILE of %d, the swap needs %d: raise the hard limit of %d: %w (CAP_SYS_RESOURCE is needed)",
+				j.p.pid, j.p.comm, free, lim.Cur, want, lim.Max, err)
+		}
 	}
 	if j.p.limit == nil {
 		j.p.limit = &lim
 	}
+	raised.Cur, raised.Max = max(raised.Cur, j.p.raised.Cur), max(raised.Max, j.p.raised.Max)
+	j.p.raised = raised
 	return nil
+}
+
+// fileLimit reads RLIMIT_NOFILE from /proc: prlimit(2) for a process of another
+// user needs CAP_SYS_RESOURCE even to read.
+func fileLimit(tid int) (unix.Rlimit, error) {
+	text, err := os.ReadFile(procPath(tid, "limits"))
+	if err != nil {
+		return unix.Rlimit{}, err
+	}
+	return parseFileLimit(text)
 }
 
 // stage does what changes nothing yet: the close-on-exec flags are read, files

@@ -18,12 +18,14 @@ var parasiteCode []byte
 // Words at the end of parasiteCode, in the order of parasite/amd64.S.
 const (
 	wordFini = iota
-	wordNoMem
+	wordLast
 	wordSize
 	wordMask
 	wordLimited
 	wordLimitCur
 	wordLimitMax
+	wordRaisedCur
+	wordRaisedMax
 	wordFlags
 	wordRegs  // rip rax rbx rcx rdx rsi rdi r8 … r14
 	wordCount = wordRegs + 14
@@ -53,12 +55,12 @@ func archCheck() error { return nil }
 
 // paraConfig is what the parasite needs to know of the thread it borrows.
 type paraConfig struct {
-	regs    registers // where the thread was stopped
-	abortIP uint64    // not 0: continue here, the stop was in a restartable sequence (rseq)
-	mask    uint64    // signal mask of the thread
-	scratch uint64    // bytes of the scratch region
-	limit   unix.Rlimit
-	limited bool // RLIMIT_NOFILE was raised: put limit back
+	regs    registers    // where the thread was stopped
+	abortIP uint64       // not 0: continue here, the stop was in a restartable sequence (rseq)
+	mask    uint64       // signal mask of the thread
+	scratch uint64       // bytes of the scratch region
+	limit   *unix.Rlimit // RLIMIT_NOFILE to put back at the end, nil: leave it
+	raised  unix.Rlimit  // RLIMIT_NOFILE to set at the start, if limit is not nil
 }
 
 // paraImage returns the code for one thread.
@@ -68,8 +70,10 @@ func paraImage(c *paraConfig) []byte {
 	set := func(i int, v uint64) { binary.LittleEndian.PutUint64(words[8*i:], v) }
 	set(wordSize, c.scratch)
 	set(wordMask, c.mask)
-	if c.limited {
+	if c.limit != nil {
 		set(wordLimited, 1)
+		set(wordRaisedCur, c.raised.Cur)
+		set(wordRaisedMax, c.raised.Max)
 		set(wordLimitCur, c.limit.Cur)
 		set(wordLimitMax, c.limit.Max)
 	}

@@ -181,6 +181,7 @@ func (j *job) putBack(x *transaction) error {
 		})
 		j.table = &changed
 	}
+	j.keepChangedDirs()
 	if err := j.reopenMaps(x.o.MapsByPath); err != nil {
 		return err
 	}
@@ -190,6 +191,26 @@ func (j *job) putBack(x *transaction) error {
 	}
 	err = j.redo(x)
 	return errors.Join(err, j.finish())
+}
+
+// keepChangedDirs leaves directories alone that are the old ones still: a thread
+// that may not enter the new one may not enter the old one either.
+func (j *job) keepChangedDirs() {
+	if j.fs == nil {
+		return
+	}
+	changed := *j.fs
+	for _, p := range []**place{&changed.cwd, &changed.root} {
+		if *p == nil {
+			continue
+		}
+		o := &(*p).obj
+		id, err := identify(procPath(changed.tid, o.Kind.String()))
+		if err == nil && id.mountID == o.MountID && id.dev == o.Dev && id.ino == o.Ino {
+			*p = nil
+		}
+	}
+	j.fs = &changed
 }
 
 func (j *job) redo(x *transaction) error {

@@ -216,6 +216,29 @@ func parseStatus(text []byte) (taskStatus, error) {
 	return s, nil
 }
 
+// parseFileLimit reads RLIMIT_NOFILE from /proc/PID/limits.
+func parseFileLimit(text []byte) (l unix.Rlimit, err error) {
+	for line := range strings.Lines(string(text)) {
+		v, ok := strings.CutPrefix(line, "Max open files")
+		if !ok {
+			continue
+		}
+		f := strings.Fields(v)
+		if len(f) < 2 {
+			return l, fmt.Errorf("limits line %q", line)
+		}
+		for i, to := range []*uint64{&l.Cur, &l.Max} {
+			if f[i] == "unlimited" {
+				*to = unix.RLIM_INFINITY
+			} else if *to, err = strconv.ParseUint(f[i], 10, 64); err != nil {
+				return l, fmt.Errorf("limits line %q: %w", line, err)
+			}
+		}
+		return l, nil
+	}
+	return l, fmt.Errorf("no limit of open files in %q", text)
+}
+
 const pfKthread = 0x00200000 // include/linux/sched.h
 
 // parseStatFlags reads the task's flags, field 9 of /proc/PID/stat.

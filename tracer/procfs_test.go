@@ -50,6 +50,13 @@ func TestParseOwnFiles(t *testing.T) {
 	if s, err := readStatus(os.Getpid()); err != nil || s.ppid != os.Getppid() || s.tracer != 0 {
 		t.Error(s, err)
 	}
+	var want unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &want); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := fileLimit(os.Getpid()); err != nil || l != want {
+		t.Error(l, want, err)
+	}
 	if isKernelThread(os.Getpid()) || !isKernelThread(2) {
 		t.Error("kernel threads")
 	}
@@ -85,6 +92,7 @@ func FuzzStatus(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _ = parseStatus(b)
 		_, _ = parseStatFlags(b)
+		_, _ = parseFileLimit(b)
 	})
 }
 

@@ -63,9 +63,7 @@ func (e *engine) inject(p *process, t *thread, scratch, stage uint64) (*remote, 
 	if _, _, in := inSyscall(&t.regs); !in {
 		conf.abortIP = rseqAbort(t.tid, pc(&t.regs), p.mem)
 	}
-	if p.limit != nil {
-		conf.limit, conf.limited = *p.limit, true
-	}
+	conf.limit, conf.raised = p.limit, p.raised
 	if r.code, err = p.findSlack(t, uint64(len(parasiteCode))); err != nil {
 		return nil, err
 	}
@@ -107,7 +105,7 @@ func (r *remote) boot(scratch uint64) error {
 		}
 		nr, ret, in := inSyscall(&regs)
 		if !r.code.contains(pc(&regs)) || pc(&regs) >= r.code.start+paraLabel(wordFini) {
-			return fmt.Errorf("thread %d (%s) could not map %d bytes or open a socket: out of memory or descriptors", tid, r.p.comm, r.size)
+			return fmt.Errorf("thread %d (%s) could not map %d bytes or open two pairs of sockets: out of memory or descriptors", tid, r.p.comm, r.size)
 		}
 		if !in || nr != unix.SYS_RECVFROM || ret != -int64(syscall.ENOSYS) {
 			continue
@@ -118,7 +116,14 @@ func (r *remote) boot(scratch uint64) error {
 			return err
 		}
 		r.t.stopped = false
-		return cont(unix.PTRACE_CONT, tid, 0)
+		if err := cont(unix.PTRACE_CONT, tid, 0); err != nil {
+			return err
+		}
+		// with the first batch it closes the senders' ends: nobody may take their
+		// numbers into account after this
+		b := r.batch()
+		b.add(unix.SYS_GETPID)
+		return b.run()
 	}
 	return fmt.Errorf("code in thread %d (%s) does not start", tid, r.p.comm)
 }
@@ -511,7 +516,7 @@ func (r *remote) finish() error {
 	if err := unix.PtraceGetRegs(r.t.tid, &regs); err != nil {
 		return r.ptraceError("get registers", err)
 	}
-	fini, end := r.code.start+paraLabel(wordFini), r.code.start+paraLabel(wordNoMem)
+	fini, end := r.code.start+paraLabel(wordFini), r.code.start+paraLabel(wordLast)
 	switch at := pc(&regs); {
 	case !r.code.contains(at):
 		// it gave the thread back by itself: what it has now is its own. The code

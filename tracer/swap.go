@@ -53,8 +53,7 @@ func Swap(ctx context.Context, o Options) (*Report, error) {
 // targets, also of one that never stopped and so cannot be detached.
 func onOwnThread(f func()) {
 	done := make(chan struct{})
-	var start func()
-	start = func() {
+	go func() {
 		runtime.LockOSThread() // and never unlocked
 		if unix.Gettid() == unix.Getpid() {
 			// the runtime keeps the main thread for ever; hold it, so that the next try gets another
@@ -67,8 +66,7 @@ func onOwnThread(f func()) {
 		}
 		defer close(done)
 		f()
-	}
-	go start()
+	}()
 	<-done
 }
 

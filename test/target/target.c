@@ -7,6 +7,8 @@
 //   target signals DIR N counts N queued signals that a child sends
 //   target storm DIR     forks and makes threads without end
 //   target vfork DIR     its first thread sleeps in vfork until "quit"
+//   target seccomp DIR   one file, under a filter that kills for open, socket, mmap and more
+//   target inherit DIR   reads from descriptor 3, opens nothing
 //   target tables DIR    threads with descriptor tables and directories of their own
 //
 // It prints "ready", then answers each line of stdin: "check" with "ok" or a
@@ -16,13 +18,17 @@
 #include <fcntl.h>
 #include <dirent.h>
 #include <limits.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
 #include <linux/futex.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,6 +37,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/msg.h>
+#include <sys/prctl.h>
 #include <sys/select.h>
 #include <sys/sem.h>
 #include <sys/socket.h>
@@ -622,6 +629,44 @@ static int in_vfork(void) {
 	return bads[0] ? 1 : 0;
 }
 
+// ---- seccomp, inherit
+
+static void check_inherited(void) {
+	char b[4] = "";
+	if (pread(storm_fd, b, 4, 0) != 4 || memcmp(b, page, 4))
+		bad("read: %s", strerror(errno));
+	if (lseek(storm_fd, 0, SEEK_CUR) != 9)
+		bad("offset");
+}
+
+static int inherit(void) {
+	storm_fd = 3;
+	lseek(3, 9, SEEK_SET);
+	return serve(check_inherited);
+}
+
+static int in_seccomp(void) {
+	make_file("rw", 1);
+	storm_fd = opened("rw", O_RDWR);
+	lseek(storm_fd, 9, SEEK_SET);
+#define KILL(n) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, n, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS)
+	struct sock_filter f[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		KILL(SYS_openat), KILL(SYS_socketpair), KILL(SYS_socket), KILL(SYS_mmap), KILL(SYS_recvmsg), KILL(SYS_recvfrom), KILL(SYS_sendto),
+		KILL(SYS_dup3), KILL(SYS_close_range), KILL(SYS_fchdir), KILL(SYS_munmap), KILL(SYS_rt_sigprocmask), KILL(SYS_fcntl), KILL(SYS_getpid),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog p = {sizeof f / sizeof *f, f};
+	char line[64];
+	printf("ready\n");
+	fflush(stdout);
+	if (!fgets(line, sizeof line, stdin)) // stdio has its buffers now
+		return 1;
+	need(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs");
+	need(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &p), "seccomp");
+	return serve(check_inherited);
+}
+
 // ---- tables
 
 static atomic_int ask, answered;
@@ -694,5 +739,9 @@ int main(int argc, char **argv) {
 		return in_vfork();
 	if (!strcmp(argv[1], "tables"))
 		return tables();
+	if (!strcmp(argv[1], "seccomp"))
+		return in_seccomp();
+	if (!strcmp(argv[1], "inherit"))
+		return inherit();
 	return 2;
 }

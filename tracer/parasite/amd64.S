@@ -25,7 +25,15 @@ image:
   .ascii "FGRAFT\1\0"         # by which a later tracer knows what a dead one left,
   .quad end - image         # and how long it is
 start:
-  # scratch region; MAP_PRIVATE|MAP_ANONYMOUS|MAP_NORESERVE
+  cmpq $0, d_limited(%rip)
+  je 1f
+  mov $SYS_prlimit64, %eax # room for our descriptors: RLIMIT_NOFILE
+  xor %edi, %edi
+  mov $7, %esi
+  lea d_raised(%rip), %rdx
+  xor %r10d, %r10d
+  syscall
+1:# scratch region; MAP_PRIVATE|MAP_ANONYMOUS|MAP_NORESERVE
   mov $SYS_mmap, %eax
   xor %edi, %edi
   mov d_size(%rip), %rsi
@@ -35,7 +43,7 @@ start:
   xor %r9d, %r9d
   syscall
   cmp $-4096, %rax
-  ja nomem
+  ja nomap
   mov %rax, %r13
   # block every signal: only needed if the tracer died before it did so itself
   mov $SYS_rt_sigprocmask, %eax
@@ -158,7 +166,10 @@ fini:
   mov $SYS_close, %eax
   mov 20(%r13), %edi
   syscall
-  cmpq $0, d_limited(%rip)
+  jmp 1f
+nomap:
+  mov $-1, %r13           # munmap below fails with EINVAL
+1:cmpq $0, d_limited(%rip)
   je 1f
   mov $SYS_prlimit64, %eax # put RLIMIT_NOFILE back
   xor %edi, %edi
@@ -170,7 +181,7 @@ fini:
   mov %r13, %rdi
   mov d_size(%rip), %rsi
   syscall
-nomem:
+last:
   # a tracer that lives stops the thread here and restores it itself
   mov $SYS_rt_sigprocmask, %eax
   mov $2, %edi
@@ -205,11 +216,12 @@ full:      .quad -1
 # filled in by the tracer; the order is that of paraWords in parasite_amd64.go
 d_words:
 d_fini:    .quad fini - image
-d_nomem:   .quad nomem - image
+d_last:    .quad last - image
 d_size:    .quad 0
 d_mask:    .quad 0
 d_limited: .quad 0
 d_limit:   .quad 0, 0
+d_raised:  .quad 0, 0
 d_flags:   .quad 0
 d_rip:     .quad 0
 d_rax:     .quad 0
