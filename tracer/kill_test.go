@@ -104,9 +104,7 @@ func TestTracerKilled(t *testing.T) {
 	killed, finished := 0, 0
 	for point := 1; ; point++ {
 		for _, delay := range []int{0, 50, 150, 300, 600, 1200} {
-			cmd := exec.Command(self)
-			cmd.Env = append(os.Environ(), fmt.Sprintf("TRACER_TEST_SWAP=%s %s %d %d %d %d %d", at.a, at.b, at.mntA, at.mntB, p.pid(), point, delay))
-			cmd.Stderr = os.Stderr
+			cmd := tracerThatDies(self, at, p.pid(), point, delay)
 			err := cmd.Run()
 			if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 				killed++
@@ -145,6 +143,42 @@ func TestTracerKilled(t *testing.T) {
 	}
 	t.Logf("%d steps, killed %d times, %d swaps had ended", steps, killed, finished)
 	p.quit()
+}
+
+func tracerThatDies(self string, at *place, pid, point, delay int) *exec.Cmd {
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("TRACER_TEST_SWAP=%s %s %d %d %d %d %d", at.a, at.b, at.mntA, at.mntB, pid, point, delay))
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// The same for a thread that was computing, which must restore registers and
+// flags by itself.
+func TestTracerKilledWhileComputing(t *testing.T) {
+	at := newPlace(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, "target", "spin", at.a)
+	before := status(t, p.pid())
+	for round := range 40 {
+		point := 5 + round%5 // from the seizing on
+		if err := tracerThatDies(self, at, p.pid(), point, round/5*60).Run(); err == nil {
+			t.Logf("round %d: the swap had ended", round)
+		}
+		waitFor(t, func() bool { return status(t, p.pid()) == before })
+		if onMount(t, at.mntB, p.pid()) > 0 {
+			back := newSwapper(t, &place{a: at.b, b: at.a, mntA: at.mntB, mntB: at.mntA}, p.pid())
+			swap(t, back.forward())
+			back.drop()
+		}
+	}
+	if err := syscall.Kill(p.pid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.want("ok")
+	p.end()
 }
 
 // status is what a killed tracer may have left: descriptors, maps, a signal
