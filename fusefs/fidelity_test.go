@@ -253,7 +253,7 @@ func TestAppendAndDirect(t *testing.T) {
 	write("!")
 	mem, err := unix.Mmap(fd, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	must(t, err)
-	mem[1] = 'H'
+	must(t, poke(mem[1:], 'H'))
 	must(t, unix.Msync(mem, unix.MS_SYNC))
 	must(t, unix.Munmap(mem))
 	if got := content(b, "f"); got != "CHanged below+two!" {

@@ -219,6 +219,13 @@ func noPoll(t testing.TB, mnt string, dir bool) {
 	must(t, err)
 }
 
+func init() {
+	fusefs.MountForTest = func(t testing.TB) (*fusefs.Layer, string, string) {
+		b := over(t, setup{})
+		return b.Layer, b.back, b.mnt
+	}
+}
+
 var reports []*os.File // kept, so that no finalizer closes descriptor 3
 
 func detachedMount(t testing.TB, dev, mode int, s setup) int {

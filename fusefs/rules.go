@@ -32,14 +32,17 @@ type liveRule struct {
 
 func newLiveRule(r policy.Rule, start time.Time) *liveRule {
 	v := &liveRule{Rule: r, counter: policy.NewCounter(r.Trigger, start), over: make(chan struct{})}
-	v.timer = time.AfterFunc(time.Until(v.counter.Expires()), v.end)
+	v.timer = time.AfterFunc(time.Until(v.counter.Expires()), v.expire) // may run before it is assigned
 	return v
 }
 
-// end wakes whoever waits on behalf of the rule.
+// expire wakes whoever waits on behalf of the rule.
+func (r *liveRule) expire() { r.once.Do(func() { close(r.over) }) }
+
+// end is for a rule that was removed.
 func (r *liveRule) end() {
 	r.timer.Stop()
-	r.once.Do(func() { close(r.over) })
+	r.expire()
 }
 
 // ruleSet is what is in force. It is never changed, only replaced.

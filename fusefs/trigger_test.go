@@ -20,7 +20,7 @@ import (
 // program's count, the events and the counters agree.
 func TestProbability(t *testing.T) {
 	n := 100_000
-	if testing.Short() {
+	if testing.Short() || raceDetector {
 		n = 10_000
 	}
 	b := over(t, setup{})
