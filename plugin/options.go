@@ -43,7 +43,7 @@ type Grafter interface {
 // containerd hands to a plugin; the zero value of a field leaves it to that
 // configuration, and then to the defaults.
 type Options struct {
-	// Grafter does the work on targets. Required.
+	// Grafter does the work on targets; nil means the keepers of the state directory.
 	Grafter Grafter
 	// StateDir holds the control socket and the agent's memory; default DefaultStateDir.
 	StateDir string

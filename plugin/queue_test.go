@@ -54,16 +54,18 @@ func TestQueueRunsAKeyOnceAtATime(t *testing.T) {
 func TestQueueRunsAgainAfterNews(t *testing.T) {
 	var runs atomic.Int32
 	started, release := make(chan struct{}, 2), make(chan struct{})
+	free := sync.OnceFunc(func() { close(release) })
 	q := testQueue(t, 1, func(context.Context, Key) {
 		runs.Add(1)
 		started <- struct{}{}
 		<-release
 	})
+	defer free()
 	first := q.add(Key{"a", "a"}, false)
 	<-started
 	second := q.add(Key{"a", "a"}, false) // came while the first run may have looked already
 	third := q.add(Key{"a", "a"}, false)
-	close(release)
+	free()
 	wait(t, "first", first)
 	wait(t, "second", second)
 	wait(t, "third", third)
@@ -75,6 +77,7 @@ func TestQueueRunsAgainAfterNews(t *testing.T) {
 func TestQueueBoundsRunsButNotUrgentOnes(t *testing.T) {
 	var now, most atomic.Int32
 	release := make(chan struct{})
+	free := sync.OnceFunc(func() { close(release) })
 	q := testQueue(t, 2, func(_ context.Context, k Key) {
 		if k.Namespace == "urgent" {
 			return
@@ -85,6 +88,7 @@ func TestQueueBoundsRunsButNotUrgentOnes(t *testing.T) {
 		<-release
 		now.Add(-1)
 	})
+	defer free()
 	var all []<-chan struct{}
 	for _, id := range []string{"1", "2", "3", "4"} {
 		all = append(all, q.add(Key{"slow", id}, false))
@@ -93,7 +97,7 @@ func TestQueueBoundsRunsButNotUrgentOnes(t *testing.T) {
 	// One that waits for a slot already becomes urgent.
 	q.add(Key{"urgent", "2"}, false)
 	wait(t, "a run that became urgent waits for a slot", q.add(Key{"urgent", "2"}, true))
-	close(release)
+	free()
 	for _, c := range all {
 		wait(t, "a run never ended", c)
 	}

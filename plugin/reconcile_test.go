@@ -363,7 +363,7 @@ func TestSlowLookupDoesNotUndoNRI(t *testing.T) {
 	<-asked
 	done := b.observe(c, true)
 	close(answer)
-	<-done
+	wait(t, "the container is not reconciled", done)
 	if got := b.get(c.Key); got.State != StateActive || got.PID != os.Getpid() || got.Source != sourceNRI {
 		t.Errorf("state %s (%s), pid %d, source %s", got.State, got.Reason, got.PID, got.Source)
 	}

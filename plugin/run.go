@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/nri/pkg/stub"
 
+	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/policy"
 )
 
@@ -27,9 +28,6 @@ func Run(ctx context.Context, opts Options) error {
 	launched, err := launchedByRuntime()
 	if err != nil {
 		return err
-	}
-	if opts.Grafter == nil {
-		return errors.New("the agent has no Grafter")
 	}
 	a := &agent{base: opts, metrics: newMetrics(), configured: make(chan struct{}), kick: make(chan struct{}, 1)}
 	a.nri.gauge = a.metrics.connected.WithLabelValues(sourceNRI)
@@ -121,6 +119,9 @@ func (a *agent) setup(c Config) error {
 	}
 	// Not below the caller's context: what is half done when that ends is brought to its end first.
 	work, cancel := context.WithCancel(context.Background())
+	if o.Grafter == nil {
+		o.Grafter = &keeper.Client{StateDir: o.StateDir}
+	}
 	a.opts, a.runtime, a.cancelWork = o, d, cancel
 	a.loop = &reconciler{
 		grafter: o.Grafter, lookup: d, memory: mem, metrics: a.metrics, log: a.log, check: checkProcess, now: time.Now, firstRetry: defaultFirstRetry, blind: warning != nil,

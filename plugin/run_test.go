@@ -179,8 +179,7 @@ func TestFaultIsNoReasonNotToStart(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
 	release := make(chan struct{})
-	var once sync.Once
-	free := func() { once.Do(func() { close(release) }) }
+	free := sync.OnceFunc(func() { close(release) })
 	n := &node{onGraft: func(t keeper.Target, _ keeper.Request) {
 		if t.Name == "web-0/slow" {
 			<-release
@@ -195,8 +194,10 @@ func TestFaultIsNoReasonNotToStart(t *testing.T) {
 	r.waitSync(t)
 	start := func(id string, annotations map[string]string) {
 		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), api.DefaultPluginRequestTimeout)
+		defer cancel()
 		c := ctr(id, startIdle(t, syscall.CLONE_NEWNS), annotations)
-		if _, err := r.StartContainer(t.Context(), &api.StartContainerRequest{Pod: pod(nil), Container: c}); err != nil {
+		if _, err := r.StartContainer(ctx, &api.StartContainerRequest{Pod: pod(nil), Container: c}); err != nil {
 			t.Errorf("%s: %v", id, err)
 		}
 	}
@@ -342,7 +343,6 @@ func TestTwoAgents(t *testing.T) {
 
 func TestRunRefusesBadOptions(t *testing.T) {
 	for want, o := range map[string]Options{
-		"no Grafter":           {},
 		"not an absolute path": {Grafter: &node{}, StateDir: "x"},
 		"two digits":           {Grafter: &node{}, PluginIndex: "7"},
 	} {
