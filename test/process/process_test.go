@@ -225,6 +225,14 @@ func (r *rig) start() *holder {
 
 func (r *rig) startWith(args ...string) *holder {
 	r.t.Helper()
+	h := r.launch(args...)
+	h.ok("stat /") // it runs, and in its namespace
+	return h
+}
+
+// launch runs a program that answers each line of its input with one line.
+func (r *rig) launch(args ...string) *holder {
+	r.t.Helper()
 	h := &holder{t: r.t, cmd: exec.Command(args[0], args[1:]...)}
 	h.cmd.Stderr = os.Stderr
 	var err error
@@ -240,7 +248,6 @@ func (r *rig) startWith(args ...string) *holder {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(h.stop)
-	h.ok("stat /") // it runs, and in its namespace
 	return h
 }
 
@@ -268,6 +275,12 @@ func (h *holder) do(format string, args ...any) string {
 	if _, err := fmt.Fprintln(h.in, command); err != nil {
 		h.t.Fatalf("%s: the target is gone: %v", command, err)
 	}
+	return h.line(command)
+}
+
+// line reads one line.
+func (h *holder) line(command string) string {
+	h.t.Helper()
 	type line struct {
 		s   string
 		err error
