@@ -560,3 +560,23 @@ func TestLateObjects(t *testing.T) {
 	p.quit()
 	q.quit()
 }
+
+// A close-on-exec flag that changes between the live scan and the stop is kept.
+func TestLateCloexec(t *testing.T) {
+	at := newPlace(t)
+	p := start(t, "target", "files", at.a, "3", "1")
+	s := newSwapper(t, at, p.pid())
+	o := s.forward()
+	replace, flipped := o.Replace, false
+	o.Replace = func(d *tracer.Description) (int, error) {
+		if !flipped { // before the stop
+			flipped = true
+			p.say("flip")
+			p.want("ok")
+		}
+		return replace(d)
+	}
+	swap(t, o)
+	p.check()
+	p.quit()
+}

@@ -12,7 +12,7 @@
 //   target tables DIR    threads with descriptor tables and directories of their own
 //
 // It prints "ready", then answers each line of stdin: "check" with "ok" or a
-// line that starts with "bad"; "quit" ends it, with status 0 if all was well.
+// line that starts with "bad"; "flip" (files) changes a close-on-exec flag; "quit" ends it, with status 0 if all was well.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -77,12 +77,22 @@ static int need(int r, const char *what) {
 	return r;
 }
 
+static int nfiles, *fds, *cloexec;
+
+// flip changes close-on-exec of the first file of "files".
+static void flip(void) {
+	cloexec[0] = !cloexec[0];
+	need(fcntl(fds[0], F_SETFD, cloexec[0] ? FD_CLOEXEC : 0), "F_SETFD");
+}
+
 // serve answers stdin; check looks at everything.
 static int serve(void (*check)(void)) {
 	char line[64];
 	printf("ready\n");
 	fflush(stdout);
 	while (fgets(line, sizeof line, stdin)) {
+		if (!strncmp(line, "flip", 4))
+			flip();
 		if (check)
 			check();
 		if (bads[0])
@@ -389,8 +399,6 @@ static int hold(void) {
 
 // ---- files
 
-static int nfiles, *fds;
-
 static void check_files(void) {
 	for (int i = 0; i < nfiles; i++) {
 		char b[16] = "", w[16];
@@ -400,7 +408,7 @@ static void check_files(void) {
 		if (lseek(fds[i], 0, SEEK_CUR) != i % 7)
 			bad("file %d: offset", i);
 		int fl = fcntl(fds[i], F_GETFD);
-		if (fl != (i % 3 == 0 ? FD_CLOEXEC : 0))
+		if (fl != (cloexec[i] ? FD_CLOEXEC : 0))
 			bad("file %d: close-on-exec %d", i, fl);
 	}
 }
@@ -408,10 +416,12 @@ static void check_files(void) {
 static int files(int n, int threads) {
 	nfiles = n;
 	fds = calloc(n, sizeof *fds);
+	cloexec = calloc(n, sizeof *cloexec);
 	for (int i = 0; i < n; i++) {
 		char name[32];
 		snprintf(name, sizeof name, "f%d", i);
-		fds[i] = opened(name, O_RDWR | O_CREAT | (i % 3 == 0 ? O_CLOEXEC : 0));
+		cloexec[i] = i % 3 == 0;
+		fds[i] = opened(name, O_RDWR | O_CREAT | (cloexec[i] ? O_CLOEXEC : 0));
 		int k = snprintf(name, sizeof name, "%d", i);
 		if (pwrite(fds[i], name, k, 0) != k)
 			die(name);
