@@ -303,15 +303,7 @@ func TestOwnTables(t *testing.T) {
 	at := newPlace(t)
 	p := start(t, "target", "tables", at.a)
 	p.check()
-	var tids []int
-	dirs, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", p.pid()))
-	for _, d := range dirs {
-		var tid int
-		if _, err := fmt.Sscan(filepath.Base(d), &tid); err != nil {
-			t.Fatal(err)
-		}
-		tids = append(tids, tid)
-	}
+	tids := threads(t, p.pid())
 	s := newSwapper(t, at, p.pid())
 	for range 5 {
 		swap(t, s.forward())
@@ -578,5 +570,40 @@ func TestLateCloexec(t *testing.T) {
 	}
 	swap(t, o)
 	p.check()
+	p.quit()
+}
+
+func threads(t testing.TB, pid int) (tids []int) {
+	t.Helper()
+	dirs, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	for _, d := range dirs {
+		var tid int
+		if _, err := fmt.Sscan(filepath.Base(d), &tid); err != nil {
+			t.Fatal(err)
+		}
+		tids = append(tids, tid)
+	}
+	return tids
+}
+
+// G19: a process whose first thread has ended has files all the same.
+func TestZombieLeader(t *testing.T) {
+	at := newPlace(t)
+	p := start(t, "target", "leaderless", at.a)
+	tids := threads(t, p.pid())
+	s := newSwapper(t, at, p.pid())
+	for range 3 {
+		r := swap(t, s.forward())
+		if n := onMount(t, at.mntA, tids...); n != 0 || len(r.Swapped) != 2 {
+			t.Fatalf("%d objects left, %d swapped", n, len(r.Swapped))
+		}
+		p.check()
+		swap(t, s.backward())
+		s.drop()
+		if n := onMount(t, at.mntB, tids...); n != 0 {
+			t.Fatalf("%d objects left", n)
+		}
+		p.check()
+	}
 	p.quit()
 }

@@ -8,6 +8,7 @@
 //   target storm DIR     forks and makes threads without end
 //   target vfork DIR     its first thread sleeps in vfork until "quit"
 //   target seccomp DIR   one file, under a filter that kills for open, socket, mmap and more
+//   target leaderless DIR its first thread has ended
 //   target inherit DIR   reads from descriptor 3, opens nothing
 //   target tables DIR    threads with descriptor tables and directories of their own
 //
@@ -677,6 +678,33 @@ static int in_seccomp(void) {
 	return serve(check_inherited);
 }
 
+// ---- leaderless
+
+static void *lone(void *a) {
+	while (1) { // until the leader is a zombie
+		char path[64], b[256] = "";
+		snprintf(path, sizeof path, "/proc/%d/stat", getpid());
+		int fd = open(path, O_RDONLY);
+		if (fd >= 0 && read(fd, b, sizeof b - 1) > 0 && strstr(b, ") Z")) {
+			close(fd);
+			break;
+		}
+		close(fd);
+		usleep(1000);
+	}
+	exit(serve(check_inherited));
+	return a;
+}
+
+static int leaderless(void) {
+	make_file("rw", 1);
+	storm_fd = opened("rw", O_RDWR);
+	lseek(storm_fd, 9, SEEK_SET);
+	pthread_t t;
+	pthread_create(&t, 0, lone, 0);
+	pthread_exit(0);
+}
+
 // ---- tables
 
 static atomic_int ask, answered;
@@ -751,6 +779,8 @@ int main(int argc, char **argv) {
 		return tables();
 	if (!strcmp(argv[1], "seccomp"))
 		return in_seccomp();
+	if (!strcmp(argv[1], "leaderless"))
+		return leaderless();
 	if (!strcmp(argv[1], "inherit"))
 		return inherit();
 	return 2;
