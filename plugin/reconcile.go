@@ -98,6 +98,9 @@ func (r *reconciler) open(ctx context.Context, s *settings) {
 // observe takes a container as NRI describes it. The channel is closed when the
 // container has been brought to its labels; nil: it has none and needs nothing.
 func (r *reconciler) observe(c Container, urgent bool) <-chan struct{} {
+	if !r.settings.Load().watches(c.Namespace) {
+		return nil
+	}
 	r.mu.Lock()
 	rec := r.records[c.Key]
 	if rec == nil {

@@ -368,3 +368,19 @@ func TestSlowLookupDoesNotUndoNRI(t *testing.T) {
 		t.Errorf("state %s (%s), pid %d, source %s", got.State, got.Reason, got.PID, got.Source)
 	}
 }
+
+func TestOtherNamespacesAreLeftAlone(t *testing.T) {
+	b := newBench(t, &node{}, t.TempDir(), nil)
+	b.settings.Store(settingsOf(Options{ContainerdNamespaces: []string{"lab"}}.withDefaults()))
+	c := labelled("a", map[string]string{"wal.faultgraft.io": dataRule})
+	b.reg.put(c)
+	b.settle(t, c.Key)
+	cri := c
+	cri.Key, cri.Source = Key{criNamespace, "b"}, sourceNRI
+	if done := b.observe(cri, true); done != nil {
+		wait(t, "not reconciled", done)
+	}
+	if len(b.containers()) != 0 || b.node.count() != 0 {
+		t.Errorf("known: %+v, %d grafts", b.containers(), b.node.count())
+	}
+}

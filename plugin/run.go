@@ -276,6 +276,9 @@ func (a *agent) run(ctx context.Context, body func(context.Context) error) error
 	select {
 	case <-listening:
 		a.notify("READY=1\nSTATUS=watching containers")
+		if !a.opts.DisableNRI && !a.loop.settings.Load().watches(criNamespace) {
+			a.log.Warn("CRI containers are left alone: the containerd namespaces to look at do not include "+criNamespace, "namespaces", a.opts.ContainerdNamespaces)
+		}
 		a.log.Info("the agent runs", "pid", os.Getpid(), "stateDir", a.opts.StateDir)
 		wg.Go(func() { watch.run(ctx) })
 		wg.Go(func() {
