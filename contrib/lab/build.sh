@@ -73,7 +73,7 @@ build() {
   "$TREE/contrib/ci/need-go"
   mkdir -p "$LAB"/{bin,log,stamps,img}
   if ! built containerd "$CONTAINERD" "$LAB/bin/containerd" || ! built nerdctl "$NERDCTL" "$LAB/bin/nerdctl"; then
-    echo "building the lab into $LAB (about 10 minutes of CPU time the first time)" >&2
+    echo "building the lab into $LAB (5 to 10 minutes the first time)" >&2
   fi
   for p in containerd containerd-shim-runc-v2 ctr; do
     once "${p/containerd-shim-runc-v2/shim}" "$CONTAINERD" "$LAB/bin/$p" go_install 0 "$c/$p@$CONTAINERD"

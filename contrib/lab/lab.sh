@@ -83,8 +83,6 @@ launch() {
       if [ -n "$FRESH" ]; then # -n: mount(8) leaves no /run/mount on the machine
         [ "$CGROUP" != v2 ] || mount -n -t cgroup2 cgroup2 /sys/fs/cgroup
         mount -n -t tmpfs -o mode=755 "$LABID" /run
-        mkdir -p "$LAB/run/cni"
-        [ ! -d /var/lib/cni ] || mount -n --bind "$LAB/run/cni" /var/lib/cni
         ip link set lo up
       fi
       echo $$ >"$LAB/run/containerd.pid"

@@ -88,6 +88,35 @@ func TestSnapshotSeesMount(t *testing.T) {
 	}
 }
 
+// A mount that was taken away is a difference; one that went because somebody
+// outside of the lab removed the folder under it is not.
+func TestSnapshotTellsUnmountFromRemovedFolder(t *testing.T) {
+	l, ctx := lab.Require(t), minute(t)
+	kept, removed := t.TempDir(), filepath.Join(t.TempDir(), "removed")
+	if err := os.Mkdir(removed, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{kept, removed} {
+		must(t)(l.Run(ctx, "mount", "-n", "-t", "tmpfs", "inherited", dir))
+	}
+	before, err := l.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(t)(l.Run(ctx, "umount", "-n", kept))
+	if err := os.Remove(removed); err != nil {
+		t.Fatal(err)
+	}
+	after, err := l.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := before.Diff(after)
+	if len(d) != 1 || !strings.Contains(d[0], "gone: ") || !strings.Contains(d[0], kept) {
+		t.Errorf("the snapshots differ by %q, want the mount on %s only", d, kept)
+	}
+}
+
 func TestPodRunsToItsEndAndLeavesNothing(t *testing.T) {
 	l, ctx := lab.Require(t), minute(t)
 	before, err := l.Snapshot()

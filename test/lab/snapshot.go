@@ -27,6 +27,9 @@ type Snapshot struct {
 	// Open is, for the processes that the caller named, what they hold open:
 	// descriptors with flags and mount, working folder, root, and maps of files.
 	Open map[int][]string
+
+	// machine are the keys of Mounts whose paths are those of the machine, not of a container.
+	machine map[string]bool
 }
 
 // Snapshot looks at the lab; pids are processes whose descriptors, folders and
@@ -36,7 +39,7 @@ func (l *Lab) Snapshot(pids ...int) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Snapshot{Processes: map[int]string{}, Mounts: map[string][]string{}, Open: map[int][]string{}}
+	s := &Snapshot{Processes: map[int]string{}, Mounts: map[string][]string{}, Open: map[int][]string{}, machine: map[string]bool{}}
 	seen := map[string]bool{}
 	for _, p := range l.pick(procs) {
 		s.Processes[p.pid] = p.comm
@@ -50,7 +53,9 @@ func (l *Lab) Snapshot(pids ...int) (*Snapshot, error) {
 		}
 		if len(lines) > 0 {
 			seen[ns] = true
-			s.Mounts[fmt.Sprintf("%s (process %d)", p.comm, p.pid)] = lines
+			name := fmt.Sprintf("%s (process %d)", p.comm, p.pid)
+			s.Mounts[name] = lines
+			s.machine[name] = l.Private() && isMember(l.source(), p.pid)
 		}
 	}
 	for _, pid := range pids {
@@ -77,7 +82,13 @@ func (s *Snapshot) Diff(after *Snapshot) []string {
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Mounts)) {
 		if lines, ok := after.Mounts[name]; ok {
-			d = append(d, diffLines("mounts of "+name, s.Mounts[name], lines)...)
+			before := s.Mounts[name]
+			if s.machine[name] {
+				before = slices.DeleteFunc(slices.Clone(before), func(l string) bool {
+					return !slices.Contains(lines, l) && mountPointRemoved(l)
+				})
+			}
+			d = append(d, diffLines("mounts of "+name, before, lines)...)
 		}
 	}
 	for _, pid := range slices.Sorted(maps.Keys(s.Open)) {
@@ -108,6 +119,20 @@ func (l *Lab) Settle(ctx context.Context, before *Snapshot) ([]string, error) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// mountPointRemoved says whether the folder or file under a mount is no longer
+// there. The lab's namespace began with copies of the machine's mounts; who
+// removes a mount point outside takes the copy with it (Linux 3.18 and later).
+func mountPointRemoved(line string) bool {
+	f := strings.Fields(line) // id parent major:minor root mountpoint ...
+	if len(f) < 5 {
+		return false
+	}
+	// blanks are written as \040 and so on: proc_pid_mountinfo(5)
+	path := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(f[4])
+	_, err := os.Lstat(path)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 func diffLines(what string, before, after []string) []string {
