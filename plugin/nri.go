@@ -93,7 +93,7 @@ func (p *nriPlugin) budget() time.Duration {
 
 func (p *nriPlugin) late(c Container, begin time.Time, err error) {
 	p.metrics.late.Inc()
-	p.log.Warn("a container starts before its grafts are there; they follow while it runs", "container", c.Key.String(), "name", c.DisplayName(), "waited", time.Since(begin), "err", err)
+	p.log.Warn("a container starts before its grafts are there; they follow while it runs", "container", c.String(), "name", c.DisplayName(), "waited", time.Since(begin), "err", err)
 }
 
 // StopContainer comes when the container has been stopped.

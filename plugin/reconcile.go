@@ -453,11 +453,11 @@ func (r *reconciler) inject(ctx context.Context, c *Container, req keeper.Reques
 	g, err := r.grafter.Inject(gctx, c.Target(), req)
 	if err != nil {
 		r.metrics.grafts.WithLabelValues("failed").Inc()
-		r.log.Error("graft failed", "container", c.Key.String(), "name", c.DisplayName(), "path", req.Path, "rules", describe(req), "err", err)
+		r.log.Error("graft failed", "container", c.String(), "name", c.DisplayName(), "path", req.Path, "rules", describe(req), "err", err)
 		return g, err
 	}
 	r.metrics.grafts.WithLabelValues("made").Inc()
-	r.log.Info("grafted", "container", c.Key.String(), "name", c.DisplayName(), "pid", c.PID, "path", req.Path, "graft", g.ID, "origin", req.Origin, "rules", describe(req), "pauseMs", g.PauseMs)
+	r.log.Info("grafted", "container", c.String(), "name", c.DisplayName(), "pid", c.PID, "path", req.Path, "graft", g.ID, "origin", req.Origin, "rules", describe(req), "pauseMs", g.PauseMs)
 	return g, nil
 }
 
@@ -472,7 +472,7 @@ func (r *reconciler) recoverAll(ctx context.Context, c *Container, grafts []keep
 			continue
 		}
 		r.metrics.grafts.WithLabelValues("recovered").Inc()
-		r.log.Info("recovered", "container", c.Key.String(), "name", c.DisplayName(), "path", g.Path, "graft", g.ID)
+		r.log.Info("recovered", "container", c.String(), "name", c.DisplayName(), "path", g.Path, "graft", g.ID)
 	}
 	return errors.Join(errs...)
 }
@@ -523,17 +523,17 @@ func (r *reconciler) store(pid int, c Container, out outcome, problems []*policy
 
 	for _, p := range fresh {
 		r.metrics.problems.WithLabelValues("label").Inc()
-		r.log.Warn("bad label", "container", c.Key.String(), "name", c.DisplayName(), "problem", p)
+		r.log.Warn("bad label", "container", c.String(), "name", c.DisplayName(), "problem", p)
 	}
 	if was != out.state || wasReason != out.reason {
 		switch out.state {
 		case StateFailed:
 			r.metrics.problems.WithLabelValues("graft").Inc()
-			r.log.Error("a container is not as its labels ask", "container", c.Key.String(), "name", c.DisplayName(), "reason", out.reason, "retry", retry)
+			r.log.Error("a container is not as its labels ask", "container", c.String(), "name", c.DisplayName(), "reason", out.reason, "retry", retry)
 		case StateRefused:
 			if len(problems) == 0 {
 				r.metrics.problems.WithLabelValues("protected").Inc()
-				r.log.Warn("refused a protected container", "container", c.Key.String(), "name", c.DisplayName(), "reason", out.reason)
+				r.log.Warn("refused a protected container", "container", c.String(), "name", c.DisplayName(), "reason", out.reason)
 			}
 		}
 	}
