@@ -208,7 +208,7 @@ purge() {
   for d in bin cdi cni etc img log nerdctl nri opt root run shimpath src stamps; do
     rm -rf --one-file-system "${LAB:?}/$d"
   done
-  rm -f "$LAB/lock"
+  rm -f "$LAB"/{lock,test.lock,faultgraft.built}
   rmdir --ignore-fail-on-non-empty "$LAB"
 }
 
