@@ -230,7 +230,7 @@ func (a *agent) runLaunched(ctx context.Context, l *launch) error {
 			a.log.Info("the runtime ended the connection; this agent ends, grafts stay", "err", err)
 		case <-ctx.Done():
 			cancel()
-			_ = <-ended // it is ctx that ended it
+			a.log.Debug("the connection to the runtime is closed", "err", <-ended)
 		}
 		return nil
 	})
