@@ -28,6 +28,9 @@ import (
 // that a target can check that nothing changed, on another mount, so that the
 // test can see that all was swapped.
 
+// targetDir is set once the targets are built, for the removal.
+var targetDir string
+
 var buildTarget = sync.OnceValues(func() (string, error) {
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
@@ -37,6 +40,7 @@ var buildTarget = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	targetDir = dir
 	for _, static := range [][]string{{"-o", dir + "/target"}, {"-static", "-o", dir + "/target-static"}} {
 		args := append([]string{"-O2", "-pthread", "../test/target/target.c"}, static...)
 		if out, err := exec.Command(gcc, args...).CombinedOutput(); err != nil {
@@ -52,8 +56,8 @@ func TestMain(m *testing.M) {
 		return
 	}
 	code := m.Run()
-	if dir, err := buildTarget(); err == nil {
-		_ = os.RemoveAll(dir)
+	if targetDir != "" {
+		_ = os.RemoveAll(targetDir)
 	}
 	os.Exit(code)
 }
