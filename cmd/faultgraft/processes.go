@@ -74,7 +74,6 @@ it connects to the NRI socket.`,
 			if c.Flags().Changed("state-dir") || os.Getenv("FAULTGRAFT_STATE") != "" {
 				o.StateDir = g.stateDir
 			}
-			o.Grafter = g.keepers()
 			return plugin.Run(c.Context(), o)
 		},
 	}

@@ -52,14 +52,14 @@ func CheckTarget(pid int) (Target, error) {
 		return t, fmt.Errorf("pid %d: %w", pid, err)
 	}
 	t.StartTime = stat.startTime
-	if stat.state == 'Z' || stat.state == 'X' {
+	if stat.ended() {
 		return t, fmt.Errorf("pid %d (%s): the process has ended (zombie)", pid, stat.comm)
 	}
 	if stat.flags&pfKthread != 0 {
 		return t, refuse(fmt.Sprintf("%s is a kernel thread", stat.comm))
 	}
 	var ns unix.Stat_t
-	if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/mnt", pid), &ns); err != nil {
+	if err := statOf(pid, "ns/mnt", &ns); err != nil {
 		return t, fmt.Errorf("pid %d: look at its mount namespace: %w; faultgraft needs root with CAP_SYS_PTRACE", pid, err)
 	}
 	t.MountNS = ns.Ino
@@ -97,7 +97,7 @@ func CheckTarget(pid int) (Target, error) {
 // Alive reports whether the process that the target was made from still runs.
 func (t Target) Alive() bool {
 	s, err := readStat(t.PID)
-	return err == nil && s.startTime == t.StartTime && s.state != 'Z' && s.state != 'X'
+	return err == nil && s.startTime == t.StartTime && !s.ended()
 }
 
 // ancestry lists a process and those that it descends from, init left out.
@@ -125,7 +125,7 @@ func (t Target) namespaceFile() string {
 func (t Target) inNamespace(pid int) bool {
 	var s unix.Stat_t
 	// A process that ended meanwhile is in no namespace.
-	return unix.Stat(fmt.Sprintf("/proc/%d/ns/mnt", pid), &s) == nil && s.Ino == t.MountNS
+	return statOf(pid, "ns/mnt", &s) == nil && s.Ino == t.MountNS
 }
 
 // Processes lists the target's processes: all of the mount namespace, or the tree.
@@ -144,6 +144,25 @@ func (t Target) Processes() ([]int, error) {
 		}
 	}
 	return pids, nil
+}
+
+// statOf follows a link of a process in procfs. Those of a process whose first
+// thread has ended while others run are only to be had from the others.
+func statOf(pid int, link string, s *unix.Stat_t) error {
+	err := unix.Stat(fmt.Sprintf("/proc/%d/%s", pid, link), s)
+	if err == nil || errors.Is(err, unix.EACCES) {
+		return err
+	}
+	tasks, terr := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if terr != nil {
+		return err // it has ended altogether
+	}
+	for _, task := range tasks {
+		if unix.Stat(fmt.Sprintf("/proc/%d/task/%s/%s", pid, task.Name(), link), s) == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // allProcesses lists every process but this one.
@@ -183,7 +202,7 @@ func reachableProcesses() ([]int, error) {
 	}
 	return slices.DeleteFunc(all, func(pid int) bool {
 		var exe unix.Stat_t
-		err := unix.Stat(fmt.Sprintf("/proc/%d/exe", pid), &exe) // kernel threads have none
+		err := statOf(pid, "exe", &exe) // kernel threads have none
 		return err != nil || exe.Dev == own.Dev && exe.Ino == own.Ino
 	}), nil
 }
@@ -213,7 +232,14 @@ type procStat struct {
 	state     byte
 	ppid      int
 	flags     uint64
+	threads   int
 	startTime uint64
+}
+
+// ended says that no thread of the process runs any more. A first thread that
+// ended before the others is a zombie too.
+func (s procStat) ended() bool {
+	return s.state == 'X' || s.state == 'Z' && s.threads <= 1
 }
 
 const pfKthread = 0x00200000 // PF_KTHREAD, include/linux/sched.h
@@ -246,6 +272,9 @@ func parseStat(b []byte) (procStat, error) {
 	}
 	if s.flags, err = strconv.ParseUint(f[6], 10, 64); err != nil {
 		return s, fmt.Errorf("stat line: flags: %w", err)
+	}
+	if s.threads, err = strconv.Atoi(f[17]); err != nil {
+		return s, fmt.Errorf("stat line: threads: %w", err)
 	}
 	if s.startTime, err = strconv.ParseUint(f[19], 10, 64); err != nil {
 		return s, fmt.Errorf("stat line: start time: %w", err)

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"sort"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -38,8 +39,10 @@ func (c *Client) dir() stateDir {
 	return stateDir(c.StateDir)
 }
 
-// startWait is how long a new keeper may take until it listens, endWait how long an old one may take to go.
+// startWait is how long a new keeper may take until it listens, endWait how long
+// an old one may take to go, listWait how long one may take to say what it holds.
 const (
+	listWait  = 3 * time.Second
 	startWait = 10 * time.Second
 	endWait   = 10 * time.Second
 )
@@ -157,13 +160,25 @@ func (c *Client) List(ctx context.Context) ([]Graft, error) {
 	}
 	all := []Graft{}
 	var errs []error
+	var mu sync.Mutex
+	var wg sync.WaitGroup
 	for _, key := range keys {
-		var grafts []Graft
-		if err := c.call(ctx, key, http.MethodGet, "/v1/grafts", nil, &grafts); err != nil && !isGone(err) {
-			errs = append(errs, fmt.Errorf("keeper %s: %w", key, err))
-		}
-		all = append(all, grafts...)
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			ctx, cancel := context.WithTimeout(ctx, listWait) // one that hangs does not hide the others
+			defer cancel()
+			var grafts []Graft
+			err := c.call(ctx, key, http.MethodGet, "/v1/grafts", nil, &grafts)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil && !isGone(err) {
+				errs = append(errs, fmt.Errorf("keeper %s: %w", key, err))
+			}
+			all = append(all, grafts...)
+		}()
 	}
+	wg.Wait()
 	sort.Slice(all, func(i, j int) bool { return all[i].Since.Before(all[j].Since) })
 	return all, errors.Join(errs...)
 }

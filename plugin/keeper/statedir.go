@@ -89,7 +89,15 @@ func Purge(dir string) error {
 			return fmt.Errorf("purge %s: keeper %s still runs; recover its grafts first", dir, k)
 		}
 	}
-	for _, name := range []string{"events.jsonl", "events.jsonl.1", "daemon.json"} {
+	names := []string{"events.jsonl", "events.jsonl.1", "daemon.json", "daemon.log", "daemon.log.1"}
+	corrupt, err := filepath.Glob(filepath.Join(escapeGlob(dir), "daemon.json.corrupt-*"))
+	if err != nil {
+		return err
+	}
+	for _, c := range corrupt {
+		names = append(names, filepath.Base(c))
+	}
+	for _, name := range names {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -102,3 +110,7 @@ func Purge(dir string) error {
 	}
 	return nil
 }
+
+var globSpecials = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
+
+func escapeGlob(path string) string { return globSpecials.Replace(path) }
