@@ -45,7 +45,7 @@ func TestDeadServer(t *testing.T) {
 	}
 	mnt, ctl := dir+"/mnt", dir+"/ctl"
 	plain := inheritedFile(t, dir+"/file")
-	defer plain.Close()
+	defer func() { _ = plain.Close() }()
 	if err := unix.Mount("none", ctl, "fusectl", 0, ""); err != nil {
 		t.Skipf("no fusectl: %v", err)
 	}

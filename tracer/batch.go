@@ -1,0 +1,277 @@
+package tracer
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// call is one system call of a batch.
+type call struct {
+	nr      uint64
+	args    [6]uint64
+	mayFail bool // go on with the batch after an error
+	ret     int64
+}
+
+func (c *call) errno() syscall.Errno {
+	if c.ret < 0 && c.ret >= -4095 {
+		return syscall.Errno(-c.ret)
+	}
+	return 0
+}
+
+// batch is a list of system calls with the memory they refer to.
+type batch struct {
+	r     *remote
+	data  []byte
+	calls []call
+}
+
+func (r *remote) batch() *batch { return &batch{r: r} }
+
+// bytes puts b into the memory of the batch, and returns its address there.
+func (b *batch) bytes(p []byte) uint64 {
+	for len(b.data)%16 != 0 {
+		b.data = append(b.data, 0)
+	}
+	at := b.r.scratch + scratchHeader + uint64(len(b.data))
+	b.data = append(b.data, p...)
+	return at
+}
+
+func (b *batch) add(nr uintptr, args ...uint64) *call {
+	c := call{nr: uint64(nr)}
+	copy(c.args[:], args)
+	b.calls = append(b.calls, c)
+	return &b.calls[len(b.calls)-1]
+}
+
+// callError is a system call that failed in the target and ended its batch.
+type callError struct {
+	index int
+	call  call
+	comm  string
+	tid   int
+}
+
+func (e *callError) Error() string {
+	name := callNames[e.call.nr]
+	if name == "" {
+		name = fmt.Sprintf("system call %d", e.call.nr)
+	}
+	return fmt.Sprintf("%s in thread %d (%s): %v", name, e.tid, e.comm, e.call.errno())
+}
+
+func (e *callError) Unwrap() error { return e.call.errno() }
+
+var callNames = map[uint64]string{
+	unix.SYS_RECVMSG: "recvmsg", unix.SYS_DUP3: "dup3", unix.SYS_CLOSE_RANGE: "close_range", unix.SYS_FCNTL: "fcntl", unix.SYS_MMAP: "mmap",
+	unix.SYS_MREMAP: "mremap", unix.SYS_FCHDIR: "fchdir", unix.SYS_CHROOT: "chroot", unix.SYS_MLOCK2: "mlock2", unix.SYS_MADVISE: "madvise",
+}
+
+const callBytes = 64
+
+// run executes the batch in the thread. The calls that ran have their results
+// set also after an error.
+func (b *batch) run() error {
+	r := b.r
+	if len(b.calls) == 0 {
+		return nil
+	}
+	for len(b.data)%16 != 0 {
+		b.data = append(b.data, 0)
+	}
+	table := uint64(scratchHeader + len(b.data))
+	image := append(slices.Clone(b.data), make([]byte, callBytes*len(b.calls))...)
+	calls := image[len(b.data):]
+	for i, c := range b.calls {
+		w := calls[callBytes*i:]
+		nr := c.nr
+		if c.mayFail {
+			nr |= 1 << 32
+		}
+		binary.LittleEndian.PutUint64(w, nr)
+		for j, a := range c.args {
+			binary.LittleEndian.PutUint64(w[8+8*j:], a)
+		}
+	}
+	if table+uint64(len(calls)) > r.stage-r.scratch {
+		return fmt.Errorf("batch of %d bytes for a region of %d", len(image), r.stage-r.scratch)
+	}
+	if _, err := r.p.mem.WriteAt(image, int64(r.scratch+scratchHeader)); err != nil {
+		return r.memError("write", err)
+	}
+	var msg [16]byte
+	binary.LittleEndian.PutUint64(msg[:], uint64(len(b.calls)))
+	binary.LittleEndian.PutUint64(msg[8:], table)
+	if _, err := unix.Write(r.control, msg[:]); err != nil {
+		return r.lostContact(err)
+	}
+	left, err := r.reply()
+	if err != nil {
+		return err
+	}
+	done := len(b.calls) - left
+	if left > 0 {
+		done++ // the one that failed
+	}
+	if _, err := r.p.mem.ReadAt(image, int64(r.scratch+scratchHeader)); err != nil {
+		return r.memError("read", err)
+	}
+	copy(b.data, image)
+	r.calls += done
+	for i := range b.calls[:done] {
+		b.calls[i].ret = int64(binary.LittleEndian.Uint64(calls[callBytes*i+56:]))
+	}
+	if left > 0 {
+		return &callError{index: done - 1, call: b.calls[done-1], comm: r.p.comm, tid: r.t.tid}
+	}
+	return nil
+}
+
+func (r *remote) reply() (left int, err error) {
+	var msg [8]byte
+	deadline := time.Now().Add(batchTimeout)
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(r.control), Events: unix.POLLIN}}, 20)
+		if n == 0 || errors.Is(err, syscall.EINTR) {
+			if time.Now().After(deadline) {
+				return 0, fmt.Errorf("thread %d (%s) did not finish its calls within %v", r.t.tid, r.p.comm, batchTimeout)
+			}
+			if err := r.unstick(); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		if err != nil {
+			return 0, fmt.Errorf("wait for thread %d (%s): %w", r.t.tid, r.p.comm, err)
+		}
+		if n, err = unix.Read(r.control, msg[:]); err != nil || n != len(msg) {
+			return 0, r.lostContact(err)
+		}
+		return int(binary.LittleEndian.Uint64(msg[:])), nil
+	}
+}
+
+// unstick lets the thread go on if a SIGSTOP, which no mask holds back, stopped it.
+func (r *remote) unstick() error {
+	ws, none, err := waitThread(r.t.tid)
+	switch {
+	case none:
+		return nil
+	case err != nil || ws.Exited() || ws.Signaled():
+		r.t.gone, r.t.stopped = true, false
+		return errTargetGone
+	}
+	return cont(unix.PTRACE_CONT, r.t.tid, r.passSignal(ws))
+}
+
+// dying reports that the thread is gone or on its way: its files are closed a
+// moment before it shows.
+func (r *remote) dying() bool {
+	for range 50 {
+		if r.t.gone || ended(r.t.tid) {
+			r.t.gone, r.t.stopped = true, false
+			return true
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return false
+}
+
+// ended reports that a thread runs no code any more.
+func ended(tid int) bool {
+	st, err := readStatus(tid)
+	return err != nil && gone(err) || err == nil && (st.state == 'Z' || st.state == 'X')
+}
+
+// lostContact tells a process that ended from code that gave its thread back.
+func (r *remote) lostContact(err error) error {
+	if r.dying() {
+		return errTargetGone
+	}
+	return fmt.Errorf("lost contact with the code in thread %d (%s), which gives its thread back after 3 s of silence (%v)", r.t.tid, r.p.comm, err)
+}
+
+func (r *remote) memError(what string, err error) error {
+	if r.dying() {
+		return errTargetGone
+	}
+	return fmt.Errorf("%s memory of process %d (%s): %w", what, r.p.pid, r.p.comm, err)
+}
+
+// send puts files into the queue of the data socket.
+func (r *remote) send(files []int) error {
+	if err := unix.Sendmsg(r.data, []byte{1}, unix.UnixRights(files...), nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT); err != nil {
+		return r.lostContact(fmt.Errorf("send %d files: %w", len(files), err))
+	}
+	return nil
+}
+
+// maxRights is how many files one message carries (SCM_MAX_FD is 253).
+const maxRights = 250
+
+// receive adds the call that takes the next message of n files from the data
+// socket. The numbers go to control, an address in the target.
+func (b *batch) receive(n int, flags, control uint64) {
+	const iov, octet = 64, 80
+	msg := make([]byte, 96) // struct msghdr, struct iovec, one byte
+	base := b.bytes(msg)
+	m := b.data[len(b.data)-len(msg):]
+	le := binary.LittleEndian
+	le.PutUint64(m[16:], base+iov)
+	le.PutUint64(m[24:], 1)
+	le.PutUint64(m[32:], control)
+	le.PutUint64(m[40:], uint64(unix.CmsgSpace(4*n)))
+	le.PutUint64(m[iov:], base+octet)
+	le.PutUint64(m[iov+8:], 1)
+	b.add(unix.SYS_RECVMSG, uint64(b.r.theirs[1]), base, flags|unix.MSG_DONTWAIT)
+}
+
+// control makes room for the control message of n files.
+func (b *batch) control(n int) uint64 { return b.bytes(make([]byte, unix.CmsgSpace(4*n))) }
+
+// temps sends files, at most maxRights, and returns their temporary numbers in
+// the target. Until closeTemps runs, the code closes them when it gives the
+// thread back.
+func (r *remote) temps(files []int) ([]int, error) {
+	if len(files) == 0 {
+		return nil, nil
+	}
+	if err := r.send(files); err != nil {
+		return nil, err
+	}
+	b := r.batch()
+	b.receive(len(files), unix.MSG_CMSG_CLOEXEC, r.scratch+scratchTemps)
+	if err := b.run(); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, unix.CmsgSpace(4*len(files)))
+	if _, err := r.p.mem.ReadAt(buf, int64(r.scratch+scratchTemps)); err != nil {
+		return nil, r.memError("read", err)
+	}
+	head := unix.CmsgLen(0)
+	if n := (int(binary.LittleEndian.Uint64(buf)) - head) / 4; n != len(files) {
+		return nil, fmt.Errorf("process %d (%s) received %d of %d files", r.p.pid, r.p.comm, n, len(files))
+	}
+	var fds []int
+	for i := range files {
+		fds = append(fds, int(binary.LittleEndian.Uint32(buf[head+4*i:])))
+	}
+	return fds, nil
+}
+
+// closeTemps adds the calls that close temporary descriptors.
+func (b *batch) closeTemps(fds []int) {
+	if len(fds) == 0 {
+		return
+	}
+	closeRuns(b, fds)
+	b.add(callStore, b.r.scratch+scratchTemps, 0)
+}

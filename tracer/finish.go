@@ -1,0 +1,109 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// release gives the threads back. What was exchanged stays, whatever happens.
+func (x *transaction) release() error {
+	var errs []error
+	for _, j := range x.jobs {
+		if err := j.finish(); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(append(errs, x.resumeAll())...)
+}
+
+func (x *transaction) resumeAll() error {
+	var errs []error
+	for _, p := range x.e.order {
+		if err := x.e.resume(p); err != nil {
+			errs = append(errs, err)
+		}
+		if !p.since.IsZero() {
+			x.report.Processes = append(x.report.Processes, ProcessReport{PID: p.pid, Comm: p.comm, Threads: len(p.order), Pause: time.Since(p.since)})
+		}
+	}
+	if len(x.e.order) > 0 {
+		x.report.Pause = time.Since(x.begun)
+	}
+	return errors.Join(errs...)
+}
+
+// rollback puts everything back. Its error lists what it could not.
+func (x *transaction) rollback() error {
+	var errs []error
+	for _, j := range slices.Backward(x.jobs) {
+		if j.gone {
+			continue
+		}
+		if err := j.finish(); err != nil {
+			errs = append(errs, err)
+			if j.begun {
+				errs = append(errs, fmt.Errorf("%s may have new files: %w", j.what(), err))
+			}
+			continue
+		}
+		if !j.begun {
+			continue
+		}
+		if err := j.putBack(x); err != nil && !errors.Is(err, errTargetGone) {
+			errs = append(errs, fmt.Errorf("%s: %w", j.what(), err))
+		}
+	}
+	if x.undo && x.o.Undo != nil {
+		if err := x.o.Undo(); err != nil {
+			errs = append(errs, fmt.Errorf("undo: %w", err))
+		}
+	}
+	return errors.Join(append(errs, x.resumeAll())...)
+}
+
+func (x *transaction) finishReport() {
+	for _, j := range x.jobs {
+		x.report.RemoteCalls += j.calls
+		if j.gone {
+			continue
+		}
+		x.report.Skipped = append(x.report.Skipped, j.refused...)
+		refused := func(o *Object) bool {
+			return slices.ContainsFunc(j.refused, func(r ObjectReport) bool { return r.Object == *o })
+		}
+		for _, o := range j.objects() {
+			if !refused(o) {
+				x.report.Swapped = append(x.report.Swapped, ObjectReport{Object: *o})
+			}
+		}
+	}
+	x.report.Skipped = append(x.report.Skipped, x.s.skipped...)
+}
+
+func (s *scanner) close() {
+	for _, it := range s.items {
+		_ = unix.Close(it.file) // duplicates: the last close of a file is not ours to judge
+		if it.repl >= 0 {
+			_ = unix.Close(it.repl)
+		}
+	}
+	s.items = nil
+}
+
+// what names the objects of a job.
+func (j *job) what() string {
+	var r []string
+	for _, o := range j.objects() {
+		r = append(r, o.String())
+		if len(r) == 10 {
+			r = append(r, "…")
+			break
+		}
+	}
+	return strings.Join(r, ", ")
+}
