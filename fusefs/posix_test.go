@@ -33,7 +33,7 @@ func skipKnown(t *testing.T, name string) {
 	if name == "FcntlFlockLocksFile" {
 		t.Skip("fails on ext4, too")
 	}
-	if name == "OpenSymlinkRace" && raceDetector {
-		t.Skip("the test itself has a data race")
+	if name == "OpenSymlinkRace" {
+		t.Skip("ext4 itself loses the race at times: the test is about opening by path in a file server")
 	}
 }

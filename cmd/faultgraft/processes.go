@@ -37,7 +37,7 @@ func newServerCommand(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use: "server", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return keeper.RunServer(keeper.ServerOptions{StateDir: g.stateDir, Control: firstFD, Logger: processLogger()})
+			return keeper.RunServer(keeper.ServerOptions{StateDir: g.stateDir, Control: firstFD, News: firstFD + 1, Logger: processLogger()})
 		},
 	}
 }

@@ -19,6 +19,8 @@ const (
 	callStatus  = "status"  // layerCall -> []RuleStatus
 	callSwapper = "swapper" // swapperCall, fds: the server's end of a pair with the swapper
 	callEnd     = "end"     // layerCall: let go of a layer that was taken off
+	// server to keeper, on a pair of its own
+	callReleased = "released" // releasedCall: an adopted file saw its last close
 	// swapper to server, on its pair
 	callArm         = "arm"         // armCall, fds: the description
 	callDisarm      = "disarm"      // int (tid) -> disarmAnswer
@@ -60,6 +62,11 @@ type layerCall struct {
 type swapperCall struct {
 	Layer string `json:"layer"`
 	PID   int    `json:"pid"`
+}
+
+type releasedCall struct {
+	Layer  string `json:"layer"`
+	Handle uint64 `json:"handle"`
 }
 
 type armCall struct {

@@ -252,9 +252,12 @@ func (k *keeper) forget(h *held) {
 			_ = unix.Close(fd)
 		}
 	}
-	for _, a := range h.adopted {
-		_ = unix.Close(a.File)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, fd := range h.adopted {
+		_ = unix.Close(fd)
 	}
+	h.adopted = nil
 }
 
 // newID makes a graft's id: short enough to type, random enough to be unique on a node.

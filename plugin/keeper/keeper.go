@@ -79,10 +79,40 @@ type held struct {
 	mount   int
 	backing int
 	peer    int
-	adopted []graft.AdoptedDescription
+	adopted map[uint64]int  // originals by handle; guarded by the keeper's mu
+	closed  map[uint64]bool // handles that were released before their original came
 	request Request
 	timer   *time.Timer
 	status  []RuleStatus // the last that was seen
+}
+
+// adopt keeps an original for the day the server dies.
+func (h *held) adopt(handle uint64, fd int) {
+	if h.closed[handle] {
+		delete(h.closed, handle)
+		_ = unix.Close(fd)
+		return
+	}
+	if h.adopted == nil {
+		h.adopted = map[uint64]int{}
+	}
+	h.adopted[handle] = fd
+}
+
+// released lets go of an original whose file saw its last close.
+func (h *held) released(handle uint64) {
+	if fd, ok := h.adopted[handle]; ok {
+		delete(h.adopted, handle)
+		_ = unix.Close(fd)
+		return
+	}
+	if h.State != StateGrafting {
+		return // it was handed back
+	}
+	if h.closed == nil {
+		h.closed = map[uint64]bool{}
+	}
+	h.closed[handle] = true
 }
 
 func (k *keeper) start() error {
@@ -236,7 +266,7 @@ func (k *keeper) running() (*serverClient, error) {
 	if k.server != nil && k.server.alive() {
 		return k.server, nil
 	}
-	s, err := startServer(k.o.StateDir, k.o.Logger)
+	s, err := startServer(k.o.StateDir, k.newsDesk, k.o.Logger)
 	if err != nil {
 		return nil, err
 	}

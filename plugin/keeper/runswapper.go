@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -129,8 +131,10 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 			closeAll(r.FDs)
 			return nil, nil, fmt.Errorf("adopted: %d handles, %d descriptors, %w", len(handles), len(r.FDs), err)
 		}
+		d.k.mu.Lock()
+		defer d.k.mu.Unlock()
 		for i, fd := range r.FDs {
-			h.adopted = append(h.adopted, graft.AdoptedDescription{Handle: handles[i], File: fd})
+			h.adopt(handles[i], fd)
 		}
 		return nil, nil, nil
 	case callOriginals:
@@ -138,13 +142,7 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 		if err := r.Decode(&from); err != nil {
 			return nil, nil, err
 		}
-		var handles []uint64
-		var fds []int
-		for i := from; i >= 0 && i < min(len(h.adopted), from+batch); i++ {
-			handles, fds = append(handles, h.adopted[i].Handle), append(fds, h.adopted[i].File)
-		}
-		fds, err := dupAll(fds...)
-		return handles, fds, err
+		return d.originals(from)
 	case callRemounted:
 		if len(r.FDs) != 1 {
 			closeAll(r.FDs)
@@ -164,6 +162,23 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 		closeAll(r.FDs)
 		return nil, nil, fmt.Errorf("keeper: unknown call %q of a swapper", r.Method)
 	}
+}
+
+// originals hands out a page of the adopted descriptions, in the order of their handles.
+func (d *deskOfSwapper) originals(from int) (any, []int, error) {
+	d.k.mu.Lock()
+	defer d.k.mu.Unlock()
+	all := slices.Sorted(maps.Keys(d.h.adopted))
+	if from < 0 || from >= len(all) {
+		return []uint64{}, nil, nil
+	}
+	page := all[from:min(len(all), from+batch)]
+	var fds []int
+	for _, handle := range page {
+		fds = append(fds, d.h.adopted[handle])
+	}
+	fds, err := dupAll(fds...)
+	return page, fds, err
 }
 
 // layer takes a new layer's descriptors and has the server serve it.

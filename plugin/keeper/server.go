@@ -19,9 +19,9 @@ import (
 // ServerOptions say how the server process is started.
 type ServerOptions struct {
 	StateDir string
-	// Control is the descriptor of the connection with the keeper.
-	Control int
-	Logger  *slog.Logger
+	// Control is the descriptor of the connection on which the keeper calls, News of that on which the server does.
+	Control, News int
+	Logger        *slog.Logger
 }
 
 // RunServer is the server process: it serves the layers of one target and
@@ -35,7 +35,12 @@ func RunServer(o ServerOptions) error {
 	raiseDescriptorLimit()
 	// The modes that come from the kernel are masked already (FUSE_DONT_MASK is not asked for).
 	unix.Umask(0)
-	s := &server{o: o, layers: map[string]*servedLayer{}}
+	news, err := wire.FromDescriptor(o.News)
+	if err != nil {
+		return fmt.Errorf("server: %w", err)
+	}
+	defer func() { _ = news.Close() }()
+	s := &server{o: o, layers: map[string]*servedLayer{}, news: newNews(news, o.Logger)}
 	err = conn.Serve(s.handle)
 	s.mu.Lock()
 	orphans := make([]*servedLayer, 0, len(s.layers))
@@ -55,6 +60,7 @@ type server struct {
 	mu        sync.Mutex
 	layers    map[string]*servedLayer
 	namespace string // the target's, held open for another keeper
+	news      *news
 }
 
 // holdNamespace keeps the target's mount namespace, and has the place name this process's hold of it.
@@ -154,6 +160,7 @@ func (s *server) serve(r *wire.Request) error {
 		return err
 	}
 	opts := fusefs.Options{Device: dev, Root: root, Prefix: c.Info.Path, Record: log.record, Logger: s.o.Logger}
+	opts.Released = func(handle uint64) { s.news.released(releasedCall{Layer: c.Layer, Handle: handle}) }
 	if c.Place.Tree {
 		opts.Scope = newTreeScope(c.Target.PID).contains
 	}

@@ -17,21 +17,33 @@ type serverClient struct {
 	dead chan struct{} // closed when the process has ended
 }
 
-func startServer(dir string, logger *slog.Logger) (*serverClient, error) {
+// startServer starts the process; desk answers what it has to tell.
+func startServer(dir string, desk wire.Handler, logger *slog.Logger) (*serverClient, error) {
 	conn, theirs, err := wire.Pair()
 	if err != nil {
 		return nil, err
 	}
+	news, theirNews, err := wire.Pair()
+	if err != nil {
+		_, _ = conn.Close(), theirs.Close() // never used
+		return nil, err
+	}
 	cmd := exec.Command("/proc/self/exe", "server", "--state-dir", dir)
-	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.ExtraFiles = []*os.File{theirs, theirNews}
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	err = cmd.Start()
-	_ = theirs.Close()
+	_, _ = theirs.Close(), theirNews.Close() // the process has its own
 	if err != nil {
-		_ = conn.Close()
+		_, _ = conn.Close(), news.Close()
 		return nil, fmt.Errorf("start the server: %w", err)
 	}
 	s := &serverClient{conn: conn, cmd: cmd, dead: make(chan struct{})}
+	go func() {
+		defer func() { _ = news.Close() }()
+		if err := news.Serve(desk); err != nil {
+			logger.Warn("the server's news broke off", "err", err)
+		}
+	}()
 	go func() {
 		err := cmd.Wait()
 		logger.Info("the server has ended", "pid", cmd.Process.Pid, "err", err)

@@ -172,6 +172,16 @@ func TestLocksAreKept(t *testing.T) {
 	h.is("EAGAIN", "trylock %s", p)
 	r.recover(g)
 	held("recovered")
+	// On the layer a close lets go of the lock too, whoever else holds the description for safety.
+	g = r.inject(h, r.data, "io error=EIO op=fsync ttl=1m")
+	h.ok("close f")
+	for end := time.Now().Add(10 * time.Second); h.do("trylock %s", p) != "ok"; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Error("a closed file's lock is still held")
+			break
+		}
+	}
+	r.recover(g)
 }
 
 // G10: FIFOs, sockets and devices stay where they are.

@@ -1,0 +1,70 @@
+package keeper
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	"github.com/faultgraft/faultgraft/plugin/wire"
+)
+
+// news carries what a server has to tell its keeper, off the path of the
+// kernel's requests: an adopted file that saw its last close must be let go of,
+// or its flock and the space of an unlinked file stay held.
+type news struct {
+	conn   *wire.Conn
+	log    *slog.Logger
+	mu     sync.Mutex
+	queue  []releasedCall
+	active bool
+}
+
+func newNews(conn *wire.Conn, log *slog.Logger) *news { return &news{conn: conn, log: log} }
+
+func (n *news) released(c releasedCall) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.queue = append(n.queue, c)
+	if !n.active {
+		n.active = true
+		go n.send()
+	}
+}
+
+func (n *news) send() {
+	for {
+		n.mu.Lock()
+		if len(n.queue) == 0 {
+			n.active = false
+			n.mu.Unlock()
+			return
+		}
+		all := n.queue
+		n.queue = nil
+		n.mu.Unlock()
+		ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
+		_, err := n.conn.Call(ctx, callReleased, all, nil)
+		cancel()
+		if err != nil {
+			// The keeper has died; all its duplicates went with it.
+			n.log.Debug("tell the keeper of closed files", "files", len(all), "err", err)
+		}
+	}
+}
+
+// newsDesk is the keeper's side.
+func (k *keeper) newsDesk(r *wire.Request) (any, []int, error) {
+	defer closeAll(r.FDs)
+	var all []releasedCall
+	if err := r.Decode(&all); err != nil {
+		return nil, nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range all {
+		if h := k.grafts[c.Layer]; h != nil {
+			h.released(c.Handle)
+		}
+	}
+	return nil, nil, nil
+}
