@@ -302,7 +302,7 @@ func (l *Layer) release(cancel <-chan struct{}, in *fuse.ReleaseIn, op policy.Op
 	if h == nil {
 		return
 	}
-	l.decide(request{cancel: cancel, header: &in.InHeader, op: op}, func() []string { return l.nodes.paths(h.node) })
+	_ = l.decide(request{cancel: cancel, header: &in.InHeader, op: op}, func() []string { return l.nodes.paths(h.node) }) // nobody waits for a release
 	if l.handles.remove(in.Fh) == nil {
 		return
 	}

@@ -115,7 +115,12 @@ func (l *place) findMount(pid int) error {
 	if err != nil {
 		return err
 	}
-	if l.mounts, err = mountinfo.PidMountInfo(pid); err != nil {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	if err != nil {
+		return fmt.Errorf("read the mounts of process %d: %w", pid, err)
+	}
+	defer func() { _ = f.Close() }()
+	if l.mounts, err = mountinfo.GetMountsFromReader(f, nil); err != nil {
 		return fmt.Errorf("read the mounts of process %d: %w", pid, err)
 	}
 	for _, m := range l.mounts {

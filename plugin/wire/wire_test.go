@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -186,5 +185,4 @@ func TestHelperConnect(t *testing.T) {
 	if _, err := c.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		println("closed on me")
 	}
-	var _ net.Conn = c
 }
