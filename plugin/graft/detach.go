@@ -68,6 +68,8 @@ func (d *detachment) run(ctx context.Context) error {
 	swap := tracer.Options{
 		Processes: reachableProcesses, Match: d.match, Replace: d.original, Locks: d.locks,
 		Step: d.Step, Deadline: d.Deadline,
+		// Closing a file of the layer waits for the server; no slot is empty for that long.
+		NeverEmpty: true,
 	}
 	if d.Server == nil {
 		swap.Replace, swap.Locks = d.rescue, nil
