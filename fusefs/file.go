@@ -239,12 +239,28 @@ func (l *Layer) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) 
 
 // Flush is sent for each close(2). POSIX locks of the closing process go
 // whatever a rule says, because they go with any close.
+// EndFlushes spares a layer that is about to be taken off the FLUSH of each
+// close: the next one is answered with ENOSYS, after which the kernel sends none
+// on this connection (fuse_flush in fs/fuse/file.c). FLUSH is also what ends
+// POSIX locks, so that a layer with such locks goes on as it is, and false is
+// returned. Nothing must run on the layer between the call and its end.
+func (l *Layer) EndFlushes() bool {
+	if l.anyLocks() {
+		return false
+	}
+	l.ending.Store(true)
+	return true
+}
+
 func (l *Layer) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	h := l.handles.get(in.Fh)
 	if h == nil {
 		return fuse.EBADF
 	}
 	h.node.locks.drop(func(o *lockOwner) bool { return o.id == in.LockOwner })
+	if l.ending.Load() {
+		return fuse.ENOSYS
+	}
 	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpFlush}, h.node); e != 0 {
 		return fuse.Status(e)
 	}

@@ -54,6 +54,7 @@ type Layer struct {
 
 	state  atomic.Int32 // new, serving, closed
 	closed chan struct{}
+	ending atomic.Bool // see EndFlushes
 }
 
 const (

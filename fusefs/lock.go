@@ -281,6 +281,21 @@ func (l *Layer) PosixLocks(tgid int, ino uint64) []Lock {
 	return out
 }
 
+// anyLocks reports whether a record lock is held through the layer.
+func (l *Layer) anyLocks() bool {
+	l.nodes.mu.RLock()
+	defer l.nodes.mu.RUnlock()
+	for _, n := range l.nodes.byID {
+		n.locks.mu.Lock()
+		held := len(n.locks.owners) > 0
+		n.locks.mu.Unlock()
+		if held {
+			return true
+		}
+	}
+	return false
+}
+
 // DropPosixLocks lets go of these locks, so that the process can take them
 // again on the file below. The process must not run in between.
 func (l *Layer) DropPosixLocks(tgid int, ino uint64) {

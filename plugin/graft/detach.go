@@ -24,8 +24,6 @@ type DetachOptions struct {
 	Adopted []AdoptedDescription
 	// HandleIoctl is the ioctl(2) request by which the layer tells the handle of an open file.
 	HandleIoctl uint
-	// Remounted is told the mount that is in place after a rollback; the descriptor is not its to keep.
-	Remounted func(mount int) error
 	// Deadline bounds how long the target may be stopped; 0 means DefaultDeadline.
 	Deadline time.Duration
 	// Step is called before each step with its name; an error makes the ungraft roll back. For tests.
@@ -39,7 +37,7 @@ const StepUnmount = "unmount"
 // takes the layer off. On an error the layer is as it was, unless the error says
 // otherwise. Rules must have been taken away before.
 func Detach(ctx context.Context, o DetachOptions) (*Report, error) {
-	d := &detachment{DetachOptions: o, rep: &Report{}, procFD: -1, clone: -1, groupFD: -1}
+	d := &detachment{DetachOptions: o, rep: &Report{}, procFD: -1, groupFD: -1, sample: -1}
 	if d.Deadline == 0 {
 		d.Deadline = DefaultDeadline
 	}
@@ -57,9 +55,10 @@ type detachment struct {
 	DetachOptions
 	ns      *namespace
 	procFD  int
-	clone   int // a second mount of the layer, to put it back
 	groupFD int
 	maps    []int // files of the layer that are mapped, to be written back
+	sample  int   // some file of the layer, -1 for none
+	off     bool  // it is not mounted any more
 	used    map[uint64]bool
 	rep     *Report
 }
@@ -67,7 +66,7 @@ type detachment struct {
 func (d *detachment) run(ctx context.Context) error {
 	swap := tracer.Options{
 		Processes: reachableProcesses, Match: d.match, Replace: d.original, Locks: d.locks,
-		Step: d.Step, Deadline: d.Deadline,
+		Stopped: d.quiesce, Step: d.step, Deadline: d.Deadline,
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,
 	}
@@ -80,13 +79,15 @@ func (d *detachment) run(ctx context.Context) error {
 	if err := d.enter(); err != nil {
 		return err
 	}
-	swap.Stopped, swap.Undo = d.takeOff, d.putBack
 	r, err := tracer.Swap(ctx, swap)
 	if err != nil {
 		return err
 	}
 	d.rep.add(r)
-	swap.Stopped, swap.Undo, swap.Seized = nil, nil, nil
+	if err := d.takeOff(); err != nil { // it has happened, unless nothing had to be stopped
+		return err
+	}
+	swap.Stopped, swap.Seized, swap.Step = nil, nil, d.Step
 	for range stragglerPasses {
 		r, err := tracer.Swap(ctx, swap)
 		if err != nil {
@@ -114,19 +115,7 @@ func (d *detachment) enter() (err error) {
 		}
 		d.groupFD = l
 	}
-	if d.Server == nil {
-		return nil // nothing to put back: the layer is dead
-	}
-	return d.ns.do(func() error {
-		d.clone, err = unix.OpenTree(d.Layer.Mount, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
-		if errors.Is(err, unix.EINVAL) {
-			d.clone, err = -1, nil // it is not mounted any more; see takeOff
-		}
-		if err != nil {
-			return fmt.Errorf("open_tree (to be able to put the layer back): %w", err)
-		}
-		return nil
-	})
+	return nil
 }
 
 // match picks what is open on the layer, in whatever process it is by now.
@@ -142,6 +131,12 @@ func (d *detachment) original(o *tracer.Description) (int, error) {
 		_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(o.File), uintptr(d.HandleIoctl), uintptr(unsafe.Pointer(&handle)))
 		if e != 0 {
 			return -1, fmt.Errorf("ask the layer for its handle: %w", e)
+		}
+		if d.sample < 0 && o.Mode&unix.S_IFMT == unix.S_IFREG {
+			var err error
+			if d.sample, err = unix.FcntlInt(uintptr(o.File), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+				return -1, err
+			}
 		}
 		return d.Server.Description(handle)
 	}
@@ -222,19 +217,54 @@ func (d *detachment) locks(o *tracer.Object) []tracer.Lock {
 	return locks
 }
 
-// takeOff runs with every target thread stopped: nothing can dirty a page or walk a path any more.
+// quiesce runs with every target thread stopped, before anything is exchanged: nothing can dirty a page any more.
+func (d *detachment) quiesce() error {
+	if d.Server == nil {
+		return nil
+	}
+	for _, fd := range d.maps {
+		if err := writeBack(fd); err != nil {
+			return err
+		}
+	}
+	return d.endFlushes()
+}
+
+// endFlushes spares the target a round trip for each file that it closes in the
+// exchange. The kernel learns of it by the close of a file of our own.
+func (d *detachment) endFlushes() error {
+	if d.sample < 0 {
+		return nil
+	}
+	if _, err := d.Server.EndFlushes(); err != nil {
+		return err
+	}
+	_ = unix.Close(d.sample) // ENOSYS stays with the kernel
+	d.sample = -1
+	return nil
+}
+
+// step takes the layer off when all is exchanged and the target still stands:
+// a working directory below a mount that lies over it has no path for getcwd(2).
+// Until then a failure leaves the layer where it is.
+func (d *detachment) step(name string) error {
+	if err := d.Step(name); err != nil {
+		return err
+	}
+	if name == tracer.StepRelease {
+		return d.takeOff()
+	}
+	return nil
+}
+
 func (d *detachment) takeOff() error {
+	if d.off {
+		return nil
+	}
 	if err := d.Step(StepUnmount); err != nil {
 		return err
 	}
-	if d.Server != nil {
-		for _, fd := range d.maps {
-			if err := writeBack(fd); err != nil {
-				return err
-			}
-		}
-	}
-	return d.ns.do(func() error {
+	err := d.ns.do(func() error {
 		err := detachMount(d.Layer.Mount, d.procFD)
 		if errors.Is(err, unix.EINVAL) {
 			err = nil // it is not mounted any more: an earlier ungraft came this far, or the target took it off
@@ -244,26 +274,8 @@ func (d *detachment) takeOff() error {
 		}
 		return (&peerGroup{clone: d.Layer.PeerGroup}).rejoin(d.groupFD)
 	})
-}
-
-func (d *detachment) putBack() error {
-	if d.clone < 0 {
-		return errors.New("the layer was taken off and cannot be put back")
-	}
-	return d.ns.do(func() error {
-		if d.groupFD >= 0 {
-			if err := (&peerGroup{clone: d.Layer.PeerGroup}).leave(d.groupFD); err != nil {
-				return err
-			}
-		}
-		if err := moveOnto(d.clone, d.Layer.Backing); err != nil {
-			return err
-		}
-		if d.Remounted == nil {
-			return nil
-		}
-		return d.Remounted(d.clone)
-	})
+	d.off = err == nil
+	return err
 }
 
 // rescue finds the original of a file whose server is dead: an adopted one of the
@@ -328,7 +340,7 @@ func (d *detachment) release() {
 	if d.ns != nil {
 		d.ns.close()
 	}
-	for _, fd := range append(d.maps, d.procFD, d.clone, d.groupFD) {
+	for _, fd := range append(d.maps, d.procFD, d.groupFD, d.sample) {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}

@@ -19,6 +19,9 @@ type Server interface {
 	Description(handle uint64) (int, error)
 	// Backing duplicates an O_PATH descriptor of what lies under an inode of the layer; path is relative to the layer.
 	Backing(ino uint64, path string) (int, error)
+	// EndFlushes has closes of the layer's files no longer wait for the server, if no POSIX lock
+	// depends on them. All that has files of the layer must be stopped.
+	EndFlushes() (bool, error)
 	// PosixLocks lists the POSIX locks that the process holds on the inode through the layer.
 	PosixLocks(pid int, ino uint64) ([]tracer.Lock, error)
 }

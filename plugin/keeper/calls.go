@@ -27,12 +27,12 @@ const (
 	callDescription = "description" // uint64 (handle) -> fds: the description
 	callBacking     = "backing"     // backingCall -> fds: O_PATH
 	callLocks       = "locks"       // locksCall -> []tracer.Lock
+	callEndFlushes  = "end flushes" // -> bool
 	// swapper to keeper
 	callJob       = "job"       // -> job, fds: mount, backing[, peer group], none for an attach
 	callLayer     = "layer"     // graft.LayerInfo, fds: device, mount, backing[, peer group]
 	callAdopted   = "adopted"   // []uint64 (handles), fds: the descriptions, in that order
 	callOriginals = "originals" // int (offset) -> []uint64 (handles), fds
-	callRemounted = "remounted" // fds: mount
 	callResult    = "result"    // result
 )
 
@@ -100,7 +100,8 @@ type job struct {
 	Detach     bool            `json:"detach,omitempty"`
 	Dead       bool            `json:"dead,omitempty"` // detach: the server is dead
 	Layer      graft.LayerInfo `json:"layer"`
-	// FailAt makes the swapper fail before that step; tests of the rollback set it through FAULTGRAFT_TEST_FAIL_AT.
+	// FailAt makes the swapper fail before that step; tests of the rollback set it through
+	// FAULTGRAFT_TEST_FAIL_AT and FAULTGRAFT_TEST_FAIL_DETACH_AT in the keeper's environment.
 	FailAt string `json:"failAt,omitempty"`
 }
 
@@ -137,6 +138,12 @@ func (s serverLink) Description(handle uint64) (int, error) {
 
 func (s serverLink) Backing(ino uint64, path string) (int, error) {
 	return one(s.call(callBacking, backingCall{Ino: ino, Path: path}, nil))
+}
+
+func (s serverLink) EndFlushes() (bool, error) {
+	var ended bool
+	_, err := s.call(callEndFlushes, nil, &ended)
+	return ended, err
 }
 
 func (s serverLink) PosixLocks(pid int, ino uint64) ([]tracer.Lock, error) {

@@ -111,7 +111,6 @@ func (k *keeper) end(id string) (note string) {
 func (k *keeper) detachJob(h *held) job {
 	return job{
 		Graft: h.ID, Target: k.place, Path: h.Path, Deadline: h.request.Deadline, Detach: true, Layer: h.info,
-		FailAt: os.Getenv("FAULTGRAFT_TEST_FAIL_AT"),
 	}
 }
 
@@ -156,7 +155,8 @@ func (k *keeper) recover(id, why string) (Graft, error) {
 		}
 	}
 	j := k.detachJob(h)
-	j.Dead = dead
+	j.Dead, j.FailAt = dead, k.failDetach
+	k.failDetach = "" // once: the next try is to succeed
 	rep, err := k.runSwapper(h, j)
 	if err != nil && !dead && !server.alive() {
 		j.Dead = true // it died meanwhile

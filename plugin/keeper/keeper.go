@@ -30,7 +30,7 @@ type Options struct {
 // Run is the keeper process. It ends when its last graft has been taken off.
 func Run(o Options) error {
 	raiseDescriptorLimit()
-	k := &keeper{o: o, dir: stateDir(o.StateDir), grafts: map[string]*held{}, ended: make(chan struct{})}
+	k := &keeper{o: o, dir: stateDir(o.StateDir), grafts: map[string]*held{}, ended: make(chan struct{}), failDetach: os.Getenv("FAULTGRAFT_TEST_FAIL_DETACH_AT")}
 	err := k.start()
 	if o.Ready >= 0 {
 		f := os.NewFile(uintptr(o.Ready), "ready")
@@ -61,7 +61,8 @@ type keeper struct {
 	http   *http.Server
 	listen func() error
 
-	swap sync.Mutex // held for a whole graft or ungraft: one at a time
+	swap       sync.Mutex // held for a whole graft or ungraft: one at a time
+	failDetach string     // step at which the next ungraft fails; for tests
 
 	mu      sync.Mutex // guards what follows
 	grafts  map[string]*held

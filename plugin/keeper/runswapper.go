@@ -97,9 +97,7 @@ func (k *keeper) swapperDied(h *held, j job, err error) (*graft.Report, error) {
 		return nil, err
 	}
 	k.o.Logger.Warn("roll the graft back", "graft", h.ID, "err", err)
-	back := k.detachJob(h)
-	back.FailAt = ""
-	if _, derr := k.runSwapper(h, back); derr != nil {
+	if _, derr := k.runSwapper(h, k.detachJob(h)); derr != nil {
 		return nil, errors.Join(err, fmt.Errorf("and the layer could not be taken off: %w", derr))
 	}
 	return nil, fmt.Errorf("%w; the layer was taken off again, nothing is changed", err)
@@ -143,14 +141,6 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 			return nil, nil, err
 		}
 		return d.originals(from)
-	case callRemounted:
-		if len(r.FDs) != 1 {
-			closeAll(r.FDs)
-			return nil, nil, fmt.Errorf("remounted: %d descriptors", len(r.FDs))
-		}
-		_ = unix.Close(h.mount)
-		h.mount = r.FDs[0]
-		return nil, nil, nil
 	case callResult:
 		var res result
 		if err := r.Decode(&res); err != nil {

@@ -287,6 +287,8 @@ func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
 		}
 		fd, err := h.layer.Backing(c.Ino, c.Path)
 		return nil, []int{fd}, err
+	case callEndFlushes:
+		return h.layer.EndFlushes(), nil, nil
 	case callLocks:
 		var c locksCall
 		if err := r.Decode(&c); err != nil {

@@ -99,7 +99,7 @@ func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 	}
 	return graft.Detach(context.Background(), graft.DetachOptions{
 		ID: j.Graft, Target: j.Target, Layer: l, Server: server, Adopted: adopted, HandleIoctl: fusefs.IoctlHandle,
-		Deadline: j.Deadline, Remounted: k.remounted, Step: j.step(),
+		Deadline: j.Deadline, Step: j.step(),
 	})
 }
 
@@ -158,9 +158,4 @@ func (k keeperLink) originals() ([]graft.AdoptedDescription, error) {
 			all = append(all, graft.AdoptedDescription{Handle: h, File: fds[i]})
 		}
 	}
-}
-
-func (k keeperLink) remounted(mount int) error {
-	_, err := k.call(callRemounted, nil, nil, mount)
-	return err
 }

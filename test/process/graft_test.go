@@ -322,6 +322,42 @@ func TestRollbackAtEachStep(t *testing.T) {
 	}
 }
 
+// G22 for the way back: a failure leaves the target on the layer, whole, and the next try takes it off.
+func TestRollbackOfRecoverAtEachStep(t *testing.T) {
+	for _, step := range []string{"scan", "replace", "seize", "stopped", "unmount", "inject", "stage", "commit", "check", "release", "kill:unmount", "kill:check", "kill:release"} {
+		t.Run(step, func(t *testing.T) {
+			r := newRig(t)
+			r.env = append(r.env, "FAULTGRAFT_TEST_FAIL_DETACH_AT="+step)
+			p := r.write("f", "0123456789")
+			h := r.start()
+			h.ok("open f %s rdwr", p)
+			h.ok("open locked %s rdwr", r.write("locked", "x"))
+			h.ok("setlk locked 0 1")
+			h.ok("lseek f 4")
+			h.ok("mmap M f 10 shared")
+			h.ok("chdir %s", r.data)
+			before := h.snapshot()
+			g := r.inject(h, r.data, "io error=EIO op=fsync ttl=1m")
+			h.ok("poke M 0 ABC")
+			out, err := r.run("recover", g.ID)
+			if err == nil {
+				t.Fatalf("no error: %s", out)
+			}
+			t.Log(err)
+			h.is("ok 456789", "read f 100") // on the layer, or already off it
+			h.ok("lseek f 4")
+			h.is("ok ABC3456789", "cat %s", p)
+			h.is("ok ABC", "peek M 0 3")
+			h.is("ok "+r.data, "getcwd")
+			r.recover(g)
+			h.is("ok", "fsync f")
+			h.is("ok ABC", "peek M 0 3")
+			h.is("ok ABC3456789", "cat %s", p)
+			same(t, before, h.snapshot())
+		})
+	}
+}
+
 // Without a mount namespace of its own: the tree gets the faults, nobody else.
 func TestTreeInSharedNamespace(t *testing.T) {
 	r := newRig(t)

@@ -54,6 +54,7 @@ type rig struct {
 	t     testing.TB
 	state string
 	data  string
+	env   []string // for faultgraft
 }
 
 func newRig(t testing.TB) *rig {
@@ -113,7 +114,7 @@ func leftovers(t testing.TB) []string {
 // command is a faultgraft command on the rig's state.
 func (r *rig) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(binaries.faultgraft, args...)
-	cmd.Env = append(os.Environ(), "FAULTGRAFT_STATE="+r.state)
+	cmd.Env = append(append(os.Environ(), "FAULTGRAFT_STATE="+r.state), r.env...)
 	return cmd
 }
 
@@ -146,7 +147,8 @@ func (r *rig) recover(g keeper.Graft) keeper.Graft {
 	r.t.Helper()
 	out, err := r.run("recover", g.ID, "-o", "json")
 	if err != nil {
-		r.t.Fatalf("recover: %v%s", err, r.logs())
+		events, _ := r.run("events")
+		r.t.Fatalf("recover: %v%s\n%s", err, r.logs(), events)
 	}
 	var gs []keeper.Graft
 	if err := json.Unmarshal([]byte(out), &gs); err != nil || len(gs) != 1 {
