@@ -195,16 +195,10 @@ func (k *keeper) run() error {
 	if k.o.Inherit != "" {
 		go k.recoverAll("its keeper died")
 	}
-	var err error
 	select {
 	case <-k.ended:
-	case err = <-served:
+	case err := <-served:
 		return fmt.Errorf("keeper: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if err := k.http.Shutdown(ctx); err != nil {
-		k.o.Logger.Warn("close the control socket", "err", err)
 	}
 	k.mu.Lock()
 	server := k.server
@@ -221,8 +215,23 @@ func (k *keeper) run() error {
 			server.kill()
 		}
 	}
-	err = k.events.Close()
-	return errors.Join(err, os.RemoveAll(k.dir.keeper(k.key)))
+	return errors.Join(k.events.Close(), k.leave())
+}
+
+// leave closes the socket and removes the keeper's folder, while nobody can start
+// another keeper for the target there.
+func (k *keeper) leave() error {
+	unlock, err := k.dir.lock(startWait)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := k.http.Shutdown(ctx); err != nil {
+		k.o.Logger.Warn("close the control socket", "err", err)
+	}
+	return os.RemoveAll(k.dir.keeper(k.key))
 }
 
 // watchTarget ends the grafts when the target's first process has ended.
