@@ -59,8 +59,10 @@ type detachment struct {
 	maps    []int // files of the layer that are mapped, to be written back
 	sample  int   // some file of the layer, -1 for none
 	off     bool  // it is not mounted any more
-	used    map[uint64]bool
-	rep     *Report
+	// lockless: no POSIX lock is held through the layer; asked for each file, that would cost more than all the rest
+	lockless bool
+	used     map[uint64]bool
+	rep      *Report
 }
 
 func (d *detachment) run(ctx context.Context) error {
@@ -207,7 +209,7 @@ func writeBack(fd int) error {
 }
 
 func (d *detachment) locks(o *tracer.Object) []tracer.Lock {
-	if o.Mode&unix.S_IFMT != unix.S_IFREG {
+	if d.lockless || o.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil
 	}
 	locks, err := d.Server.PosixLocks(o.PID, o.Ino)
@@ -236,7 +238,8 @@ func (d *detachment) endFlushes() error {
 	if d.sample < 0 {
 		return nil
 	}
-	if _, err := d.Server.EndFlushes(); err != nil {
+	var err error
+	if d.lockless, err = d.Server.EndFlushes(); err != nil {
 		return err
 	}
 	_ = unix.Close(d.sample) // ENOSYS stays with the kernel
