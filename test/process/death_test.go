@@ -1,0 +1,125 @@
+package process
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Each process that stands by can be killed: the target goes on, without its
+// descriptors noticing, and the layer is taken off.
+func TestKillServer(t *testing.T) { killed(t, "server") }
+func TestKillKeeper(t *testing.T) { killed(t, "keeper") }
+
+func killed(t *testing.T, role string) {
+	r := newRig(t)
+	p := r.write("f", "0123456789")
+	h := r.start()
+	h.ok("open f %s rdwr", p)
+	h.ok("lseek f 4")
+	h.ok("chdir %s", r.data)
+	before := h.snapshot()
+	r.inject(h, r.data, "io error=EIO op=fsync ttl=1m")
+	h.is("EIO", "fsync f")
+	pids := 0
+	for _, l := range leftovers(t) {
+		var pid int
+		if _, err := fmt.Sscanf(l, "/proc/%d/exe", &pid); err == nil && strings.Contains(l, " "+role) {
+			pids++
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if pids != 1 {
+		t.Fatalf("%d processes with role %s: %q", pids, role, leftovers(t))
+	}
+	if role == "keeper" {
+		// The server hears of it when the socket closes, and ends the rules then.
+		for end := time.Now().Add(10 * time.Second); h.do("fsync f") != "ok" && time.Now().Before(end); {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	h.is("ok", "fsync f") // it waits, at most, and sees no error
+	h.is("ok 456789", "read f 100")
+	h.ok("lseek f 4")
+	for end := time.Now().Add(20 * time.Second); strings.Contains(h.mountinfo(), "fuse.faultgraft"); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("still mounted%s", r.logs())
+		}
+	}
+	h.ok("stat /") // the mount goes within the stop; an answer means that it is over
+	same(t, before, h.snapshot())
+}
+
+// G22: a failure at any step rolls back whole.
+func TestRollbackAtEachStep(t *testing.T) {
+	for _, step := range []string{"resolve", "layer", "serve", "scan", "replace", "seize", "stopped", "inject", "stage", "mount", "commit", "check", "release", "hand over", "kill:mount", "kill:check"} {
+		t.Run(step, func(t *testing.T) {
+			r := newRig(t)
+			p := r.write("f", "0123456789")
+			h := r.start()
+			h.ok("open f %s rdwr", p)
+			h.ok("lseek f 4")
+			h.ok("mmap M f 10 shared")
+			h.ok("chdir %s", r.data)
+			before := h.snapshot()
+			cmd := r.command("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, "io error=EIO op=fsync ttl=1m")
+			cmd.Env = append(cmd.Env, "FAULTGRAFT_TEST_FAIL_AT="+step)
+			out, err := cmd.CombinedOutput()
+			if err == nil {
+				t.Fatalf("no error: %s", out)
+			}
+			h.is("ok 456789", "read f 100")
+			h.ok("lseek f 4")
+			h.is("ok", "fsync f")
+			for end := time.Now().Add(20 * time.Second); strings.Contains(h.mountinfo(), "fuse.faultgraft") && time.Now().Before(end); {
+				time.Sleep(50 * time.Millisecond)
+			}
+			h.ok("stat /") // not in the middle of a stop
+			same(t, before, h.snapshot())
+			if !strings.HasPrefix(step, "kill:") && !strings.Contains(string(out), step) {
+				t.Errorf("the error does not name the step: %s", out)
+			}
+			t.Logf("%s", out)
+		})
+	}
+}
+
+// G22 for the way back: a failure leaves the target on the layer, whole, and the next try takes it off.
+func TestRollbackOfRecoverAtEachStep(t *testing.T) {
+	for _, step := range []string{"scan", "replace", "seize", "stopped", "unmount", "inject", "stage", "commit", "check", "release", "kill:unmount", "kill:check", "kill:release"} {
+		t.Run(step, func(t *testing.T) {
+			r := newRig(t)
+			r.env = append(r.env, "FAULTGRAFT_TEST_FAIL_DETACH_AT="+step)
+			p := r.write("f", "0123456789")
+			h := r.start()
+			h.ok("open f %s rdwr", p)
+			h.ok("open locked %s rdwr", r.write("locked", "x"))
+			h.ok("setlk locked 0 1")
+			h.ok("lseek f 4")
+			h.ok("mmap M f 10 shared")
+			h.ok("chdir %s", r.data)
+			before := h.snapshot()
+			g := r.inject(h, r.data, "io error=EIO op=fsync ttl=1m")
+			h.ok("poke M 0 ABC")
+			out, err := r.run("recover", g.ID)
+			if err == nil {
+				t.Fatalf("no error: %s", out)
+			}
+			t.Log(err)
+			h.is("ok 456789", "read f 100") // on the layer, or already off it
+			h.ok("lseek f 4")
+			h.is("ok ABC3456789", "cat %s", p)
+			h.is("ok ABC", "peek M 0 3")
+			h.is("ok "+r.data, "getcwd")
+			r.recover(g)
+			h.is("ok", "fsync f")
+			h.is("ok ABC", "peek M 0 3")
+			h.is("ok ABC3456789", "cat %s", p)
+			same(t, before, h.snapshot())
+		})
+	}
+}
