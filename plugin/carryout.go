@@ -1,0 +1,207 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+// outcome is what a reconcile came to.
+type outcome struct {
+	state  State
+	reason string
+	retry  bool
+}
+
+// bring does the work for one container. c.StartTime and c.Protected are filled in.
+func (r *reconciler) bring(ctx context.Context, c *Container, result policy.Result) outcome {
+	c.Protected = r.protected(c)
+	labelled := hasRules(c.Labels)
+	if c.PID == 0 {
+		r.forget(c.Key)
+		c.StartTime = 0
+		switch {
+		case result.Disabled:
+			return outcome{StateExcluded, "enable" + domain + "=false", false}
+		case labelled && c.Protected != "":
+			return outcome{StateRefused, c.Protected, false}
+		case len(result.Rules) > 0:
+			return outcome{StatePending, "waits for its task", false}
+		case len(result.Problems) > 0:
+			return outcome{StateRefused, firstProblem(result.Problems), false}
+		}
+		return outcome{StateNone, "no task", false}
+	}
+	start, err := r.check(c.PID)
+	if err != nil && start == 0 {
+		r.forget(c.Key)
+		c.PID, c.StartTime = 0, 0
+		return outcome{StateNone, "its task has ended", false}
+	}
+	c.StartTime = start
+	if err != nil && c.Protected == "" {
+		c.Protected = err.Error()
+	}
+	if c.Protected != "" {
+		if labelled && !result.Disabled {
+			return outcome{StateRefused, c.Protected, false}
+		}
+		return outcome{StateNone, c.Protected, false}
+	}
+	// Without rules now or before there is nothing that the agent could have put there.
+	if !labelled && len(r.memory.rules(c.Key, c.PID, c.StartTime)) == 0 && c.State == StateNone {
+		return outcome{state: StateNone}
+	}
+	grafts, err := r.ownGrafts(ctx, c, result.Disabled)
+	if err != nil {
+		return outcome{StateFailed, err.Error(), true}
+	}
+	if result.Disabled {
+		// It beats everything, also what a person asked for.
+		if err := r.recoverAll(ctx, c, grafts); err != nil {
+			return outcome{StateFailed, err.Error(), true}
+		}
+		return outcome{StateExcluded, "enable" + domain + "=false", false}
+	}
+	return r.carryOut(ctx, c, result, grafts)
+}
+
+// ownGrafts gives the grafts that are on a task. A task to which nothing was
+// applied has none, and its start does not wait for the keepers of others.
+func (r *reconciler) ownGrafts(ctx context.Context, c *Container, disabled bool) ([]keeper.Graft, error) {
+	applied := r.memory.rules(c.Key, c.PID, c.StartTime)
+	first := len(applied) == 0 && c.State != StateFailed && c.State != StateActive
+	if first && !disabled && !r.blind {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	all, err := r.grafter.List(ctx)
+	own := graftsOf(all, c, applied)
+	if err != nil && len(own) == 0 { // a target has one keeper: if that answered, others do not matter here
+		return nil, fmt.Errorf("list the grafts of this node: %w", err)
+	}
+	return own, nil
+}
+
+// carryOut takes off what is not wanted any more and makes what is missing.
+func (r *reconciler) carryOut(ctx context.Context, c *Container, result policy.Result, grafts []keeper.Graft) outcome {
+	p := makePlan(c, result.Rules, grafts, r.memory.rules(c.Key, c.PID, c.StartTime), r.now())
+	if p.busy != nil {
+		r.queue.addAfter(c.Key, r.firstRetry)
+		return outcome{StatePending, fmt.Sprintf("graft %s over %s is %s", p.busy.ID, p.busy.Path, p.busy.State), false}
+	}
+	if err := r.recoverAll(ctx, c, p.recover); err != nil {
+		return outcome{StateFailed, err.Error(), true}
+	}
+	applied := p.applied
+	var failures []string
+	for _, req := range p.inject {
+		for i := range req.Rules {
+			req.Rules[i].EnsureSeed(randomSeed)
+		}
+		before := applied
+		applied = append(slices.Clone(applied), r.remembered(c, req.Rules)...)
+		// Remembered before it is done: if the agent dies in between, the rule's time runs from here.
+		if err := r.memory.set(c.Key, c.PID, c.StartTime, applied); err != nil {
+			failures = append(failures, fmt.Sprintf("%s: not grafted: %v", req.Path, err))
+			applied = before
+			continue
+		}
+		g, err := r.inject(ctx, c, req)
+		if err != nil {
+			failures = append(failures, fmt.Sprintf("%s: %v", req.Path, err))
+			applied = before
+			continue
+		}
+		for i := len(before); i < len(applied); i++ {
+			applied[i].Done, applied[i].Graft = true, g.ID
+		}
+		p.keep = append(p.keep, g)
+	}
+	if err := r.memory.set(c.Key, c.PID, c.StartTime, applied); err != nil {
+		failures = append(failures, err.Error())
+	}
+	switch {
+	case len(failures) > 0:
+		return outcome{StateFailed, strings.Join(failures, "; "), true}
+	case len(p.keep) > 0:
+		for _, g := range p.keep {
+			if g.State == keeper.StateFailed {
+				return outcome{StateFailed, fmt.Sprintf("graft %s over %s: %s", g.ID, g.Path, g.Reason), false}
+			}
+		}
+		r.queue.addAfter(c.Key, r.untilExpiry(p.keep))
+		return outcome{state: StateActive}
+	case len(result.Problems) > 0:
+		return outcome{StateRefused, firstProblem(result.Problems), false}
+	case p.ended > 0:
+		return outcome{StateNone, "its rules are over for this task: their ttl has ended or they were recovered", false}
+	}
+	return outcome{state: StateNone}
+}
+
+// untilExpiry is how long it is until the next rule of the grafts has ended and is taken off.
+func (r *reconciler) untilExpiry(grafts []keeper.Graft) time.Duration {
+	next := 24 * time.Hour
+	for _, g := range grafts {
+		for _, rule := range g.Rules {
+			if left := rule.Expires.Sub(r.now()); !rule.Expired && left < next {
+				next = left
+			}
+		}
+	}
+	return max(next, 0) + 2*time.Second
+}
+
+// remembered gives the entries of rules about to be injected; a rule that was applied before keeps its clock.
+func (r *reconciler) remembered(c *Container, rules []policy.Rule) []appliedRule {
+	known := r.memory.rules(c.Key, c.PID, c.StartTime)
+	out := make([]appliedRule, 0, len(rules))
+	for _, rule := range rules {
+		a := appliedRule{Name: rule.Name, Text: rule.Text, Since: r.now()}
+		for _, k := range known {
+			if k.Name == rule.Name && k.Text == rule.Text {
+				a.Since = k.Since
+			}
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+func (r *reconciler) inject(ctx context.Context, c *Container, req keeper.Request) (keeper.Graft, error) {
+	gctx, cancel := context.WithTimeout(ctx, graftTimeout)
+	defer cancel()
+	g, err := r.grafter.Inject(gctx, c.Target(), req)
+	if err != nil {
+		r.metrics.grafts.WithLabelValues("failed").Inc()
+		r.log.Error("graft failed", "container", c.String(), "name", c.DisplayName(), "path", req.Path, "rules", describe(req), "err", err)
+		return g, err
+	}
+	r.metrics.grafts.WithLabelValues("made").Inc()
+	r.log.Info("grafted", "container", c.String(), "name", c.DisplayName(), "pid", c.PID, "path", req.Path, "graft", g.ID, "origin", req.Origin, "rules", describe(req), "pauseMs", g.PauseMs)
+	return g, nil
+}
+
+func (r *reconciler) recoverAll(ctx context.Context, c *Container, grafts []keeper.Graft) error {
+	var errs []error
+	for _, g := range grafts {
+		gctx, cancel := context.WithTimeout(ctx, graftTimeout)
+		err := r.grafter.Recover(gctx, g.ID)
+		cancel()
+		if err != nil && !errors.Is(err, keeper.ErrNoGraft) {
+			errs = append(errs, fmt.Errorf("recover %s (%s): %w", g.ID, g.Path, err))
+			continue
+		}
+		r.metrics.grafts.WithLabelValues("recovered").Inc()
+		r.log.Info("recovered", "container", c.String(), "name", c.DisplayName(), "path", g.Path, "graft", g.ID)
+	}
+	return errors.Join(errs...)
+}
