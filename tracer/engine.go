@@ -297,6 +297,9 @@ func (p *process) openMem(t *thread) error {
 		return nil
 	}
 	f, err := os.OpenFile(procPath(t.tid, "mem"), os.O_RDWR, 0)
+	if gone(err) || err != nil && ended(t.tid) {
+		return errTargetGone
+	}
 	if err != nil {
 		return fmt.Errorf("memory of process %d (%s): %w", p.pid, p.comm, err)
 	}

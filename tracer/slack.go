@@ -21,6 +21,9 @@ const slackMargin = 16
 // to be writable or executable by turns.
 func (p *process) findSlack(t *thread, n uint64) (span, error) {
 	text, err := os.ReadFile(procPath(t.tid, "maps"))
+	if gone(err) {
+		return span{}, errTargetGone
+	}
 	if err != nil {
 		return span{}, fmt.Errorf("maps of process %d (%s): %w", p.pid, p.comm, err)
 	}
