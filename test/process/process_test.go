@@ -30,6 +30,9 @@ func TestMain(m *testing.M) {
 		fmt.Println("skipped: needs root, /dev/fuse and ptrace")
 		return
 	}
+	if os.Getenv("FAULTGRAFT_TEST_NAMESPACE") == "" {
+		os.Exit(inOwnNamespace())
+	}
 	dir, err := os.MkdirTemp("", "faultgraft-process-")
 	if err == nil {
 		binaries.faultgraft, binaries.holder = filepath.Join(dir, "faultgraft"), filepath.Join(dir, "holder")
@@ -47,6 +50,24 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	_ = os.RemoveAll(dir)
 	os.Exit(code)
+}
+
+// inOwnNamespace runs the tests in a mount namespace of their own, which plays
+// the host: no layer ever lies where another program could meet it.
+func inOwnNamespace() int {
+	exe, err := os.Executable()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	cmd := exec.Command("unshare", append([]string{"--mount", "--propagation", "private", exe}, os.Args[1:]...)...)
+	cmd.Env = append(os.Environ(), "FAULTGRAFT_TEST_NAMESPACE=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
 }
 
 // rig is a state directory and a data directory of one test.
