@@ -1,0 +1,69 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/faultgraft/faultgraft/hooks"
+	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/spf13/cobra"
+)
+
+func newHookCommand(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "hook poststart",
+		Short: "Graft a container as an OCI runtime hook (runc, crun, podman)",
+		Long: `Graft what a container's annotations ask for, as a hook that an OCI runtime
+calls: the container's state comes on standard input. It needs neither containerd
+nor NRI. List it under hooks.poststart in config.json, or in podman's hooks.d.
+
+With crun and podman the layer is there just after the container's program has
+started, with runc just before. A wrong annotation, or a graft that cannot be made,
+never stops the container: the hook says so on standard error and in the event
+log, and succeeds.`,
+		Example: `  "hooks": {"poststart": [{"path": "/usr/local/bin/faultgraft", "args": ["faultgraft", "hook", "poststart"]}]}`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return fmt.Errorf("name the phase of the hook: %s", hooks.Poststart)
+			}
+			return hooks.CheckPhase(args[0])
+		},
+		ValidArgs: []string{hooks.Poststart},
+		RunE:      func(c *cobra.Command, _ []string) error { return runHook(c, g) },
+	}
+}
+
+// runHook returns no error: the runtime would kill the container for it.
+func runHook(c *cobra.Command, g *global) error {
+	say := func(format string, args ...any) {
+		_, _ = fmt.Fprintf(c.ErrOrStderr(), "faultgraft: "+format+"\n", args...) // nobody may be listening
+	}
+	if err := hooks.SealDescriptors(); err != nil {
+		say("%v", err)
+		return nil
+	}
+	res := hooks.Run(c.Context(), hooks.Options{
+		Input: c.InOrStdin(), Injector: g.keepers(), Seed: randomSeed,
+		Record: func(e keeper.Event) error { return record(g.stateDir, e) },
+	})
+	for _, gr := range res.Grafts {
+		say("grafted %s of container %s: %s", gr.Path, res.Container, gr.ID)
+	}
+	for _, p := range res.Problems {
+		if res.Container == "" {
+			say("%v", p)
+		} else {
+			say("container %s: %v", res.Container, p)
+		}
+	}
+	return nil
+}
+
+// record appends an event to the log; it is opened only for a container that there is something to say of.
+func record(stateDir string, e keeper.Event) error {
+	log, err := keeper.OpenEventLog(stateDir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(log.Write(e), log.Close())
+}

@@ -1,0 +1,47 @@
+package hooks
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Poststart is the only phase of a container's life in which grafts are made.
+// The container's mount namespace is then complete. crun calls its hooks when
+// the user's program has just started, as the specification has it; runc calls
+// them at the end of `create`, before the program starts.
+const Poststart = "poststart"
+
+// refusedPhases are the other phases that config.json has hooks for.
+var refusedPhases = map[string]string{
+	"prestart":        early,
+	"createRuntime":   early,
+	"createContainer": early,
+	"startContainer":  "it runs inside the container, where faultgraft and its state directory cannot be reached",
+	"poststop":        "the container has ended; its layers went with it",
+}
+
+const early = "it runs before pivot_root: the container's mounts are not where they will be, so a layer would be mounted over the wrong tree or be hidden"
+
+// CheckPhase says why a phase cannot be used; nil: it can.
+func CheckPhase(name string) error {
+	if name == Poststart {
+		return nil
+	}
+	for phase, why := range refusedPhases {
+		if strings.EqualFold(phase, name) {
+			return fmt.Errorf("a %s hook cannot graft in this version: %s; list the hook under hooks.%s in config.json and give it the argument %s", phase, why, Poststart, Poststart)
+		}
+	}
+	return fmt.Errorf("%q is not a phase of an OCI runtime hook; use %s", name, Poststart)
+}
+
+// Phases are the names that CheckPhase knows, the usable one first.
+func Phases() []string {
+	names := []string{Poststart}
+	for p := range refusedPhases {
+		names = append(names, p)
+	}
+	slices.Sort(names[1:])
+	return names
+}
