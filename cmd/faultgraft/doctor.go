@@ -3,12 +3,49 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"text/tabwriter"
 
+	"github.com/faultgraft/faultgraft/kernel"
 	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/policy"
 	"github.com/spf13/cobra"
 )
+
+// doctorReport is what doctor prints with -o json and -o yaml.
+type doctorReport struct {
+	Checks []graft.Check    `json:"checks"`
+	Kernel []kernel.Backend `json:"kernel"`
+}
+
+func (r doctorReport) table(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	// tabwriter keeps an error of the writes for Flush
+	for _, k := range r.Checks {
+		state := "ok"
+		if !k.OK && k.Required {
+			state = "MISSING"
+		} else if !k.OK {
+			state = "no"
+		}
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\n", state, k.Name, k.Detail)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(w, "\nkernel fault backends (faults of this kind are not in this version)"); err != nil {
+		return err
+	}
+	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, b := range r.Kernel {
+		state, detail := "ok", b.Target
+		if !b.OK {
+			state, detail = "no", b.Reason
+		}
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", state, b.Hook, b.Name, detail)
+	}
+	return t.Flush()
+}
 
 func newDoctorCommand(g *global) *cobra.Command {
 	c := &cobra.Command{
@@ -19,28 +56,18 @@ func newDoctorCommand(g *global) *cobra.Command {
 			if err := g.checkOutput(); err != nil {
 				return err
 			}
-			checks := graft.Doctor()
+			r := doctorReport{Checks: graft.Doctor(), Kernel: kernel.Probe()}
 			failed := 0
-			for _, k := range checks {
+			for _, k := range r.Checks {
 				if k.Required && !k.OK {
 					failed++
 				}
 			}
 			var err error
-			if g.output != "table" {
-				err = g.print(c.OutOrStdout(), checks)
+			if g.output == "table" {
+				err = r.table(c.OutOrStdout())
 			} else {
-				t := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
-				for _, k := range checks {
-					state := "ok"
-					if !k.OK && k.Required {
-						state = "MISSING"
-					} else if !k.OK {
-						state = "no"
-					}
-					_, _ = fmt.Fprintf(t, "%s\t%s\t%s\n", state, k.Name, k.Detail) // tabwriter keeps the error for Flush
-				}
-				err = t.Flush()
+				err = g.print(c.OutOrStdout(), r)
 			}
 			if failed > 0 {
 				err = errors.Join(err, fmt.Errorf("%s missing: faultgraft cannot graft here", count(failed, "requirement")))

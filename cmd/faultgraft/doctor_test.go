@@ -1,0 +1,57 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/faultgraft/faultgraft/kernel"
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"sigs.k8s.io/yaml"
+)
+
+// doctor runs the command; an error may only be about a missing requirement.
+func doctor(t *testing.T, output string) string {
+	t.Helper()
+	var out bytes.Buffer
+	c := newRootCommand()
+	c.SetArgs([]string{"doctor", "-o", output})
+	c.SetOut(&out)
+	err := c.Execute()
+	missing := slices.ContainsFunc(graft.Doctor(), func(k graft.Check) bool { return k.Required && !k.OK })
+	if (err != nil) != missing {
+		t.Errorf("a requirement is missing: %t, but the command says: %v", missing, err)
+	}
+	return out.String()
+}
+
+func TestDoctorReportsKernelBackends(t *testing.T) {
+	for _, output := range []string{"json", "yaml"} {
+		var r struct {
+			Checks []graft.Check    `json:"checks"`
+			Kernel []kernel.Backend `json:"kernel"`
+		}
+		text, err := yaml.YAMLToJSONStrict([]byte(doctor(t, output)))
+		if err == nil {
+			d := json.NewDecoder(bytes.NewReader(text))
+			d.DisallowUnknownFields()
+			err = d.Decode(&r)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", output, err)
+		}
+		if len(r.Checks) == 0 {
+			t.Errorf("%s: no checks", output)
+		}
+		if want := kernel.Probe(); !slices.Equal(r.Kernel, want) {
+			t.Errorf("%s: got %+v, want %+v", output, r.Kernel, want)
+		}
+	}
+	table := doctor(t, "table")
+	_, after, ok := strings.Cut(table, "\nkernel fault backends (faults of this kind are not in this version)\n")
+	if !ok || strings.Count(after, "\n") != len(kernel.Probe()) {
+		t.Errorf("the second table is not all there:\n%s", table)
+	}
+}

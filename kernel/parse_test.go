@@ -1,0 +1,96 @@
+package kernel
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseConfig(t *testing.T) {
+	got, err := parseConfig([]byte("#\n# Automatically generated file\n#\nCONFIG_BPF=y\n# CONFIG_KPROBES is not set\n\nCONFIG_FUSE_FS=m\nCONFIG_LSM=\"lockdown,bpf\"\nCONFIG_HZ=250\nCONFIG_OFF=n\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config{"CONFIG_BPF": "y", "CONFIG_FUSE_FS": "m", "CONFIG_LSM": "lockdown,bpf", "CONFIG_HZ": "250"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff([]string{"CONFIG_KPROBES", "CONFIG_FUSE_FS"}, got.missing([]string{"CONFIG_BPF", "CONFIG_KPROBES", "CONFIG_FUSE_FS"})); d != "" {
+		t.Error(d)
+	}
+	for _, wrong := range []string{"", "# nothing\n", "CONFIG_A\n", "HZ=250\n", "\x1f\x8b"} {
+		if c, err := parseConfig([]byte(wrong)); err == nil {
+			t.Errorf("%q was read as %v", wrong, c)
+		}
+	}
+}
+
+func FuzzParseConfig(f *testing.F) {
+	f.Add("CONFIG_BPF=y\n# CONFIG_KPROBES is not set\nCONFIG_LSM=\"a,b\"\n")
+	f.Add("CONFIG_A=\"\nCONFIG_=\r\nCONFIG_B=n=")
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := parseConfig([]byte(text))
+		if err != nil {
+			if c != nil {
+				t.Fatalf("settings beside %v", err)
+			}
+			return
+		}
+		for name, value := range c {
+			if !strings.HasPrefix(name, "CONFIG_") || value == "n" && !strings.Contains(text, `"n"`) {
+				t.Fatalf("%q is %q", name, value)
+			}
+			if built := len(c.missing([]string{name})) == 0; built != (value == "y") {
+				t.Fatalf("%q is %q, built in: %t", name, value, built)
+			}
+		}
+	})
+}
+
+func TestParseLSMs(t *testing.T) {
+	for text, want := range map[string][]string{
+		"": nil, "\n": nil, "bpf": {"bpf"}, "lockdown,capability,bpf\n": {"lockdown", "capability", "bpf"}, ",a,, b ,": {"a", "b"},
+	} {
+		if d := cmp.Diff(want, parseLSMs(text)); d != "" {
+			t.Errorf("%q: %s", text, d)
+		}
+	}
+	if d := cmp.Diff([]string{"capability", "bpf", "ipe", "number 114", "number 3"}, namesOfLSMs([]uint64{100, 109, 113, 114, 3})); d != "" {
+		t.Error(d)
+	}
+}
+
+func FuzzParseLSMs(f *testing.F) {
+	f.Add("lockdown,capability,landlock,bpf\n")
+	f.Add(", ,\x00,")
+	f.Fuzz(func(t *testing.T, text string) {
+		names := parseLSMs(text)
+		for _, n := range names {
+			if n == "" || strings.Contains(n, ",") || strings.TrimSpace(n) != n || !strings.Contains(text, n) {
+				t.Fatalf("%q from %q", n, text)
+			}
+		}
+		if d := cmp.Diff(names, parseLSMs(strings.Join(names, ","))); d != "" {
+			t.Fatal(d)
+		}
+	})
+}
+
+func TestParseSymbols(t *testing.T) {
+	wanted := map[string]bool{"should_fail_bio": true, "should_failslab": true}
+	text := "0000000000000000 T should_fail_bio\nffffffff81000000 d should_failslab\nffffffff81000000 t other [mod]\nshort\n"
+	if d := cmp.Diff(map[string]bool{"should_fail_bio": true}, parseSymbols([]byte(text), wanted)); d != "" {
+		t.Error(d)
+	}
+	if got := parseSymbols([]byte("0 d data\n"), wanted); got != nil {
+		t.Errorf("no function is not the same as not known: %v", got)
+	}
+}
+
+func TestParseInjectable(t *testing.T) {
+	got := parseInjectable([]byte("should_fail_bio\tERRNO\nopen_ctree [btrfs]\tERRNO\n\n"))
+	if d := cmp.Diff(map[string]bool{"should_fail_bio": true, "open_ctree": true}, got); d != "" {
+		t.Error(d)
+	}
+}

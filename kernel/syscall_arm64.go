@@ -1,0 +1,5 @@
+package kernel
+
+// syscallPrefix begins the names of the functions behind system calls
+// (arch/arm64/include/asm/syscall_wrapper.h).
+const syscallPrefix = "__arm64_sys_"
