@@ -7,9 +7,9 @@ import (
 )
 
 // Poststart is the only phase of a container's life in which grafts are made.
-// The container's mount namespace is then complete. crun calls its hooks when
-// the user's program has just started, as the specification has it; runc calls
-// them at the end of `create`, before the program starts.
+// The container's mount namespace is then complete. The specification calls its
+// hooks just after the user's program has started; runc 1.5 calls them at the end
+// of `create`, before (libcontainer/container_linux.go, start).
 const Poststart = "poststart"
 
 // refusedPhases are the other phases that config.json has hooks for.

@@ -17,8 +17,8 @@ func newHookCommand(g *global) *cobra.Command {
 calls: the container's state comes on standard input. It needs neither containerd
 nor NRI. List it under hooks.poststart in config.json, or in podman's hooks.d.
 
-With crun and podman the layer is there just after the container's program has
-started, with runc just before. A wrong annotation, or a graft that cannot be made,
+The layer is there just after the container's program has started; with runc, which
+calls these hooks early, just before. A wrong annotation, or a graft that cannot be made,
 never stops the container: the hook says so on standard error and in the event
 log, and succeeds.`,
 		Example: `  "hooks": {"poststart": [{"path": "/usr/local/bin/faultgraft", "args": ["faultgraft", "hook", "poststart"]}]}`,

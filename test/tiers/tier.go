@@ -40,7 +40,7 @@ var tiers = []tier{
 	},
 	{
 		name: "lab", what: "real containerd, runc, nerdctl and CRI",
-		folders: []string{"test/lab", "test/e2e/...", "test/demo/..."},
+		folders: []string{"test/lab", "test/e2e/...", "test/hook", "test/demo/..."},
 		// packages share the one lab, which they take in turn
 		flags:  []string{"-p", "1"},
 		unable: needs(root, fuse, packages("lab"), buildLab),
