@@ -163,6 +163,13 @@ func (c *Conn) Serve(h Handler) error {
 		out, ofds, err := h(&Request{Method: e.Method, Body: e.Body, FDs: fds})
 		var answer envelope
 		if err != nil {
+			// No descriptor goes with an error: a -1 among them would end the connection (EBADF).
+			for _, fd := range ofds {
+				if fd >= 0 {
+					_ = unix.Close(fd)
+				}
+			}
+			ofds = nil
 			answer.Error = err.Error()
 			var errno syscall.Errno
 			if errors.As(err, &errno) {

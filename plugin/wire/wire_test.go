@@ -95,6 +95,22 @@ func TestCallKeepsErrno(t *testing.T) {
 	}
 }
 
+// A handler that fails has no descriptor to give; the next call is answered all the same.
+func TestFailedHandlerLeavesTheConnection(t *testing.T) {
+	c := serving(t, func(r *Request) (any, []int, error) {
+		if r.Method == "fails" {
+			return nil, []int{-1}, syscall.ESTALE
+		}
+		return nil, nil, nil
+	})
+	if _, err := c.Call(context.Background(), "fails", nil, nil); !errors.Is(err, syscall.ESTALE) {
+		t.Errorf("err = %v", err)
+	}
+	if _, err := c.Call(context.Background(), "works", nil, nil); err != nil {
+		t.Errorf("the next call: %v", err)
+	}
+}
+
 func TestCallEndsAtItsDeadline(t *testing.T) {
 	release := make(chan struct{})
 	c := serving(t, func(*Request) (any, []int, error) { <-release; return nil, nil, nil })
