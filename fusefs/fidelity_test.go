@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"fmt"
+	"io"
 	"os"
 	"testing"
 	"unsafe"
@@ -380,6 +381,23 @@ func TestChangesBelowAreSeen(t *testing.T) {
 	waitFor(t, "the new size", func() bool { fi, err := os.Stat(b.path("f")); return err == nil && fi.Size() == 5 })
 	must(t, os.Remove(b.under("f")))
 	waitFor(t, "the removal", func() bool { _, err := os.Stat(b.path("f")); return os.IsNotExist(err) })
+}
+
+// While a swapper is at work sizes are not cached: PostgreSQL, for one, extends a
+// file at the end that lseek tells it, and took a stale one for a kernel's bug.
+func TestSizesAreFreshDuringASwap(t *testing.T) {
+	b := over(t, setup{})
+	b.write("f", "1")
+	b.Trust(1, true) // any process will do
+	f, err := os.Open(b.path("f"))
+	must(t, err)
+	defer func() { _ = f.Close() }()
+	for size := int64(1); size <= 20; size++ {
+		must(t, os.Truncate(b.under("f"), size))
+		if end, err := f.Seek(0, io.SeekEnd); err != nil || end != size {
+			t.Fatalf("the file ends at %d, %v; it has %d bytes", end, err, size)
+		}
+	}
 }
 
 const noDump = 0x40 // FS_NODUMP_FL of include/uapi/linux/fs.h

@@ -45,6 +45,9 @@ func fillAttr(a *fuse.Attr, s *unix.Statx_t) {
 func (l *Layer) answer(n *node, st *unix.Statx_t, out *fuse.EntryOut) {
 	out.NodeId, out.Generation = n.id, 1
 	fillAttr(&out.Attr, st)
+	if l.settling() {
+		return
+	}
 	set := l.rules.Load()
 	if set.ops&(entryOps|attrOps) == 0 {
 		out.SetEntryTimeout(cacheTime)
@@ -60,7 +63,15 @@ func (l *Layer) answer(n *node, st *unix.Statx_t, out *fuse.EntryOut) {
 	}
 }
 
+// settling reports that a swapper is at work: the target still uses some of its
+// files below, and a size that was cached meanwhile would be wrong once they are
+// on the layer (lseek(2) with SEEK_END trusts it).
+func (l *Layer) settling() bool { return l.trusted.n.Load() > 0 }
+
 func (l *Layer) attrTime(n *node) time.Duration {
+	if l.settling() {
+		return 0
+	}
 	set := l.rules.Load()
 	if set.ops&attrOps != 0 && set.could(attrOps, l.nodes.paths(n)) {
 		return 0

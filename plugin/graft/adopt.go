@@ -95,6 +95,14 @@ func (a *attachment) adoptAs(rel string, flags int, token string, d *tracer.Desc
 		return -1, fmt.Errorf("keep the original: %w", err)
 	}
 	a.adopted = append(a.adopted, AdoptedDescription{Handle: handle, File: original})
+	if d.Kind == tracer.Map {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			_ = unix.Close(fd)
+			return -1, fmt.Errorf("keep the file of a map: %w", err)
+		}
+		a.mapped = append(a.mapped, dup)
+	}
 	return fd, nil
 }
 

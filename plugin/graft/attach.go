@@ -111,6 +111,7 @@ type attachment struct {
 	group   *peerGroup
 	groupFD int // root of the mount that left its group
 	adopted []AdoptedDescription
+	mapped  []int // files of the layer that will be mapped
 	rep     *Report
 }
 
@@ -181,6 +182,14 @@ func (a *attachment) mountLayer() error {
 	if err := a.Step(StepMount); err != nil {
 		return err
 	}
+	// A page fault beyond the size that the kernel knows raises SIGBUS, and does not ask
+	// for the size of now (filemap_fault, mm/filemap.c): the file may have grown since it was opened.
+	for _, fd := range a.mapped {
+		var x unix.Statx_t
+		if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_SIZE, &x); err != nil {
+			return fmt.Errorf("size of a mapped file: %w", err)
+		}
+	}
 	return a.ns.do(func() error {
 		if a.group != nil {
 			if err := a.group.leave(a.groupFD); err != nil {
@@ -246,5 +255,8 @@ func (a *attachment) release() {
 	}
 	for _, d := range a.adopted {
 		_ = unix.Close(d.File)
+	}
+	for _, fd := range a.mapped {
+		_ = unix.Close(fd)
 	}
 }

@@ -350,11 +350,15 @@ func (d *detachment) release() {
 	}
 }
 
-// resolveMountRoot opens the root of the mount that backing is on, as a thread of the namespace sees it.
+// resolveMountRoot opens the root of the mount that backing is on, as a thread of
+// the namespace sees it; -1: that mount has not left its group.
 func resolveMountRoot(tid, backing int) (int, error) {
 	l := &place{backing: backing}
 	if err := l.findMount(tid); err != nil {
 		return -1, err
+	}
+	if l.shared() {
+		return -1, nil // it is in its group again: an earlier ungraft came this far, and MOVE_MOUNT_SET_GROUP takes private mounts only
 	}
 	return l.mountRoot(tid)
 }

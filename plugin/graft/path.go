@@ -137,6 +137,12 @@ func (l *place) shared() bool { return strings.Contains(l.mount.Optional, "share
 
 // mountRoot opens the root of the mount that the place is on: mount_setattr(2) takes nothing else.
 func (l *place) mountRoot(pid int) (int, error) {
+	// A layer over a volume's own mount point covers the way there, but not the descriptor.
+	var x unix.Statx_t
+	err := unix.Statx(l.backing, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &x)
+	if err == nil && x.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 { // Linux 5.8
+		return unix.FcntlInt(uintptr(l.backing), unix.F_DUPFD_CLOEXEC, 3)
+	}
 	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
