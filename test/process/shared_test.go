@@ -1,0 +1,49 @@
+package process
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// G14: a volume whose mount is shared with the host. The layer appears in the target only, and the mount is in its group again
+// afterwards, also when the graft lies over the volume's own mount point.
+func TestSharedVolume(t *testing.T) {
+	for _, below := range []string{"", "sub"} {
+		t.Run("at "+below, func(t *testing.T) {
+			r := newRig(t)
+			for _, m := range []struct {
+				source, fs string
+				flags      uintptr
+			}{{"volume", "tmpfs", 0}, {"", "", unix.MS_SHARED}} {
+				if err := unix.Mount(m.source, r.data, m.fs, m.flags, ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Cleanup(func() {
+				if err := unix.Unmount(r.data, unix.MNT_DETACH); err != nil {
+					t.Error(err)
+				}
+			})
+			if err := unix.Mkdir(r.data+"/sub", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			p := r.write("sub/f", "0123456789")
+			h := r.startWith("unshare", "--mount", "--propagation", "unchanged", binaries.holder)
+			h.ok("open f %s rdwr", p)
+			before := h.snapshot()
+			g := r.inject(h, filepath.Join(r.data, below), "io error=EIO op=fsync ttl=1m")
+			h.is("EIO", "fsync f")
+			for _, l := range leftovers(t) {
+				if strings.Contains(l, "fuse.faultgraft") {
+					t.Errorf("the layer is on the host too: %s", l)
+				}
+			}
+			r.recover(g)
+			h.is("ok", "fsync f")
+			same(t, before, h.snapshot())
+		})
+	}
+}
