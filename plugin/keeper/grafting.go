@@ -15,6 +15,7 @@ import (
 var (
 	errEnding  = errors.New("this keeper is ending")
 	errNoGraft = errors.New("no such graft")
+	errLeft    = errors.New("the layer could not be taken off; that is tried again")
 )
 
 // inject makes one graft.
@@ -43,6 +44,13 @@ func (k *keeper) inject(req Request) (Graft, error) {
 	k.grafts[h.ID] = h
 	k.mu.Unlock()
 	g, err := k.graft(h)
+	if errors.Is(err, errLeft) {
+		k.mu.Lock()
+		h.State, h.Reason = StateFailed, err.Error()
+		k.mu.Unlock()
+		time.AfterFunc(retry, func() { k.expire(h) })
+		return Graft{}, err
+	}
 	if err != nil {
 		made := h.mount >= 0
 		k.forget(h)
@@ -68,8 +76,7 @@ func (k *keeper) graft(h *held) (Graft, error) {
 	if err == nil {
 		start := time.Now()
 		if err = server.call(callRules, rulesCall{Layer: h.ID, Rules: h.request.Rules, Start: start}, nil); err != nil {
-			_, derr := k.runSwapper(h, k.detachJob(h))
-			err = errors.Join(err, derr)
+			err = errors.Join(err, k.rollBack(h))
 		}
 	}
 	if err != nil {
@@ -112,6 +119,24 @@ func (k *keeper) detachJob(h *held) job {
 	return job{
 		Graft: h.ID, Target: k.place, Path: h.Path, Deadline: h.request.Deadline, Detach: true, Layer: h.info,
 	}
+}
+
+// rollBack takes the layer of a graft off that did not come to its end. The server may be what was lost.
+func (k *keeper) rollBack(h *held) error {
+	k.mu.Lock()
+	server := k.server
+	k.mu.Unlock()
+	j := k.detachJob(h)
+	j.Dead = !server.alive()
+	_, err := k.runSwapper(h, j)
+	if err != nil && !j.Dead && !server.alive() {
+		j.Dead = true // it died meanwhile
+		_, err = k.runSwapper(h, j)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errLeft, err)
+	}
+	return nil
 }
 
 // retry is how long an ungraft that failed waits for its next try.

@@ -97,8 +97,8 @@ func (k *keeper) swapperDied(h *held, j job, err error) (*graft.Report, error) {
 		return nil, err
 	}
 	k.o.Logger.Warn("roll the graft back", "graft", h.ID, "err", err)
-	if _, derr := k.runSwapper(h, k.detachJob(h)); derr != nil {
-		return nil, errors.Join(err, fmt.Errorf("and the layer could not be taken off: %w", derr))
+	if derr := k.rollBack(h); derr != nil {
+		return nil, errors.Join(err, derr)
 	}
 	return nil, fmt.Errorf("%w; the layer was taken off again, nothing is changed", err)
 }

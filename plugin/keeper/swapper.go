@@ -70,6 +70,9 @@ func (j job) step() func(string) error {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			select {}
 		}
+		if "stop:"+step == j.FailAt {
+			_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP) // the test ends the server now
+		}
 		return nil
 	}
 }
