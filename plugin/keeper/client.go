@@ -195,13 +195,17 @@ func (c *Client) Ungraft(ctx context.Context, id string) (Graft, error) {
 	if err != nil {
 		return Graft{}, err
 	}
+	var unknown []error
 	for _, key := range keys {
 		var grafts []Graft
-		if err := c.call(ctx, key, http.MethodGet, "/v1/grafts", nil, &grafts); err != nil {
-			if isGone(err) {
-				continue
+		wait, cancel := context.WithTimeout(ctx, listWait) // one that hangs does not hide the others
+		err := c.call(wait, key, http.MethodGet, "/v1/grafts", nil, &grafts)
+		cancel()
+		if err != nil {
+			if !isGone(err) {
+				unknown = append(unknown, fmt.Errorf("keeper %s: %w", key, err))
 			}
-			return Graft{}, fmt.Errorf("keeper %s: %w", key, err)
+			continue
 		}
 		for _, g := range grafts {
 			if g.ID != id {
@@ -214,6 +218,9 @@ func (c *Client) Ungraft(ctx context.Context, id string) (Graft, error) {
 			}
 			return g, err
 		}
+	}
+	if len(unknown) > 0 {
+		return Graft{}, errors.Join(unknown...) // one of them may have it
 	}
 	return Graft{}, fmt.Errorf("%w: %s (see faultgraft ps)", ErrNoGraft, id)
 }
@@ -256,7 +263,7 @@ func (c *Client) call(ctx context.Context, key, method, path string, in, out any
 
 // isGone says that nobody listens there any more.
 func isGone(err error) bool {
-	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNRESET)
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 func alive(socket string) bool {

@@ -153,6 +153,16 @@ func (k *keeper) expire(h *held) {
 	k.endIfIdle()
 }
 
+// undo takes a graft off whose asker has gone.
+func (k *keeper) undo(id string) {
+	if _, err := k.recover(id, "whoever asked for it has hung up"); err != nil && !errors.Is(err, errNoGraft) {
+		k.o.Logger.Error("take the layer off", "graft", id, "err", err, "next try", retry)
+		time.AfterFunc(retry, func() { k.undo(id) })
+		return
+	}
+	k.endIfIdle()
+}
+
 // recover takes one graft off.
 func (k *keeper) recover(id, why string) (Graft, error) {
 	k.swap.Lock()

@@ -30,6 +30,12 @@ func (k *keeper) routes() http.Handler {
 			return
 		}
 		g, err := k.inject(req)
+		if err == nil && r.Context().Err() != nil {
+			// Interrupted: to whoever asked, the graft has failed. undo tries until it is off.
+			k.o.Logger.Warn("whoever asked for the graft has hung up; it is taken off", "graft", g.ID)
+			k.undo(g.ID)
+			return
+		}
 		k.reply(w, g, err)
 	})
 	mux.HandleFunc("DELETE /v1/grafts/{id}", func(w http.ResponseWriter, r *http.Request) {
