@@ -20,12 +20,12 @@ func newKeeperCommand(g *global) *cobra.Command {
 	o := keeper.Options{Ready: firstFD, Logger: processLogger()}
 	c := &cobra.Command{
 		Use: "keeper", Hidden: true, Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(c *cobra.Command, _ []string) error {
 			o.StateDir = g.stateDir
 			if o.Inherit != "" {
 				o.Ready = -1
 			}
-			return keeper.Run(o)
+			return keeper.Run(c.Context(), o)
 		},
 	}
 	c.Flags().StringVar(&o.Target, "target", "", "")

@@ -129,7 +129,8 @@ func ReadEvents(ctx context.Context, dir string, follow bool, f func(Event) erro
 		if err == nil {
 			var e Event
 			if err := json.Unmarshal(line, &e); err != nil {
-				return fmt.Errorf("event log %s: line %.80q: %w", name, line, err)
+				// A disk that was full leaves half a line; those after it are whole.
+				e = Event{Type: EventLost, Message: fmt.Sprintf("unreadable line in %s: %.80q: %v", name, line, err)}
 			}
 			line = line[:0]
 			if err := f(e); err != nil {

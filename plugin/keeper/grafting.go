@@ -9,6 +9,7 @@ import (
 	"path"
 	"time"
 
+	"github.com/faultgraft/faultgraft/plugin/wire"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,7 +32,7 @@ func (k *keeper) inject(req Request) (Graft, error) {
 	k.swap.Lock()
 	defer k.swap.Unlock()
 	k.mu.Lock()
-	if k.ending {
+	if k.ending || k.o.Inherit != "" { // one that inherited is there to take layers off
 		k.mu.Unlock()
 		return Graft{}, errEnding
 	}
@@ -48,7 +49,7 @@ func (k *keeper) inject(req Request) (Graft, error) {
 		k.mu.Lock()
 		h.State, h.Reason = StateFailed, err.Error()
 		k.mu.Unlock()
-		time.AfterFunc(retry, func() { k.expire(h) })
+		k.later(h.ID, "its graft failed")
 		return Graft{}, err
 	}
 	if err != nil {
@@ -145,22 +146,24 @@ const retry = 5 * time.Second
 // expire takes a graft off whose rules have all ended.
 func (k *keeper) expire(h *held) {
 	k.log(Event{Type: EventExpired, Graft: h.ID, Path: h.Path})
-	if _, err := k.recover(h.ID, "its time is up"); err != nil && !errors.Is(err, errNoGraft) {
-		k.o.Logger.Error("take the layer off", "graft", h.ID, "err", err, "next try", retry)
-		time.AfterFunc(retry, func() { k.expire(h) })
+	k.takeOff(h.ID, "its time is up")
+}
+
+// undo takes a graft off whose asker has gone.
+func (k *keeper) undo(id string) { k.takeOff(id, "whoever asked for it has hung up") }
+
+// takeOff recovers a graft that nobody waits for; recover sees to it that a failure is tried again.
+func (k *keeper) takeOff(id, why string) {
+	if _, err := k.recover(id, why); err != nil && !errors.Is(err, errNoGraft) {
+		k.o.Logger.Error("take the layer off", "graft", id, "err", err, "next try", retry)
 		return
 	}
 	k.endIfIdle()
 }
 
-// undo takes a graft off whose asker has gone.
-func (k *keeper) undo(id string) {
-	if _, err := k.recover(id, "whoever asked for it has hung up"); err != nil && !errors.Is(err, errNoGraft) {
-		k.o.Logger.Error("take the layer off", "graft", id, "err", err, "next try", retry)
-		time.AfterFunc(retry, func() { k.undo(id) })
-		return
-	}
-	k.endIfIdle()
+// later tries again to take a graft off.
+func (k *keeper) later(id, why string) {
+	time.AfterFunc(retry, func() { k.takeOff(id, why) })
 }
 
 // recover takes one graft off.
@@ -186,7 +189,7 @@ func (k *keeper) recover(id, why string) (Graft, error) {
 		// The faults end first: sleepers wake up, and the swap itself is never hit.
 		if err := server.call(callRules, rulesCall{Layer: id, Start: time.Now()}, nil); err != nil {
 			k.o.Logger.Warn("end the rules", "graft", id, "err", err)
-			dead = !server.alive()
+			dead = k.lost(server, err)
 		}
 	}
 	j := k.detachJob(h)
@@ -201,6 +204,7 @@ func (k *keeper) recover(id, why string) (Graft, error) {
 		k.mu.Lock()
 		h.State, h.Reason = StateFailed, err.Error()
 		k.mu.Unlock()
+		k.later(id, why) // its rules have ended: nobody wants a layer without them
 		return Graft{}, err
 	}
 	k.mu.Lock()
@@ -216,30 +220,34 @@ func (k *keeper) recover(id, why string) (Graft, error) {
 	return g, nil
 }
 
-// recoverAll takes every graft off, and tries again until it has.
-func (k *keeper) recoverAll(why string) {
-	for {
-		k.mu.Lock()
-		ids := make([]string, 0, len(k.grafts))
-		for id := range k.grafts {
-			ids = append(ids, id)
-		}
-		k.mu.Unlock()
-		if len(ids) == 0 {
-			k.endIfIdle()
-			return
-		}
-		failed := false
-		for _, id := range ids {
-			if _, err := k.recover(id, why); err != nil && !errors.Is(err, errNoGraft) {
-				failed = true
-				k.o.Logger.Error("take the layer off", "graft", id, "err", err)
-			}
-		}
-		if failed {
-			time.Sleep(retry)
-		}
+// lost reports that a call failed because the server is not there any more. One
+// that does not answer is as good as dead, and is made so.
+func (k *keeper) lost(s *serverClient, err error) bool {
+	var remote *wire.RemoteError
+	if errors.As(err, &remote) {
+		return false
 	}
+	s.kill()
+	select {
+	case <-s.dead:
+		return true
+	case <-time.After(callDeadline):
+		return false
+	}
+}
+
+// recoverAll takes every graft off; what fails is tried again later.
+func (k *keeper) recoverAll(why string) {
+	k.mu.Lock()
+	ids := make([]string, 0, len(k.grafts))
+	for id := range k.grafts {
+		ids = append(ids, id)
+	}
+	k.mu.Unlock()
+	for _, id := range ids {
+		k.takeOff(id, why)
+	}
+	k.endIfIdle()
 }
 
 // serverDied gets the targets out of a layer that nobody answers any more.

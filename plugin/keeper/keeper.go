@@ -27,8 +27,9 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Run is the keeper process. It ends when its last graft has been taken off.
-func Run(o Options) error {
+// Run is the keeper process. It ends when its last graft has been taken off, and
+// takes all off when ctx ends.
+func Run(ctx context.Context, o Options) error {
 	raiseDescriptorLimit()
 	k := &keeper{o: o, dir: stateDir(o.StateDir), grafts: map[string]*held{}, ended: make(chan struct{}), failDetach: os.Getenv("FAULTGRAFT_TEST_FAIL_DETACH_AT")}
 	err := k.start()
@@ -47,7 +48,7 @@ func Run(o Options) error {
 	if err != nil {
 		return err
 	}
-	return k.run()
+	return k.run(ctx)
 }
 
 // keeper is the state of the process.
@@ -186,7 +187,7 @@ func keyOf(t graft.Target) string { return fmt.Sprintf("pid-%d-%d", t.PID, t.Sta
 // idle is how long a keeper that holds nothing waits for its first request.
 const idle = 30 * time.Second
 
-func (k *keeper) run() error {
+func (k *keeper) run(ctx context.Context) error {
 	served := make(chan error, 1)
 	go func() { served <- k.listen() }()
 	go k.watchTarget()
@@ -195,6 +196,7 @@ func (k *keeper) run() error {
 	if k.o.Inherit != "" {
 		go k.recoverAll("its keeper died")
 	}
+	defer context.AfterFunc(ctx, func() { k.recoverAll("its keeper was told to end") })()
 	select {
 	case <-k.ended:
 	case err := <-served:
@@ -276,6 +278,9 @@ func (k *keeper) running() (*serverClient, error) {
 	if k.server != nil && k.server.alive() {
 		return k.server, nil
 	}
+	if k.server != nil && len(k.grafts) > 1 { // besides the one that asks
+		return nil, errors.New("the server has just died, and its layers are being taken off: try again in a few seconds")
+	}
 	s, err := startServer(k.o.StateDir, k.newsDesk, k.o.Logger)
 	if err != nil {
 		return nil, err
@@ -286,6 +291,23 @@ func (k *keeper) running() (*serverClient, error) {
 		k.serverDied(s)
 	}()
 	return s, nil
+}
+
+// statusSoon asks for the counters, but not for long: who lists grafts is not to
+// wait for a server that hangs. A layer that is just being made or taken off has
+// no answer. What was last seen stands in.
+func statusSoon(server *serverClient, id string) []RuleStatus {
+	answer := make(chan []RuleStatus, 1)
+	go func() {
+		status, _ := server.status(id)
+		answer <- status
+	}()
+	select {
+	case status := <-answer:
+		return status
+	case <-time.After(time.Second):
+		return nil
+	}
 }
 
 // list is the state of all grafts, with the counters of their rules.
@@ -301,8 +323,7 @@ func (k *keeper) list() []Graft {
 	for _, h := range all {
 		var status []RuleStatus
 		if server != nil && server.alive() {
-			// A layer that is just being made or taken off has no answer; what was last seen stands in.
-			status, _ = server.status(h.ID)
+			status = statusSoon(server, h.ID)
 		}
 		k.mu.Lock()
 		if status != nil {

@@ -127,7 +127,7 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 		var handles []uint64
 		if err := r.Decode(&handles); err != nil || len(handles) != len(r.FDs) {
 			closeAll(r.FDs)
-			return nil, nil, fmt.Errorf("adopted: %d handles, %d descriptors, %w", len(handles), len(r.FDs), err)
+			return nil, nil, errors.Join(fmt.Errorf("adopted: %d handles, %d descriptors", len(handles), len(r.FDs)), err)
 		}
 		d.k.mu.Lock()
 		defer d.k.mu.Unlock()
@@ -178,10 +178,12 @@ func (d *deskOfSwapper) layer(r *wire.Request) error {
 		closeAll(r.FDs)
 		return fmt.Errorf("layer: %d descriptors", len(r.FDs))
 	}
+	d.k.mu.Lock()
 	h.device, h.backing, h.mount = r.FDs[0], r.FDs[1], r.FDs[2]
 	if len(r.FDs) == 4 {
 		h.peer = r.FDs[3]
 	}
+	d.k.mu.Unlock()
 	if err := r.Decode(&h.info); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -146,7 +147,7 @@ func (s *server) serve(r *wire.Request) error {
 	var c serveCall
 	if err := r.Decode(&c); err != nil || len(r.FDs) < 3 {
 		closeAll(r.FDs)
-		return fmt.Errorf("serve: %d descriptors, %w", len(r.FDs), err)
+		return errors.Join(fmt.Errorf("serve: %d descriptors", len(r.FDs)), err)
 	}
 	dev, keep := r.FDs[0], r.FDs[1:]
 	root, err := unix.FcntlInt(uintptr(keep[0]), unix.F_DUPFD_CLOEXEC, 3)
@@ -207,7 +208,7 @@ func (s *server) attachSwapper(r *wire.Request) error {
 	var c swapperCall
 	if err := r.Decode(&c); err != nil || len(r.FDs) != 1 {
 		closeAll(r.FDs)
-		return fmt.Errorf("swapper: %d descriptors, %w", len(r.FDs), err)
+		return errors.Join(fmt.Errorf("swapper: %d descriptors", len(r.FDs)), err)
 	}
 	conn, err := wire.FromDescriptor(r.FDs[0])
 	if err != nil {

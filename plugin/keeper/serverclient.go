@@ -82,7 +82,14 @@ func (s *serverClient) pid() int {
 	return s.cmd.Process.Pid
 }
 
-func (s *serverClient) kill() { _ = s.cmd.Process.Kill() } // it may have ended just now
+// kill ends the process; an inherited one ends with its connection.
+func (s *serverClient) kill() {
+	if s.cmd == nil {
+		_ = s.conn.Close()
+		return
+	}
+	_ = s.cmd.Process.Kill() // it may have ended just now
+}
 
 // end marks an inherited server as ended, which nobody can wait for.
 func (s *serverClient) end() { close(s.dead) }

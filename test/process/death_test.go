@@ -10,10 +10,46 @@ import (
 
 // Each process that stands by can be killed: the target goes on, without its
 // descriptors noticing, and the layer is taken off.
-func TestKillServer(t *testing.T) { killed(t, "server") }
-func TestKillKeeper(t *testing.T) { killed(t, "keeper") }
+func TestKillServer(t *testing.T)      { signalled(t, "server", syscall.SIGKILL) }
+func TestKillKeeper(t *testing.T)      { signalled(t, "keeper", syscall.SIGKILL) }
+func TestTerminateKeeper(t *testing.T) { signalled(t, "keeper", syscall.SIGTERM) }
 
-func killed(t *testing.T, role string) {
+// A server that hangs is as good as dead to whoever wants the layer off.
+func TestRecoverFromHungServer(t *testing.T) {
+	r := newRig(t)
+	p := r.write("f", "0123456789")
+	h := r.start()
+	h.ok("open f %s rdwr", p)
+	h.ok("lseek f 4")
+	before := h.snapshot()
+	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=1m")
+	r.signal("server", syscall.SIGSTOP)
+	r.recover(g)
+	h.is("ok", "fsync f")
+	h.is("ok 456789", "read f 100")
+	h.ok("lseek f 4")
+	same(t, before, h.snapshot())
+}
+
+// signal finds the one process with that role.
+func (r *rig) signal(role string, sig syscall.Signal) {
+	r.t.Helper()
+	pids := 0
+	for _, l := range leftovers(r.t) {
+		var pid int
+		if _, err := fmt.Sscanf(l, "/proc/%d/exe", &pid); err == nil && strings.Contains(l, " "+role) {
+			pids++
+			if err := syscall.Kill(pid, sig); err != nil {
+				r.t.Fatal(err)
+			}
+		}
+	}
+	if pids != 1 {
+		r.t.Fatalf("%d processes with role %s: %q", pids, role, leftovers(r.t))
+	}
+}
+
+func signalled(t *testing.T, role string, sig syscall.Signal) {
 	r := newRig(t)
 	p := r.write("f", "0123456789")
 	h := r.start()
@@ -23,19 +59,7 @@ func killed(t *testing.T, role string) {
 	before := h.snapshot()
 	r.inject(h, r.data, "io error=EIO op=fsync ttl=1m")
 	h.is("EIO", "fsync f")
-	pids := 0
-	for _, l := range leftovers(t) {
-		var pid int
-		if _, err := fmt.Sscanf(l, "/proc/%d/exe", &pid); err == nil && strings.Contains(l, " "+role) {
-			pids++
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if pids != 1 {
-		t.Fatalf("%d processes with role %s: %q", pids, role, leftovers(t))
-	}
+	r.signal(role, sig)
 	if role == "keeper" {
 		// The server hears of it when the socket closes, and ends the rules then.
 		for end := time.Now().Add(10 * time.Second); h.do("fsync f") != "ok" && time.Now().Before(end); {
