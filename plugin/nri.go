@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/nri/pkg/api"
@@ -24,6 +25,8 @@ type nriPlugin struct {
 	configure func(Config) error
 	// requestTimeout is what the runtime allows for one request, known after Configure.
 	requestTimeout func() time.Duration
+	// refused is why Configure refused. The connection can be seen to close before that answer is seen to fail.
+	refused atomic.Pointer[error]
 }
 
 // Configure takes the configuration that the runtime holds for this plugin.
@@ -34,6 +37,7 @@ func (p *nriPlugin) Configure(_ context.Context, text, runtime, version string) 
 	}
 	if err != nil {
 		p.metrics.problems.WithLabelValues("configuration").Inc()
+		p.refused.Store(&err)
 		p.log.Error("configuration refused", "runtime", runtime, "version", version, "err", err)
 		return 0, err
 	}

@@ -83,6 +83,9 @@ func nriSession(ctx context.Context, p *nriPlugin, onStart func(), opts ...stub.
 	defer limit.Stop()
 	select {
 	case err := <-started:
+		if refused := p.refused.Load(); err != nil && refused != nil {
+			err = *refused
+		}
 		if err != nil {
 			return false, fmt.Errorf("NRI: %w", err)
 		}
