@@ -296,14 +296,6 @@ func (l *Layer) anyLocks() bool {
 	return false
 }
 
-// DropPosixLocks lets go of these locks, so that the process can take them
-// again on the file below. The process must not run in between.
-func (l *Layer) DropPosixLocks(tgid int, ino uint64) {
-	for _, n := range l.nodes.withIno(ino) {
-		n.locks.drop(func(o *lockOwner) bool { return o.pid == uint32(tgid) })
-	}
-}
-
 func (t *nodeTable) withIno(ino uint64) []*node {
 	t.mu.RLock()
 	defer t.mu.RUnlock()

@@ -1,7 +1,6 @@
 package graft
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -120,12 +119,4 @@ func checkSharedMaps() Check {
 		c.Detail = "files that a data rule can match cannot be mapped shared before Linux 6.6 (FUSE_DIRECT_IO_ALLOW_MMAP)"
 	}
 	return c
-}
-
-// RequirePrivileges says what a user without the rights for a graft has to do.
-func RequirePrivileges() error {
-	if c := checkPrivileges(); !c.OK {
-		return errors.New(c.Detail)
-	}
-	return nil
 }

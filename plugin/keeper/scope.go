@@ -35,17 +35,16 @@ func (s *treeScope) contains(tid uint32) bool {
 		return true
 	}
 	for p, hops := tgid, 0; p > 1 && hops < 1<<12; hops++ {
-		_, known := s.in[uint32(p)]
-		if p == s.root || known && p != tgid {
+		parent, began, ok := statFields(p)
+		if !ok {
+			return false
+		}
+		if p == s.root || began != 0 && s.in[uint32(p)] == began {
 			if len(s.in) >= maxScope {
 				clear(s.in)
 			}
 			s.in[uint32(tgid)] = start
 			return true
-		}
-		parent, ok := parentOf(p)
-		if !ok {
-			return false
 		}
 		p = parent
 	}
@@ -66,11 +65,6 @@ func threadGroup(tid int) (tgid int, start uint64, ok bool) {
 	}
 	_, start, ok = statFields(tgid)
 	return tgid, start, ok
-}
-
-func parentOf(pid int) (int, bool) {
-	p, _, ok := statFields(pid)
-	return p, ok
 }
 
 // statFields reads the parent and the start time from /proc/PID/stat (proc_pid_stat(5)).
