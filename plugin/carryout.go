@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -104,7 +105,7 @@ func (r *reconciler) carryOut(ctx context.Context, c *Container, result policy.R
 	var failures []string
 	for _, req := range p.inject {
 		for i := range req.Rules {
-			req.Rules[i].EnsureSeed(randomSeed)
+			req.Rules[i].EnsureSeed(rand.Uint64)
 		}
 		before := applied
 		applied = append(slices.Clone(applied), r.remembered(c, req.Rules)...)

@@ -10,10 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
 )
 
 // memoryFile is the agent's memory in the state directory.
@@ -181,19 +181,11 @@ func replaceFile(path string, b []byte) (err error) {
 	return os.Rename(f.Name(), path)
 }
 
-// startTime reads when a process started: field 22 of /proc/PID/stat (proc(5)), clock ticks since boot.
+// startTime is when a process started, as graft.Stat has it; os.ErrNotExist: it has ended.
 func startTime(pid int) (uint64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
+	s, err := graft.ReadStat(pid)
+	if err == nil && s.Ended() {
+		err = fmt.Errorf("pid %d has ended: %w", pid, os.ErrNotExist)
 	}
-	// The command's name, field 2, may hold blanks and parentheses.
-	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(f) < 20 {
-		return 0, fmt.Errorf("/proc/%d/stat: %d fields after the name, expected 20 or more", pid, len(f))
-	}
-	if f[0] == "Z" || f[0] == "X" {
-		return 0, fmt.Errorf("pid %d has ended: %w", pid, os.ErrNotExist)
-	}
-	return strconv.ParseUint(f[19], 10, 64)
+	return s.StartTime, err
 }

@@ -2,8 +2,6 @@ package plugin
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -370,10 +368,3 @@ func (r *reconciler) forget(k Key) {
 }
 
 func firstProblem(problems []*policy.SyntaxError) string { return problems[0].Error() }
-
-// randomSeed picks a seed for a rule that names none.
-func randomSeed() uint64 {
-	var b [8]byte
-	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the process instead
-	return binary.LittleEndian.Uint64(b[:])
-}

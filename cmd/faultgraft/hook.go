@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 
 	"github.com/faultgraft/faultgraft/hooks"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
@@ -43,7 +44,7 @@ func runHook(c *cobra.Command, g *global) error {
 		return nil
 	}
 	res := hooks.Run(c.Context(), hooks.Options{
-		Input: c.InOrStdin(), Injector: g.keepers(), Seed: randomSeed,
+		Input: c.InOrStdin(), Injector: g.keepers(), Seed: rand.Uint64,
 		Record: func(e keeper.Event) error { return record(g.stateDir, e) },
 	})
 	for _, gr := range res.Grafts {

@@ -2,11 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"path"
 	"sort"
 	"strings"
@@ -115,7 +114,7 @@ func (o *injectOptions) rules(texts []string) (map[string][]policy.Rule, error) 
 		if o.path != "" && !r.IO.Touches(o.path) {
 			return nil, fmt.Errorf("rule %q: path=%s does not lie in --path %s: it could never fire", text, r.IO.Path, o.path)
 		}
-		r.EnsureSeed(randomSeed)
+		r.EnsureSeed(rand.Uint64)
 		rules = append(rules, r)
 	}
 	if o.path != "" {
@@ -131,14 +130,6 @@ func detailed(err error) error {
 		return errors.New(s.Detail())
 	}
 	return err
-}
-
-func randomSeed() uint64 {
-	var b [8]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		panic(err) // crypto/rand never fails on Linux: it would have crashed itself
-	}
-	return binary.LittleEndian.Uint64(b[:])
 }
 
 func (o *injectOptions) inject(c *cobra.Command, t keeper.Target, byPath map[string][]policy.Rule) error {

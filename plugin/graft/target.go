@@ -1,7 +1,6 @@
 package graft
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -10,7 +9,6 @@ import (
 	"sort"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,19 +42,19 @@ func CheckTarget(pid int) (Target, error) {
 	if pid == 1 {
 		return t, refuse("it is the host's own init; name a process of a container, or the first process of a tree")
 	}
-	stat, err := readStat(pid)
+	stat, err := ReadStat(pid)
 	if errors.Is(err, os.ErrNotExist) {
 		return t, fmt.Errorf("pid %d: no such process", pid)
 	}
 	if err != nil {
 		return t, fmt.Errorf("pid %d: %w", pid, err)
 	}
-	t.StartTime = stat.startTime
-	if stat.ended() {
-		return t, fmt.Errorf("pid %d (%s): the process has ended (zombie)", pid, stat.comm)
+	t.StartTime = stat.StartTime
+	if stat.Ended() {
+		return t, fmt.Errorf("pid %d (%s): the process has ended (zombie)", pid, stat.Comm)
 	}
-	if stat.flags&pfKthread != 0 {
-		return t, refuse(fmt.Sprintf("%s is a kernel thread", stat.comm))
+	if stat.Flags&pfKthread != 0 {
+		return t, refuse(fmt.Sprintf("%s is a kernel thread", stat.Comm))
 	}
 	var ns unix.Stat_t
 	if err := statOf(pid, "ns/mnt", &ns); err != nil {
@@ -96,8 +94,8 @@ func CheckTarget(pid int) (Target, error) {
 
 // Alive reports whether the process that the target was made from still runs.
 func (t Target) Alive() bool {
-	s, err := readStat(t.PID)
-	return err == nil && s.startTime == t.StartTime && !s.ended()
+	s, err := ReadStat(t.PID)
+	return err == nil && s.StartTime == t.StartTime && !s.Ended()
 }
 
 // ancestry lists a process and those that it descends from, init left out.
@@ -105,11 +103,11 @@ func ancestry(pid int) []int {
 	var chain []int
 	for pid > 1 {
 		chain = append(chain, pid)
-		s, err := readStat(pid)
+		s, err := ReadStat(pid)
 		if err != nil {
 			break // it has just ended
 		}
-		pid = s.ppid
+		pid = s.PPID
 	}
 	return chain
 }
@@ -210,8 +208,8 @@ func reachableProcesses() ([]int, error) {
 func descendants(root int, all []int) []int {
 	parent := make(map[int]int, len(all))
 	for _, pid := range all {
-		if s, err := readStat(pid); err == nil {
-			parent[pid] = s.ppid
+		if s, err := ReadStat(pid); err == nil {
+			parent[pid] = s.PPID
 		}
 	}
 	var pids []int
@@ -224,60 +222,4 @@ func descendants(root int, all []int) []int {
 		}
 	}
 	return pids
-}
-
-// procStat is what is needed of /proc/PID/stat (proc_pid_stat(5)).
-type procStat struct {
-	comm      string
-	state     byte
-	ppid      int
-	flags     uint64
-	threads   int
-	startTime uint64
-}
-
-// ended says that no thread of the process runs any more. A first thread that
-// ended before the others is a zombie too.
-func (s procStat) ended() bool {
-	return s.state == 'X' || s.state == 'Z' && s.threads <= 1
-}
-
-const pfKthread = 0x00200000 // PF_KTHREAD, include/linux/sched.h
-
-func readStat(pid int) (procStat, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if errors.Is(err, syscall.ESRCH) {
-		err = os.ErrNotExist
-	}
-	if err != nil {
-		return procStat{}, err
-	}
-	return parseStat(b)
-}
-
-func parseStat(b []byte) (procStat, error) {
-	// comm may hold blanks and parentheses: the last ')' ends it.
-	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
-	if open < 0 || end < open {
-		return procStat{}, fmt.Errorf("stat line %.60q: no command name", b)
-	}
-	f := strings.Fields(string(b[end+1:]))
-	if len(f) < 20 || len(f[0]) != 1 {
-		return procStat{}, fmt.Errorf("stat line %.60q: %d fields after the name", b, len(f))
-	}
-	s := procStat{comm: string(b[open+1 : end]), state: f[0][0]}
-	var err error
-	if s.ppid, err = strconv.Atoi(f[1]); err != nil {
-		return s, fmt.Errorf("stat line: parent: %w", err)
-	}
-	if s.flags, err = strconv.ParseUint(f[6], 10, 64); err != nil {
-		return s, fmt.Errorf("stat line: flags: %w", err)
-	}
-	if s.threads, err = strconv.Atoi(f[17]); err != nil {
-		return s, fmt.Errorf("stat line: threads: %w", err)
-	}
-	if s.startTime, err = strconv.ParseUint(f[19], 10, 64); err != nil {
-		return s, fmt.Errorf("stat line: start time: %w", err)
-	}
-	return s, nil
 }

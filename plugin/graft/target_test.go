@@ -10,7 +10,7 @@ import (
 func TestParseStat(t *testing.T) {
 	line := "4711 (a ) (b) S 1 4711 4711 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 9 0 123456 0 0"
 	s, err := parseStat([]byte(line))
-	if err != nil || s.comm != "a ) (b" || s.state != 'S' || s.ppid != 1 || s.startTime != 123456 || s.threads != 9 || s.flags&pfKthread != 0 {
+	if err != nil || s.Comm != "a ) (b" || s.State != 'S' || s.PPID != 1 || s.StartTime != 123456 || s.Threads != 9 || s.Flags&pfKthread != 0 {
 		t.Errorf("%+v, %v", s, err)
 	}
 	for _, bad := range []string{"", "4711", "4711 (x", "4711 (x) S 1", ")(", "1 (x) S a 1 1 0 -1 1 1 0 0 0 1 2 0 0 20 0 9 0 1 0 0"} {
@@ -28,8 +28,8 @@ func FuzzParseStat(f *testing.F) {
 	f.Add(own)
 	f.Add([]byte("1 (\x00)) R 0 0"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if s, err := parseStat(b); err == nil && !strings.Contains(string(b), "("+s.comm+")") {
-			t.Errorf("%q: name %q is not in it", b, s.comm)
+		if s, err := parseStat(b); err == nil && !strings.Contains(string(b), "("+s.Comm+")") {
+			t.Errorf("%q: name %q is not in it", b, s.Comm)
 		}
 	})
 }

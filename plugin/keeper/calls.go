@@ -158,7 +158,7 @@ func one(fds []int, err error) (int, error) {
 		return -1, err
 	}
 	if len(fds) != 1 {
-		closeAll(fds)
+		wire.CloseAll(fds)
 		return -1, errors.New("the answer carries no descriptor")
 	}
 	return fds[0], nil

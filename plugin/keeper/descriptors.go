@@ -7,12 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		_ = unix.Close(fd)
-	}
-}
-
 // raiseDescriptorLimit asks for as many descriptors as the kernel gives a
 // process (fs.nr_open) and else for the hard limit: one is needed for each open
 // file and each cached inode of a target. Failing leaves the limit as it is;

@@ -9,6 +9,7 @@ import (
 	"path"
 	"time"
 
+	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/wire"
 	"golang.org/x/sys/unix"
 )
@@ -122,22 +123,27 @@ func (k *keeper) detachJob(h *held) job {
 	}
 }
 
-// rollBack takes the layer of a graft off that did not come to its end. The server may be what was lost.
+// rollBack takes the layer of a graft off that did not come to its end.
 func (k *keeper) rollBack(h *held) error {
 	k.mu.Lock()
 	server := k.server
 	k.mu.Unlock()
 	j := k.detachJob(h)
 	j.Dead = !server.alive()
-	_, err := k.runSwapper(h, j)
-	if err != nil && !j.Dead && !server.alive() {
-		j.Dead = true // it died meanwhile
-		_, err = k.runSwapper(h, j)
-	}
-	if err != nil {
+	if _, err := k.detach(h, j, server); err != nil {
 		return fmt.Errorf("%w: %w", errLeft, err)
 	}
 	return nil
+}
+
+// detach runs an ungraft, and once more without the server if that was what it failed for.
+func (k *keeper) detach(h *held, j job, server *serverClient) (*graft.Report, error) {
+	rep, err := k.runSwapper(h, j)
+	if err != nil && !j.Dead && !server.alive() {
+		j.Dead = true // it died meanwhile
+		rep, err = k.runSwapper(h, j)
+	}
+	return rep, err
 }
 
 // retry is how long an ungraft that failed waits for its next try.
@@ -195,11 +201,7 @@ func (k *keeper) recover(id, why string) (Graft, error) {
 	j := k.detachJob(h)
 	j.Dead, j.FailAt = dead, k.failDetach
 	k.failDetach = "" // once: the next try is to succeed
-	rep, err := k.runSwapper(h, j)
-	if err != nil && !dead && !server.alive() {
-		j.Dead = true // it died meanwhile
-		rep, err = k.runSwapper(h, j)
-	}
+	rep, err := k.detach(h, j, server)
 	if err != nil {
 		k.mu.Lock()
 		h.State, h.Reason = StateFailed, err.Error()
@@ -266,7 +268,7 @@ func (k *keeper) serverDied(s *serverClient) {
 	n, ending := len(k.grafts), k.ending
 	k.mu.Unlock()
 	if n == 0 || ending {
-		closeAll(holding)
+		wire.CloseAll(holding)
 		return
 	}
 	k.log(Event{Type: EventServer, Message: "the server has died; its layers are taken off"})

@@ -54,7 +54,7 @@ func (n *news) send() {
 
 // newsDesk is the keeper's side.
 func (k *keeper) newsDesk(r *wire.Request) (any, []int, error) {
-	defer closeAll(r.FDs)
+	defer wire.CloseAll(r.FDs)
 	var all []releasedCall
 	if err := r.Decode(&all); err != nil {
 		return nil, nil, err

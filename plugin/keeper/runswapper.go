@@ -126,7 +126,7 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 	case callAdopted:
 		var handles []uint64
 		if err := r.Decode(&handles); err != nil || len(handles) != len(r.FDs) {
-			closeAll(r.FDs)
+			wire.CloseAll(r.FDs)
 			return nil, nil, errors.Join(fmt.Errorf("adopted: %d handles, %d descriptors", len(handles), len(r.FDs)), err)
 		}
 		d.k.mu.Lock()
@@ -149,7 +149,7 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 		d.result = &res
 		return nil, nil, nil
 	default:
-		closeAll(r.FDs)
+		wire.CloseAll(r.FDs)
 		return nil, nil, fmt.Errorf("keeper: unknown call %q of a swapper", r.Method)
 	}
 }
@@ -175,7 +175,7 @@ func (d *deskOfSwapper) originals(from int) (any, []int, error) {
 func (d *deskOfSwapper) layer(r *wire.Request) error {
 	h := d.h
 	if len(r.FDs) < 3 || len(r.FDs) > 4 {
-		closeAll(r.FDs)
+		wire.CloseAll(r.FDs)
 		return fmt.Errorf("layer: %d descriptors", len(r.FDs))
 	}
 	d.k.mu.Lock()
@@ -199,7 +199,7 @@ func dupAll(fds ...int) ([]int, error) {
 		}
 		d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 		if err != nil {
-			closeAll(out)
+			wire.CloseAll(out)
 			return nil, fmt.Errorf("duplicate a descriptor: %w", err)
 		}
 		out = append(out, d)

@@ -6,6 +6,8 @@ import (
 	"os"
 	"strconv"
 	"sync"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
 )
 
 // treeScope limits faults to a process tree, for targets that share their mount
@@ -35,18 +37,18 @@ func (s *treeScope) contains(tid uint32) bool {
 		return true
 	}
 	for p, hops := tgid, 0; p > 1 && hops < 1<<12; hops++ {
-		parent, began, ok := statFields(p)
-		if !ok {
+		stat, err := graft.ReadStat(p)
+		if err != nil {
 			return false
 		}
-		if p == s.root || began != 0 && s.in[uint32(p)] == began {
+		if p == s.root || stat.StartTime != 0 && s.in[uint32(p)] == stat.StartTime {
 			if len(s.in) >= maxScope {
 				clear(s.in)
 			}
 			s.in[uint32(tgid)] = start
 			return true
 		}
-		p = parent
+		p = stat.PPID
 	}
 	return false
 }
@@ -63,24 +65,6 @@ func threadGroup(tid int) (tgid int, start uint64, ok bool) {
 	if !found || err != nil {
 		return 0, 0, false
 	}
-	_, start, ok = statFields(tgid)
-	return tgid, start, ok
-}
-
-// statFields reads the parent and the start time from /proc/PID/stat (proc_pid_stat(5)).
-func statFields(pid int) (ppid int, start uint64, ok bool) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, 0, false
-	}
-	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(f) < 20 {
-		return 0, 0, false
-	}
-	ppid, err = strconv.Atoi(string(f[1]))
-	if err != nil {
-		return 0, 0, false
-	}
-	start, err = strconv.ParseUint(string(f[19]), 10, 64)
-	return ppid, start, err == nil
+	stat, err := graft.ReadStat(tgid)
+	return tgid, stat.StartTime, err == nil
 }

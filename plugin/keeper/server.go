@@ -120,7 +120,7 @@ func (s *server) handle(r *wire.Request) (any, []int, error) {
 		}
 		return nil, nil, s.end(l)
 	default:
-		closeAll(r.FDs)
+		wire.CloseAll(r.FDs)
 		return nil, nil, fmt.Errorf("server: unknown call %q", r.Method)
 	}
 }
@@ -146,18 +146,18 @@ func (s *server) layerOf(r *wire.Request) (*servedLayer, error) {
 func (s *server) serve(r *wire.Request) error {
 	var c serveCall
 	if err := r.Decode(&c); err != nil || len(r.FDs) < 3 {
-		closeAll(r.FDs)
+		wire.CloseAll(r.FDs)
 		return errors.Join(fmt.Errorf("serve: %d descriptors", len(r.FDs)), err)
 	}
 	dev, keep := r.FDs[0], r.FDs[1:]
 	root, err := unix.FcntlInt(uintptr(keep[0]), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
-		closeAll(r.FDs)
+		wire.CloseAll(r.FDs)
 		return fmt.Errorf("serve: %w", err)
 	}
 	log, err := newFaultLog(s.o.StateDir, c, s.o.Logger)
 	if err != nil {
-		closeAll(append(r.FDs, root))
+		wire.CloseAll(append(r.FDs, root))
 		return err
 	}
 	opts := fusefs.Options{Device: dev, Root: root, Prefix: c.Info.Path, Record: log.record, Logger: s.o.Logger}
@@ -170,7 +170,7 @@ func (s *server) serve(r *wire.Request) error {
 		err = l.Serve()
 	}
 	if err != nil {
-		closeAll(keep)
+		wire.CloseAll(keep)
 		log.close()
 		return fmt.Errorf("serve %s: %w", c.Info.Path, err)
 	}
@@ -191,7 +191,7 @@ func (s *server) end(l *servedLayer) error {
 	s.mu.Lock()
 	delete(s.layers, l.call.Layer)
 	s.mu.Unlock()
-	closeAll(l.keep)
+	wire.CloseAll(l.keep)
 	done := make(chan struct{})
 	go func() { l.layer.Wait(); close(done) }()
 	defer l.log.close()
@@ -207,7 +207,7 @@ func (s *server) end(l *servedLayer) error {
 func (s *server) attachSwapper(r *wire.Request) error {
 	var c swapperCall
 	if err := r.Decode(&c); err != nil || len(r.FDs) != 1 {
-		closeAll(r.FDs)
+		wire.CloseAll(r.FDs)
 		return errors.Join(fmt.Errorf("swapper: %d descriptors", len(r.FDs)), err)
 	}
 	conn, err := wire.FromDescriptor(r.FDs[0])
@@ -245,7 +245,7 @@ func (h *swapperHandler) trust(l *fusefs.Layer) {
 }
 
 func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
-	defer closeAll(r.FDs)
+	defer wire.CloseAll(r.FDs)
 	if h.layer == nil {
 		l, err := h.server.layer(h.id)
 		if err != nil {

@@ -56,7 +56,7 @@ func (s *serverClient) call(method string, in, out any, fds ...int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
 	defer cancel()
 	got, err := s.conn.Call(ctx, method, in, out, fds...)
-	closeAll(got)
+	wire.CloseAll(got)
 	return err
 }
 

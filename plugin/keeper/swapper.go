@@ -79,14 +79,14 @@ func (j job) step() func(string) error {
 
 func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report, error) {
 	if len(fds) < 2 {
-		closeAll(fds)
+		wire.CloseAll(fds)
 		return nil, fmt.Errorf("swapper: a detach job with %d descriptors", len(fds))
 	}
 	l := graft.Layer{Device: -1, Backing: fds[0], Mount: fds[1], PeerGroup: -1, Info: j.Layer}
 	if len(fds) > 2 {
 		l.PeerGroup = fds[2]
 	}
-	defer closeAll(fds)
+	defer wire.CloseAll(fds)
 	var adopted []graft.AdoptedDescription
 	if j.Dead {
 		server = nil
@@ -154,7 +154,7 @@ func (k keeperLink) originals() ([]graft.AdoptedDescription, error) {
 			return all, nil
 		}
 		if len(handles) != len(fds) {
-			closeAll(fds)
+			wire.CloseAll(fds)
 			return nil, fmt.Errorf("swapper: %d originals with %d descriptors", len(handles), len(fds))
 		}
 		for i, h := range handles {

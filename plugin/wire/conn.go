@@ -119,12 +119,12 @@ func (c *Conn) Call(ctx context.Context, method string, in, out any, fds ...int)
 		return nil, fmt.Errorf("%s: no answer: %w", method, err)
 	}
 	if e.Error != "" {
-		closeAll(got)
+		CloseAll(got)
 		return nil, &RemoteError{Method: method, Message: e.Error, Errno: e.Errno}
 	}
 	if out != nil {
 		if err := json.Unmarshal(e.Body, out); err != nil {
-			closeAll(got)
+			CloseAll(got)
 			return nil, fmt.Errorf("%s: answer: %w", method, err)
 		}
 	}
@@ -179,7 +179,7 @@ func (c *Conn) Serve(h Handler) error {
 			answer.Error = err.Error()
 		}
 		err = c.send(answer, ofds)
-		closeAll(ofds)
+		CloseAll(ofds)
 		if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
 			return nil // the caller gave up; it hung up before the answer
 		}
@@ -231,25 +231,25 @@ func (c *Conn) receive() (envelope, []int, error) {
 		return e, nil, err
 	}
 	if _, err := io.ReadFull(c.c, head[n:]); err != nil {
-		closeAll(fds)
+		CloseAll(fds)
 		return e, nil, err
 	}
 	size := binary.LittleEndian.Uint32(head)
 	if size > maxMessage {
-		closeAll(fds)
+		CloseAll(fds)
 		return e, nil, fmt.Errorf("message of %d bytes: at most %d", size, maxMessage)
 	}
 	body := make([]byte, size)
 	if _, err := io.ReadFull(c.c, body); err != nil {
-		closeAll(fds)
+		CloseAll(fds)
 		return e, nil, err
 	}
 	if err := json.Unmarshal(body, &e); err != nil {
-		closeAll(fds)
+		CloseAll(fds)
 		return e, nil, err
 	}
 	if e.FDs != len(fds) {
-		closeAll(fds)
+		CloseAll(fds)
 		return e, nil, fmt.Errorf("%d descriptors of %d arrived: the limit of open files (RLIMIT_NOFILE) is reached", len(fds), e.FDs)
 	}
 	return e, fds, nil
@@ -267,7 +267,7 @@ func parseRights(oob []byte) ([]int, error) {
 	for i := range msgs {
 		f, err := unix.ParseUnixRights(&msgs[i])
 		if err != nil {
-			closeAll(fds)
+			CloseAll(fds)
 			return nil, err
 		}
 		fds = append(fds, f...)
@@ -275,7 +275,8 @@ func parseRights(oob []byte) ([]int, error) {
 	return fds, nil
 }
 
-func closeAll(fds []int) {
+// CloseAll closes descriptors that came with a message.
+func CloseAll(fds []int) {
 	for _, fd := range fds {
 		_ = unix.Close(fd)
 	}
