@@ -2,6 +2,7 @@ package process
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,22 +32,42 @@ func TestRecoverFromHungServer(t *testing.T) {
 	same(t, before, h.snapshot())
 }
 
-// signal finds the one process with that role.
-func (r *rig) signal(role string, sig syscall.Signal) {
+// processes are those of faultgraft with that role.
+func (r *rig) processes(role string) (pids []int) {
 	r.t.Helper()
-	pids := 0
 	for _, l := range leftovers(r.t) {
 		var pid int
-		if _, err := fmt.Sscanf(l, "/proc/%d/exe", &pid); err == nil && strings.Contains(l, " "+role) {
-			pids++
-			if err := syscall.Kill(pid, sig); err != nil {
-				r.t.Fatal(err)
+		if _, err := fmt.Sscanf(l, "/proc/%d/exe", &pid); err == nil && strings.Contains(l, " "+role+" ") {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// signal sends sig to the one process with that role.
+func (r *rig) signal(role string, sig syscall.Signal) {
+	r.t.Helper()
+	pids := r.processes(role)
+	if len(pids) != 1 {
+		r.t.Fatalf("%d processes with role %s: %q", len(pids), role, leftovers(r.t))
+	}
+	if err := syscall.Kill(pids[0], sig); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// awaitStopped waits until a swapper has stopped itself; 0: none has.
+func (r *rig) awaitStopped() int {
+	r.t.Helper()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		for _, pid := range r.processes("swap") {
+			stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // it may have ended
+			if strings.Contains(string(stat), ") T ") {
+				return pid
 			}
 		}
 	}
-	if pids != 1 {
-		r.t.Fatalf("%d processes with role %s: %q", pids, role, leftovers(r.t))
-	}
+	return 0
 }
 
 func signalled(t *testing.T, role string, sig syscall.Signal) {

@@ -2,7 +2,6 @@ package process
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,26 +22,10 @@ func TestKillServerInMidGraft(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	server, swapper := 0, 0
-	for end := time.Now().Add(20 * time.Second); swapper == 0 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		for _, l := range leftovers(t) {
-			var pid int
-			if _, err := fmt.Sscanf(l, "/proc/%d/exe", &pid); err != nil {
-				continue
-			}
-			stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // it may have ended
-			switch {
-			case strings.Contains(l, " server "):
-				server = pid
-			case strings.Contains(l, " swap ") && strings.Contains(string(stat), ") T "):
-				swapper = pid
-			}
-		}
-	}
-	if server == 0 || swapper == 0 {
-		t.Errorf("server %d, stopped swapper %d", server, swapper)
-	} else if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
-		t.Error(err)
+	if r.awaitStopped() == 0 {
+		t.Error("no swapper stopped")
+	} else {
+		r.signal("server", syscall.SIGKILL)
 	}
 	if err := cmd.Wait(); err == nil {
 		t.Errorf("no error: %s", out.String())
@@ -67,19 +50,7 @@ func TestInterruptedInject(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	swapper := 0
-	for end := time.Now().Add(20 * time.Second); swapper == 0 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		for _, l := range leftovers(t) {
-			var pid int
-			if _, err := fmt.Sscanf(l, "/proc/%d/exe", &pid); err != nil {
-				continue
-			}
-			stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // it may have ended
-			if strings.Contains(l, " swap ") && strings.Contains(string(stat), ") T ") {
-				swapper = pid
-			}
-		}
-	}
+	swapper := r.awaitStopped()
 	_ = cmd.Process.Signal(syscall.SIGINT)
 	if err := cmd.Wait(); err == nil {
 		t.Error("no error")
