@@ -53,13 +53,13 @@ func (l *Layer) decide(q request, paths func() []string) syscall.Errno {
 			asked = true
 		}
 		now := time.Now()
-		n, fire := r.counter.Fire(now)
+		n, fire := r.counter.Fire(now, q.size)
 		if !fire {
 			continue
 		}
 		e := Event{
 			Time: now, Rule: r.Name, Op: q.op, Path: path, Offset: q.offset, Size: q.size,
-			PID: q.header.Pid, UID: q.header.Uid, Errno: r.IO.Errno, Latency: r.IO.Latency, N: n,
+			PID: q.header.Pid, UID: q.header.Uid, Errno: errnoOf(&r.Rule), Latency: latencyOf(&r.Rule), N: n,
 		}
 		l.delay(q, r, &e)
 		if q.op == policy.OpRelease || q.op == policy.OpReleasedir {
@@ -86,10 +86,10 @@ func match(r *liveRule, op policy.Op, paths []string) (string, bool) {
 
 // delay waits as the rule says and writes to e what came of it.
 func (l *Layer) delay(q request, r *liveRule, e *Event) {
-	if r.IO.Latency <= 0 {
+	if r.IO.Latency == nil {
 		return
 	}
-	t := time.NewTimer(r.IO.Latency)
+	t := time.NewTimer(r.IO.Latency.Base)
 	defer t.Stop()
 	select {
 	case <-t.C:

@@ -136,7 +136,7 @@ func checkRule(r *policy.Rule) error {
 		return fmt.Errorf("ENOSYS cannot be injected: the kernel would turn the operation off for good; use EOPNOTSUPP")
 	case e > 511:
 		return fmt.Errorf("errno %d is outside of what FUSE can answer (1 to 511)", int(e))
-	case r.IO.Latency < 0:
+	case latencyOf(r) < 0:
 		return fmt.Errorf("negative latency")
 	}
 	return nil
@@ -157,8 +157,15 @@ func (l *Layer) Rules() []RuleStatus {
 }
 
 func errnoOf(r *policy.Rule) syscall.Errno {
-	if r.IO == nil {
+	if r.IO == nil || len(r.IO.Errors) == 0 {
 		return 0
 	}
-	return r.IO.Errno
+	return r.IO.Errors[0].Errno
+}
+
+func latencyOf(r *policy.Rule) time.Duration {
+	if r.IO == nil || r.IO.Latency == nil {
+		return 0
+	}
+	return r.IO.Latency.Base
 }

@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/faultgraft/faultgraft/policy"
+
 	"github.com/faultgraft/faultgraft/fusefs"
 )
 
@@ -164,7 +166,7 @@ func TestSetRulesRefuses(t *testing.T) {
 	b.rules("io error=EIO op=read")
 	for _, e := range []syscall.Errno{unix.ENOSYS, 512} {
 		bad := parse(t, "io error=EIO op=fsync")
-		bad[0].IO.Errno = e
+		bad[0].IO.Errors = []policy.WeightedErrno{{Errno: e, Weight: 1}}
 		if err := b.SetRules(bad, time.Now()); err == nil {
 			t.Errorf("errno %d was accepted", e)
 		}

@@ -63,13 +63,13 @@ func (p *ruleParser) field(w word) *SyntaxError {
 func (p *ruleParser) finish() *SyntaxError {
 	end := len(strings.TrimRight(p.text, " \t\r\n"))
 	io, t := p.rule.IO, &p.rule.Trigger
-	if io.Errno == 0 && io.Latency == 0 {
+	if len(io.Errors) == 0 && io.Latency == nil {
 		return p.at(end, "add error=EIO or latency=100ms", "the rule does nothing: neither error nor latency is given")
 	}
 	if io.Ops == 0 {
 		return p.at(end, "add op=read, or another operation or group (data, meta, sync, all)", "op is missing")
 	}
-	if p.release != nil && io.Errno != 0 {
+	if p.release != nil && len(io.Errors) > 0 {
 		return p.at(p.release.at(0), "use flush: close(2) returns its error", "%s cannot fail: the kernel does not look at its answer", p.release.text)
 	}
 	if io.Path == "" {
@@ -90,8 +90,8 @@ func (p *ruleParser) finish() *SyntaxError {
 			}
 		}
 	}
-	if lat, ok := p.seen["latency"]; ok && io.Latency > t.TTL {
-		return p.at(lat.value.at(0), "shorten it, or give the rule a longer ttl", "a latency of %v is longer than the rule lives (ttl %v)", io.Latency, t.TTL)
+	if lat, ok := p.seen["latency"]; ok && io.Latency.Base > t.TTL {
+		return p.at(lat.value.at(0), "shorten it, or give the rule a longer ttl", "a latency of %v is longer than the rule lives (ttl %v)", io.Latency.Base, t.TTL)
 	}
 	if len(p.rule.String()) > MaxRuleLength {
 		return p.whole("split it into several rules", "the rule is longer than %d bytes with its special characters escaped", MaxRuleLength)
@@ -114,7 +114,7 @@ func (p *ruleParser) errno(w word) *SyntaxError {
 		// a fault without an end.
 		return p.at(at, "use EOPNOTSUPP", "ENOSYS would switch the operation off in the kernel for the life of the layer")
 	}
-	p.rule.IO.Errno = e
+	p.rule.IO.Errors = []WeightedErrno{{e, 1}}
 	return nil
 }
 
@@ -285,7 +285,8 @@ func (p *ruleParser) duration(w word) (time.Duration, *SyntaxError) {
 }
 
 func (p *ruleParser) latency(w word) (err *SyntaxError) {
-	p.rule.IO.Latency, err = p.duration(w)
+	d, err := p.duration(w)
+	p.rule.IO.Latency = &Latency{Base: d}
 	return err
 }
 

@@ -29,7 +29,7 @@ func FuzzParseRule(f *testing.F) {
 		}
 		checkRoundTrip(t, r)
 		tr := r.Trigger
-		if math.IsNaN(tr.P) || tr.P < 0 || tr.P > 1 || tr.TTL <= 0 || tr.TTL > DefaultMaxTTL || r.IO.Ops == 0 || r.IO.Latency < 0 || r.IO.Errno == 0 && r.IO.Latency == 0 {
+		if math.IsNaN(tr.P) || tr.P < 0 || tr.P > 1 || tr.TTL <= 0 || tr.TTL > DefaultMaxTTL || r.IO.Ops == 0 || len(r.IO.Errors) == 0 && r.IO.Latency == nil {
 			t.Errorf("out of bounds: %+v, %+v", r.IO, tr)
 		}
 		if top := GraftPath(r.IO.Path); !strings.HasPrefix(top, "/") || strings.Contains(top+"/", "/../") {

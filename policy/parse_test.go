@@ -14,7 +14,7 @@ import (
 func TestParseRule(t *testing.T) {
 	const base = "io error=EIO op=fsync path=/d/** "
 	rule := func(change func(*Rule)) Rule {
-		r := Rule{Name: "r", IO: &IOFault{Path: "/d/**", Ops: setOf(OpFsync), Errno: syscall.EIO}, Trigger: Trigger{P: 1, TTL: DefaultTTL}}
+		r := Rule{Name: "r", IO: &IOFault{Path: "/d/**", Ops: setOf(OpFsync), Errors: []WeightedErrno{{syscall.EIO, 1}}}, Trigger: Trigger{P: 1, TTL: DefaultTTL}}
 		change(&r)
 		return r
 	}
@@ -24,17 +24,19 @@ func TestParseRule(t *testing.T) {
 	}{
 		{base, func(*Rule) {}},
 		{"  io\terror=EIO\n op=fsync  path=/d/**\r\n", func(*Rule) {}},
-		{"io error=ENOSPC op=fsync path=/d/**", func(r *Rule) { r.IO.Errno = syscall.ENOSPC }},
-		{"io error=EWOULDBLOCK op=fsync path=/d/**", func(r *Rule) { r.IO.Errno = syscall.EAGAIN }},
-		{"io error=ENOTSUP op=fsync path=/d/**", func(r *Rule) { r.IO.Errno = syscall.EOPNOTSUPP }},
-		{"io latency=1m30s op=fsync path=/d/**", func(r *Rule) { r.IO.Errno, r.IO.Latency = 0, 90*time.Second }},
-		{base + "latency=5us", func(r *Rule) { r.IO.Latency = 5 * time.Microsecond }},
+		{"io error=ENOSPC op=fsync path=/d/**", func(r *Rule) { r.IO.Errors = []WeightedErrno{{syscall.ENOSPC, 1}} }},
+		{"io error=EWOULDBLOCK op=fsync path=/d/**", func(r *Rule) { r.IO.Errors = []WeightedErrno{{syscall.EAGAIN, 1}} }},
+		{"io error=ENOTSUP op=fsync path=/d/**", func(r *Rule) { r.IO.Errors = []WeightedErrno{{syscall.EOPNOTSUPP, 1}} }},
+		{"io latency=1m30s op=fsync path=/d/**", func(r *Rule) { r.IO.Errors, r.IO.Latency = nil, &Latency{Base: 90 * time.Second} }},
+		{base + "latency=5us", func(r *Rule) { r.IO.Latency = &Latency{Base: 5 * time.Microsecond} }},
 		{"io error=EIO op=write+fsync path=/d/**", func(r *Rule) { r.IO.Ops = setOf(OpWrite, OpFsync) }},
 		{"io error=EIO op=write,fsync,mmap-write path=/d/**", func(r *Rule) { r.IO.Ops = setOf(OpWrite, OpFsync, OpMmapWrite) }},
 		{"io error=EIO op=data path=/d/**", func(r *Rule) { r.IO.Ops = GroupData }},
 		{"io error=EIO op=meta path=/d/**", func(r *Rule) { r.IO.Ops = GroupMeta }},
 		{"io error=EIO op=sync+read path=/d/**", func(r *Rule) { r.IO.Ops = GroupSync.With(OpRead) }},
-		{"io latency=1s op=release path=/d/**", func(r *Rule) { r.IO.Errno, r.IO.Latency, r.IO.Ops = 0, time.Second, setOf(OpRelease) }},
+		{"io latency=1s op=release path=/d/**", func(r *Rule) {
+			r.IO.Errors, r.IO.Latency, r.IO.Ops = nil, &Latency{Base: time.Second}, setOf(OpRelease)
+		}},
 		{"io error=EIO op=meta+read path=/d/**", func(r *Rule) { r.IO.Ops = GroupMeta.With(OpRead) }},
 		{"io error=EIO op=all path=/d/**", func(r *Rule) { r.IO.Ops = GroupAll }},
 		{"io error=EIO op=fsync path=/", func(r *Rule) { r.IO.Path = "/" }},
@@ -349,7 +351,7 @@ func TestEnsureSeed(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	good := func() Rule {
-		return Rule{Name: "r", IO: &IOFault{Path: "/d/**", Ops: setOf(OpRead), Errno: syscall.EIO}, Trigger: Trigger{P: 1, TTL: time.Minute}}
+		return Rule{Name: "r", IO: &IOFault{Path: "/d/**", Ops: setOf(OpRead), Errors: []WeightedErrno{{syscall.EIO, 1}}}, Trigger: Trigger{P: 1, TTL: time.Minute}}
 	}
 	if err := good().Check(); err != nil {
 		t.Fatal(err)
@@ -359,9 +361,9 @@ func TestCheck(t *testing.T) {
 		"no fault":        func(r *Rule) { r.IO = nil },
 		"no ops":          func(r *Rule) { r.IO.Ops = 0 },
 		"unknown op":      func(r *Rule) { r.IO.Ops |= 1 << 63 },
-		"errno":           func(r *Rule) { r.IO.Errno = 4000 },
-		"nothing":         func(r *Rule) { r.IO.Errno = 0 },
-		"latency":         func(r *Rule) { r.IO.Latency = -1 },
+		"errno":           func(r *Rule) { r.IO.Errors = []WeightedErrno{{4000, 1}} },
+		"nothing":         func(r *Rule) { r.IO.Errors = nil },
+		"latency":         func(r *Rule) { r.IO.Latency = &Latency{Base: -1} },
 		"relative path":   func(r *Rule) { r.IO.Path = "d" },
 		"class and slash": func(r *Rule) { r.IO.Path = "/d[!a]" },
 		"quote in path":   func(r *Rule) { r.IO.Path = `/d\" op=write` },

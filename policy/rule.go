@@ -4,13 +4,11 @@
 package policy
 
 import (
-	"encoding/json"
 	"fmt"
 	"math"
 	"reflect"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -36,10 +34,30 @@ type IOFault struct {
 	Exclude []string `json:"exclude,omitempty"`
 	// Ops are the operations that the rule matches.
 	Ops OpSet `json:"ops"`
-	// Errno is the error returned; 0 when the rule only delays.
-	Errno syscall.Errno `json:"errno,omitempty"`
-	// Latency is how long the operation waits before it goes on or fails.
-	Latency time.Duration `json:"latency,omitempty"`
+	// Caller, Offset and Size narrow the rule further.
+	Caller Caller `json:"caller,omitzero"`
+	// Offset is a range of the file, bytes: the rule matches an operation that touches it. Nil matches all.
+	Offset *Range `json:"offset,omitempty"`
+	// Size is the size of the request, bytes. Nil matches all.
+	Size *Range `json:"size,omitempty"`
+
+	// What follows is what the rule does when it fires, in this order: Throttle,
+	// Latency and Hang make the operation wait; then at most one of the others
+	// changes it. Torn may stand with Errors, which are answered after a part was written.
+
+	Throttle *Throttle `json:"throttle,omitempty"`
+	Latency  *Latency  `json:"latency,omitempty"`
+	// Hang blocks the operation until it is released, killed, or the rule ends.
+	Hang bool `json:"hang,omitempty"`
+	// Errors are the errors answered, one of them each time; none when the rule does not fail.
+	Errors  []WeightedErrno `json:"errors,omitempty"`
+	Short   *Short          `json:"short,omitempty"`
+	Corrupt *Corrupt        `json:"corrupt,omitempty"`
+	Torn    *Torn           `json:"torn,omitempty"`
+	// Lost acknowledges a write or a sync and does nothing.
+	Lost  bool   `json:"lost,omitempty"`
+	Space *Space `json:"space,omitempty"`
+	Attr  *Attr  `json:"attr,omitempty"`
 }
 
 // Trigger says when a rule fires. Its unit is the matching operation: operation
@@ -53,8 +71,18 @@ type Trigger struct {
 	After uint64 `json:"after,omitempty"`
 	// Every lets one in that many fire; 0 and 1 mean each.
 	Every uint64 `json:"every,omitempty"`
+	// AfterBytes is how many bytes of matching reads and writes pass first: the
+	// operations before the one that crosses it do not fire and are not counted for After and Every.
+	AfterBytes uint64 `json:"afterBytes,omitempty"`
 	// Times is how often the rule fires at most; 0 means without limit.
 	Times uint64 `json:"times,omitempty"`
+	// Delay is how long after its activation the rule begins to match.
+	Delay time.Duration `json:"delay,omitempty"`
+	// Active and Idle make pulses after Delay: the rule matches for Active, then
+	// rests for Idle, and so on. Both are 0 for a rule without pulses. An operation
+	// in a rest is neither matched nor counted.
+	Active time.Duration `json:"active,omitempty"`
+	Idle   time.Duration `json:"idle,omitempty"`
 	// TTL is how long the rule lives, counted from its activation. Never 0.
 	TTL time.Duration `json:"ttl"`
 	// Seed makes the draws repeatable.
@@ -84,41 +112,6 @@ func (r Rule) Check() error {
 	return nil
 }
 
-// ioJSON is IOFault with the errno by name.
-type ioJSON struct {
-	*ioFields
-	Errno string `json:"errno,omitempty"`
-}
-
-type ioFields IOFault
-
-// MarshalJSON writes the errno by its name.
-func (f IOFault) MarshalJSON() ([]byte, error) {
-	j := ioJSON{ioFields: (*ioFields)(&f)}
-	if f.Errno != 0 {
-		j.Errno = ErrnoName(f.Errno)
-	}
-	return json.Marshal(j)
-}
-
-// UnmarshalJSON reads the errno by its name.
-func (f *IOFault) UnmarshalJSON(b []byte) error {
-	*f = IOFault{}
-	j := ioJSON{ioFields: (*ioFields)(f)}
-	if err := json.Unmarshal(b, &j); err != nil {
-		return err
-	}
-	if j.Errno == "" {
-		return nil
-	}
-	e, ok := ParseErrno(j.Errno)
-	if !ok {
-		return fmt.Errorf("unknown errno %q", j.Errno)
-	}
-	f.Errno = e
-	return nil
-}
-
 // EnsureSeed gives the rule a seed if its author gave none. The caller shows
 // the seed to the user, who can repeat the faults with it.
 func (r *Rule) EnsureSeed(random func() uint64) {
@@ -134,11 +127,11 @@ func (r Rule) String() string {
 	field := func(name, value string) { b.WriteString(" " + name + "=" + value) }
 	if r.IO != nil {
 		b.WriteString("io")
-		if r.IO.Errno != 0 {
-			field("error", ErrnoName(r.IO.Errno))
+		if len(r.IO.Errors) > 0 {
+			field("error", ErrnoName(r.IO.Errors[0].Errno))
 		}
-		if r.IO.Latency != 0 {
-			field("latency", r.IO.Latency.String())
+		if r.IO.Latency != nil {
+			field("latency", r.IO.Latency.Base.String())
 		}
 		field("op", r.IO.Ops.short())
 		field("path", quote(r.IO.Path))

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"math"
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 )
@@ -22,7 +23,8 @@ func NewCounter(t Trigger, start time.Time) *Counter {
 	return &Counter{trigger: t, start: start, stream: mix(t.Seed), always: t.P >= 1}
 }
 
-// Fire counts one matching operation and says whether the rule fires on it. n
+// Fire counts one matching operation that transfers so many bytes and says
+// whether the rule fires on it. n
 // is the operation's number under the rule, from 1. An operation that comes
 // after the trigger's time to live is not counted at all: n is 0.
 //
@@ -30,7 +32,7 @@ func NewCounter(t Trigger, start time.Time) *Counter {
 // after, every and times are exact by number however many threads race. With
 // p < 1 the draw depends on seed and number only; when several threads race
 // for the last of `times`, who comes first gets it, never more than times.
-func (c *Counter) Fire(now time.Time) (n uint64, fire bool) {
+func (c *Counter) Fire(now time.Time, bytes int64) (n uint64, fire bool) {
 	if c.Expired(now) {
 		return 0, false
 	}
@@ -99,6 +101,24 @@ func (c *Counter) draw(n uint64) float64 {
 	const gamma = 0x9e3779b97f4a7c15
 	const mantissa = 53
 	return math.Ldexp(float64(mix(c.stream+n*gamma)>>(64-mantissa)), -mantissa)
+}
+
+// Source gives the random numbers that belong to operation n, beside the one
+// that says whether it fires: the same seed, n and order of use give the same
+// numbers. It is for what an action draws (an errno, a latency, places).
+func (c *Counter) Source(n uint64) *Source {
+	return &Source{state: mix(c.stream ^ mix(n))}
+}
+
+// Source is a stream of random numbers (splitmix64). It must not be shared.
+type Source struct{ state uint64 }
+
+var _ rand.Source = (*Source)(nil)
+
+// Uint64 gives the next number; with it a Source can feed math/rand/v2.
+func (s *Source) Uint64() uint64 {
+	s.state += 0x9e3779b97f4a7c15
+	return mix(s.state)
 }
 
 // mix is the finalizer of splitmix64.

@@ -22,7 +22,7 @@ func firings(t Trigger, n int) []uint64 {
 	c := NewCounter(t, start)
 	fired := []uint64{}
 	for range n {
-		if n, fire := c.Fire(start); fire {
+		if n, fire := c.Fire(start, 0); fire {
 			fired = append(fired, n)
 		}
 	}
@@ -112,7 +112,7 @@ func TestTriggerConcurrent(t *testing.T) {
 			wg.Go(func() {
 				var mine, hits []uint64
 				for range each {
-					n, fire := c.Fire(start)
+					n, fire := c.Fire(start, 0)
 					mine = append(mine, n)
 					if fire {
 						hits = append(hits, n)
@@ -158,7 +158,7 @@ func TestTriggerRace(t *testing.T) {
 				wg.Go(func() {
 					<-gate
 					for range each {
-						if n, fire := c.Fire(start); fire {
+						if n, fire := c.Fire(start, 0); fire {
 							fired.Add(1)
 							if n > trigger.Times {
 								late.Add(1)
@@ -197,7 +197,7 @@ func TestTriggerLastOne(t *testing.T) {
 				for arrived[i].Load() < 2 {
 					runtime.Gosched()
 				}
-				if _, fire := c.Fire(start); fire {
+				if _, fire := c.Fire(start, 0); fire {
 					fired.Add(1)
 				}
 			}
@@ -216,19 +216,19 @@ func TestTriggerExpiry(t *testing.T) {
 		t.Errorf("expires at %v, want %v", c.Expires(), end)
 	}
 	for _, now := range []time.Time{start, end.Add(-1)} {
-		if _, fire := c.Fire(now); !fire || c.Expired(now) {
+		if _, fire := c.Fire(now, 0); !fire || c.Expired(now) {
 			t.Errorf("at %v the rule is over already", now)
 		}
 	}
 	for _, now := range []time.Time{end, end.Add(time.Hour)} {
-		if n, fire := c.Fire(now); fire || n != 0 || !c.Expired(now) {
+		if n, fire := c.Fire(now, 0); fire || n != 0 || !c.Expired(now) {
 			t.Errorf("at %v the rule still lives", now)
 		}
 	}
 	if c.Matched() != 2 || c.Fired() != 2 {
 		t.Errorf("matched %d, fired %d, want 2 and 2", c.Matched(), c.Fired())
 	}
-	if _, fire := NewCounter(Trigger{P: 1}, start).Fire(start); fire {
+	if _, fire := NewCounter(Trigger{P: 1}, start).Fire(start, 0); fire {
 		t.Error("a trigger without a time to live fired")
 	}
 }
@@ -254,7 +254,7 @@ func TestTriggerModel(t *testing.T) {
 			if want {
 				fired++
 			}
-			if number, fire := c.Fire(start); number != n || fire != want {
+			if number, fire := c.Fire(start, 0); number != n || fire != want {
 				t.Fatalf("operation %d: got number %d, fire %v, want %v", n, number, fire, want)
 			}
 		}
@@ -284,7 +284,7 @@ func BenchmarkFire(b *testing.B) {
 			b.ReportAllocs()
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
-					c.Fire(now)
+					c.Fire(now, 0)
 				}
 			})
 		})
