@@ -12,8 +12,9 @@ import (
 type Counter struct {
 	trigger Trigger
 	start   time.Time
-	stream  uint64 // where the draws of this seed begin
-	always  bool   // the draw cannot fail: which operations fire follows from their numbers alone
+	stream  uint64        // where the draws of this seed begin
+	always  bool          // the draw cannot fail: which operations fire follows from their numbers alone
+	passed  atomic.Uint64 // bytes of the operations that afterBytes let pass, and of the one that crossed it
 	matched atomic.Uint64
 	fired   atomic.Uint64
 }
@@ -24,16 +25,17 @@ func NewCounter(t Trigger, start time.Time) *Counter {
 }
 
 // Fire counts one matching operation that transfers so many bytes and says
-// whether the rule fires on it. n
-// is the operation's number under the rule, from 1. An operation that comes
-// after the trigger's time to live is not counted at all: n is 0.
+// whether the rule fires on it. n is the operation's number under the rule,
+// from 1. An operation that the rule is not about is not counted at all, and n
+// is 0: one that comes in the delay, in the rest between two pulses, after the
+// time to live, or before afterBytes have passed.
 //
 // With p = 1 whether an operation fires depends on its number only, so that
 // after, every and times are exact by number however many threads race. With
 // p < 1 the draw depends on seed and number only; when several threads race
 // for the last of `times`, who comes first gets it, never more than times.
 func (c *Counter) Fire(now time.Time, bytes int64) (n uint64, fire bool) {
-	if c.Expired(now) {
+	if !c.Awake(now) || !c.pass(bytes) {
 		return 0, false
 	}
 	n = c.matched.Add(1)
@@ -72,6 +74,43 @@ func (c *Counter) take() bool {
 			return true
 		}
 	}
+}
+
+// pass counts the bytes of an operation and reports whether more than
+// afterBytes have come with it. Operations that race come in the order in which
+// they are counted.
+func (c *Counter) pass(bytes int64) bool {
+	limit := c.trigger.AfterBytes
+	if limit == 0 {
+		return true
+	}
+	for {
+		before := c.passed.Load()
+		if before > limit {
+			return true
+		}
+		// Stops one past the limit, which is below 1<<63: it cannot overflow.
+		after := min(before+uint64(max(bytes, 0)), limit+1)
+		if c.passed.CompareAndSwap(before, after) {
+			return after > limit
+		}
+	}
+}
+
+// Awake reports whether the rule matches anything at this time: its delay is
+// over, it is not in the rest between two pulses, and it has not expired. A
+// rule that is not awake and not expired will be: what a cache or a passthrough
+// file keeps from it now, it misses then.
+func (c *Counter) Awake(now time.Time) bool {
+	if c.Expired(now) {
+		return false
+	}
+	t := &c.trigger
+	age := max(now.Sub(c.start), 0) - t.Delay
+	if age < 0 || t.Active <= 0 {
+		return age >= 0
+	}
+	return uint64(age)%(uint64(t.Active)+uint64(max(t.Idle, 0))) < uint64(t.Active)
 }
 
 // Expired reports whether the time to live has ended. A trigger without one is
