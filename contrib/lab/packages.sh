@@ -2,7 +2,7 @@
 # Checks that the programs and headers of a task are on this machine and, as
 # root on a Debian-like system, installs the packages that are missing.
 #
-#   packages.sh [--check] lab|test|bench|lint...
+#   packages.sh [--check] lab|test|bench|peers|lint...
 #
 # --check only names what is missing (exit status 1) and installs nothing.
 set -euo pipefail
@@ -47,9 +47,15 @@ check() {
       c_compiler
       command_from fio fio
       ;;
+    peers) # what make bench compares with; passthrough_hp is built from libfuse's example
+      command_from bindfs bindfs
+      command_from g++ g++
+      command_from pkg-config pkg-config
+      pkg-config --exists fuse3 2>/dev/null || missing+=(libfuse3-dev)
+      ;;
     lint) command_from shellcheck shellcheck ;;
     *)
-      echo "packages.sh: unknown task '$1': one of lab, test, bench, lint" >&2
+      echo "packages.sh: unknown task '$1': one of lab, test, bench, peers, lint" >&2
       exit 2
       ;;
   esac

@@ -7,15 +7,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // holder is a process in a mount namespace of its own, with open files.
 type holder struct {
-	cmd *exec.Cmd
-	in  io.WriteCloser
+	cmd   *exec.Cmd
+	in    io.WriteCloser
+	atEnd func() // ends what else runs in the namespace
 }
 
 func (b *bench) hold(dir string, files int) (*holder, error) {
@@ -46,6 +46,9 @@ func (b *bench) hold(dir string, files int) (*holder, error) {
 func (h *holder) pid() string { return strconv.Itoa(h.cmd.Process.Pid) }
 
 func (h *holder) end() {
+	if h.atEnd != nil {
+		h.atEnd()
+	}
 	_ = h.in.Close()
 	_ = h.cmd.Wait() // it ends with its input
 }
@@ -79,6 +82,8 @@ func target(what string, args []string) error {
 		fmt.Println("ready")
 		_, err = io.Copy(io.Discard, os.Stdin)
 		return err
+	case what == "target-loopback" && len(args) == 3:
+		return loopback(args[1], args[2], args[0] == "direct")
 	case what == "target-meta" && len(args) == 2:
 		v, err := meta(args[0], args[1])
 		if err == nil {
@@ -87,62 +92,4 @@ func target(what string, args []string) error {
 		return err
 	}
 	return fmt.Errorf("%s %q: not a target of this benchmark", what, args)
-}
-
-// metaFiles is how many files one measurement of metadata works on.
-const metaFiles = 2000
-
-// meta does one operation on many files and returns µs per operation. Files are
-// made and removed outside the measured time where that is not the operation.
-func meta(op, dir string) (float64, error) {
-	name := func(i int) string { return filepath.Join(dir, fmt.Sprintf("meta%04d", i)) }
-	create := func(i int) error {
-		fd, err := unix.Open(name(i), unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o644)
-		if err != nil {
-			return err
-		}
-		return unix.Close(fd)
-	}
-	var st unix.Stat_t
-	buf := make([]byte, 64)
-	ops := map[string]func(int) error{
-		"create": create,
-		"stat":   func(i int) error { return unix.Stat(name(i), &st) },
-		"unlink": func(i int) error { return unix.Unlink(name(i)) },
-		"open": func(i int) error {
-			fd, err := unix.Open(name(i), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			if err != nil {
-				return err
-			}
-			if _, err := unix.Read(fd, buf); err != nil {
-				return err
-			}
-			return unix.Close(fd)
-		},
-	}
-	f := ops[op]
-	all := func(f func(int) error) error {
-		for i := range metaFiles {
-			if err := f(i); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	if op != "create" {
-		if err := all(create); err != nil {
-			return 0, err
-		}
-	}
-	start := time.Now()
-	if err := all(f); err != nil {
-		return 0, err
-	}
-	took := time.Since(start)
-	if op != "unlink" {
-		if err := all(ops["unlink"]); err != nil {
-			return 0, err
-		}
-	}
-	return float64(took.Microseconds()) / metaFiles, nil
 }
