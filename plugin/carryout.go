@@ -91,7 +91,8 @@ func (r *reconciler) ownGrafts(ctx context.Context, c *Container, disabled bool)
 	return own, nil
 }
 
-// carryOut takes off what is not wanted any more and makes what is missing.
+// carryOut takes off what is not wanted any more, changes what is wanted
+// otherwise, and makes what is missing.
 func (r *reconciler) carryOut(ctx context.Context, c *Container, result policy.Result, grafts []keeper.Graft) outcome {
 	p := makePlan(c, result.Rules, grafts, r.memory.rules(c.Key, c.PID, c.StartTime), r.now())
 	if p.busy != nil {
@@ -103,28 +104,35 @@ func (r *reconciler) carryOut(ctx context.Context, c *Container, result policy.R
 	}
 	applied := p.applied
 	var failures []string
-	for _, req := range p.inject {
-		for i := range req.Rules {
-			req.Rules[i].EnsureSeed(rand.Uint64)
-		}
+	// do has rules put into force. They are remembered before it is done: if the agent
+	// dies in between, their time runs from here.
+	do := func(path string, rules []policy.Rule, graft func() (keeper.Graft, error)) {
 		before := applied
-		applied = append(slices.Clone(applied), r.remembered(c, req.Rules)...)
-		// Remembered before it is done: if the agent dies in between, the rule's time runs from here.
+		applied = append(slices.Clone(applied), r.remembered(c, rules)...)
 		if err := r.memory.set(c.Key, c.PID, c.StartTime, applied); err != nil {
-			failures = append(failures, fmt.Sprintf("%s: not grafted: %v", req.Path, err))
+			failures = append(failures, fmt.Sprintf("%s: not grafted: %v", path, err))
 			applied = before
-			continue
+			return
 		}
-		g, err := r.inject(ctx, c, req)
+		g, err := graft()
 		if err != nil {
-			failures = append(failures, fmt.Sprintf("%s: %v", req.Path, err))
+			failures = append(failures, fmt.Sprintf("%s: %v", path, err))
 			applied = before
-			continue
+			return
 		}
 		for i := len(before); i < len(applied); i++ {
 			applied[i].Done, applied[i].Graft = true, g.ID
 		}
 		p.keep = append(p.keep, g)
+	}
+	for _, u := range p.update {
+		do(u.graft.Path, u.rules, func() (keeper.Graft, error) { return r.update(ctx, c, u) })
+	}
+	for _, req := range p.inject {
+		for i := range req.Rules {
+			req.Rules[i].EnsureSeed(rand.Uint64)
+		}
+		do(req.Path, req.Rules, func() (keeper.Graft, error) { return r.inject(ctx, c, req) })
 	}
 	if err := r.memory.set(c.Key, c.PID, c.StartTime, applied); err != nil {
 		failures = append(failures, err.Error())
@@ -188,6 +196,22 @@ func (r *reconciler) inject(ctx context.Context, c *Container, req keeper.Reques
 	}
 	r.metrics.grafts.WithLabelValues("made").Inc()
 	r.log.Info("grafted", "container", c.String(), "name", c.DisplayName(), "pid", c.PID, "path", req.Path, "graft", g.ID, "origin", req.Origin, "rules", describe(req), "pauseMs", g.PauseMs)
+	return g, nil
+}
+
+// update changes the rules of a graft in place. Those that stay are the keeper's to
+// know: it has their seeds and their clocks.
+func (r *reconciler) update(ctx context.Context, c *Container, u ruleChange) (keeper.Graft, error) {
+	gctx, cancel := context.WithTimeout(ctx, graftTimeout)
+	defer cancel()
+	g, err := r.grafter.Update(gctx, u.graft.ID, keeper.Change{Rules: u.rules, Origin: c.origin(u.rules[0].Name)})
+	if err != nil {
+		r.metrics.grafts.WithLabelValues("failed").Inc()
+		r.log.Error("rule change failed", "container", c.String(), "name", c.DisplayName(), "path", u.graft.Path, "graft", u.graft.ID, "err", err)
+		return g, err
+	}
+	r.metrics.grafts.WithLabelValues("changed").Inc()
+	r.log.Info("rules changed", "container", c.String(), "name", c.DisplayName(), "path", u.graft.Path, "graft", g.ID, "new", g.Added, "pauseMs", g.PauseMs)
 	return g, nil
 }
 

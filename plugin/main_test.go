@@ -29,6 +29,7 @@ type node struct {
 	mu      sync.Mutex
 	grafts  []keeper.Graft
 	made    int
+	changed int
 	lists   int
 	refuse  error                                     // what Inject says
 	broken  error                                     // what List says, beside what it returns
@@ -92,6 +93,32 @@ func (n *node) List(context.Context) ([]keeper.Graft, error) {
 	defer n.mu.Unlock()
 	n.lists++
 	return n.live(), n.broken
+}
+
+func (n *node) Update(_ context.Context, id string, c keeper.Change) (keeper.Graft, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.live()
+	for i, g := range n.grafts {
+		if g.ID != id {
+			continue
+		}
+		have := slices.DeleteFunc(slices.Clone(g.Rules), func(r keeper.RuleStatus) bool { return r.Expired })
+		var next []keeper.RuleStatus
+		for _, r := range c.Rules {
+			k := slices.IndexFunc(have, func(h keeper.RuleStatus) bool { return h.Name == r.Name && h.Text == r.Text })
+			if k >= 0 {
+				next = append(next, have[k])
+				continue
+			}
+			next = append(next, keeper.RuleStatus{Name: r.Name, Text: r.Text, Expires: time.Now().Add(r.Trigger.TTL)})
+			g.Added = append(g.Added, r.Name)
+		}
+		n.grafts[i].Rules, g.Rules = next, slices.Clone(next)
+		n.changed++
+		return g, nil
+	}
+	return keeper.Graft{}, fmt.Errorf("%w: %s", keeper.ErrNoGraft, id)
 }
 
 func (n *node) Recover(_ context.Context, id string) error {

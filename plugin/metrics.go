@@ -29,7 +29,7 @@ func newMetrics() *metrics {
 		problems: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "faultgraft_problems_total",
 			Help: "Things that kept a container from what its labels ask for, by kind."}, []string{"kind"}),
 		grafts: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "faultgraft_graft_operations_total",
-			Help: "Grafts that the agent made, failed to make or recovered."}, []string{"result"}),
+			Help: "Grafts that the agent made, whose rules it changed, that it recovered, and what of these failed."}, []string{"result"}),
 		reconcile: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "faultgraft_reconcile_duration_seconds",
 			Help: "Time to bring one container that has rules to its labels.", Buckets: prometheus.ExponentialBuckets(0.0001, 3, 13)}),
 		nri: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "faultgraft_nri_request_duration_seconds",

@@ -29,10 +29,12 @@ const (
 // DefaultProtectedNamespaces are never touched unless the configuration says otherwise.
 var DefaultProtectedNamespaces = []string{"kube-system"}
 
-// Grafter puts grafts on targets and takes them off; keeper.Client is one.
+// Grafter puts grafts on targets, changes their rules and takes them off; keeper.Client is one.
 type Grafter interface {
 	// Inject grafts one path; it starts the target's keeper if there is none.
 	Inject(ctx context.Context, t keeper.Target, req keeper.Request) (keeper.Graft, error)
+	// Update changes the rules of a graft in place.
+	Update(ctx context.Context, id string, c keeper.Change) (keeper.Graft, error)
 	// List returns all grafts of all keepers on this node.
 	List(ctx context.Context) ([]keeper.Graft, error)
 	// Recover takes one graft off.

@@ -11,9 +11,11 @@ import (
 	"github.com/faultgraft/faultgraft/policy"
 )
 
-// plan is what one task must be brought to: grafts to take off first, then grafts to make.
+// plan is what one task must be brought to: grafts to take off first, then
+// grafts to change and grafts to make.
 type plan struct {
 	recover []keeper.Graft
+	update  []ruleChange
 	inject  []keeper.Request
 	// keep are the grafts from labels that stay as they are.
 	keep []keeper.Graft
@@ -23,6 +25,12 @@ type plan struct {
 	ended int
 	// applied is what is then to be remembered of the task, without the rules to inject.
 	applied []appliedRule
+}
+
+// ruleChange is a graft that stays where it is and gets other rules.
+type ruleChange struct {
+	graft keeper.Graft
+	rules []policy.Rule
 }
 
 // ruleKey is the identity of a rule of one container.
@@ -85,6 +93,9 @@ func makePlan(c *Container, rules []policy.Rule, grafts []keeper.Graft, applied 
 				a.Done, a.Graft = true, g.ID
 				p.applied = append(p.applied, a)
 			}
+			delete(groups, path)
+		case g.State == keeper.StateActive && len(groups[path]) > 0:
+			p.update = append(p.update, ruleChange{g, groups[path]})
 			delete(groups, path)
 		default:
 			p.recover = append(p.recover, g)

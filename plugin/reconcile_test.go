@@ -150,32 +150,62 @@ func TestRestartedTaskIsGraftedAgain(t *testing.T) {
 	}
 }
 
-func TestChangedLabelsReplaceTheGraftAndKeepTheClock(t *testing.T) {
+func TestChangedLabelsChangeTheGraftInPlace(t *testing.T) {
 	n := &node{}
-	now := time.Now()
-	b := newBench(t, n, t.TempDir(), func(r *reconciler) { r.now = func() time.Time { return now } })
+	b := newBench(t, n, t.TempDir(), nil)
 	c := labelled("a", map[string]string{"wal.faultgraft.io": dataRule})
 	b.reg.put(c)
 	b.settle(t, c.Key)
-	now = now.Add(2 * time.Minute)
 	c = labelled("a", map[string]string{"wal.faultgraft.io": dataRule, "slow.faultgraft.io": "io latency=1ms op=write path=/data/** ttl=5m"})
 	b.reg.put(c)
 	if got := b.settle(t, c.Key); got.State != StateActive {
 		t.Fatalf("state %s (%s)", got.State, got.Reason)
 	}
 	grafts := n.all()
-	if len(grafts) != 1 || grafts[0].ID != "g2" || len(grafts[0].Rules) != 2 {
-		t.Fatalf("grafts %+v, want g2 with both rules", grafts)
+	if len(grafts) != 1 || grafts[0].ID != "g1" || len(grafts[0].Rules) != 2 || n.made != 1 || n.changed != 1 {
+		t.Fatalf("grafts %+v, %d made, %d changed; want g1 with both rules", grafts, n.made, n.changed)
+	}
+	if got := b.settle(t, c.Key); got.State != StateActive || n.changed != 1 {
+		t.Errorf("nothing is new: state %s (%s), %d changed", got.State, got.Reason, n.changed)
+	}
+	// The rule that stayed is over: one look later the other is alone, and stays where it is.
+	n.mu.Lock()
+	for i, r := range n.grafts[0].Rules {
+		if r.Name == "wal" {
+			n.grafts[0].Rules[i].Expires = time.Now().Add(-time.Second)
+		}
+	}
+	n.mu.Unlock()
+	if got := b.settle(t, c.Key); got.State != StateActive || n.made != 1 {
+		t.Errorf("one rule is over: state %s (%s), %d made", got.State, got.Reason, n.made)
+	}
+	b.reg.put(labelled("a", nil))
+	if got := b.settle(t, c.Key); got.State != StateNone || len(n.all()) != 0 {
+		t.Errorf("labels gone: state %s (%s), grafts %+v", got.State, got.Reason, n.all())
+	}
+}
+
+// A rule that needs a layer elsewhere takes the others with it, and their clocks.
+func TestMovedGraftKeepsTheClock(t *testing.T) {
+	n := &node{}
+	now := time.Now()
+	b := newBench(t, n, t.TempDir(), func(r *reconciler) { r.now = func() time.Time { return now } })
+	wal := "io error=EIO op=read path=/data/wal/** ttl=5m"
+	c := labelled("a", map[string]string{"wal.faultgraft.io": wal})
+	b.reg.put(c)
+	b.settle(t, c.Key)
+	now = now.Add(2 * time.Minute)
+	b.reg.put(labelled("a", map[string]string{"wal.faultgraft.io": wal, "slow.faultgraft.io": "io latency=1ms op=write path=/data/** ttl=5m"}))
+	b.settle(t, c.Key)
+	grafts := n.all()
+	if len(grafts) != 1 || grafts[0].Path != "/data" || len(grafts[0].Rules) != 2 {
+		t.Fatalf("grafts %+v, want one over /data with both rules", grafts)
 	}
 	for _, r := range grafts[0].Rules {
 		left := time.Until(r.Expires).Round(time.Minute)
 		if want := map[string]time.Duration{"wal": 3 * time.Minute, "slow": 5 * time.Minute}[r.Name]; left != want {
 			t.Errorf("rule %s has %v left, want %v", r.Name, left, want)
 		}
-	}
-	b.reg.put(labelled("a", nil))
-	if got := b.settle(t, c.Key); got.State != StateNone || len(n.all()) != 0 {
-		t.Errorf("labels gone: state %s (%s), grafts %+v", got.State, got.Reason, n.all())
 	}
 }
 

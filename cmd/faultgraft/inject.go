@@ -40,6 +40,9 @@ know it. PATH is as the target sees it; without --path it is taken from the
 rules' path. Every rule ends by itself after its ttl (10 minutes when it has
 none) and the layer is taken off with the last one.
 
+Over a path that has a graft already the rules are added to that one, without
+stopping the target; see also faultgraft update.
+
 A PID whose mount namespace is the host's own is grafted too; the layer is then
 visible to every process there, but only PID and its descendants get faults, and
 only their open files are moved.`,
@@ -93,34 +96,47 @@ func (o *injectOptions) run(c *cobra.Command, args []string) error {
 
 // rules parses the rules and groups them by the path that they need a layer over.
 func (o *injectOptions) rules(texts []string) (map[string][]policy.Rule, error) {
-	var d policy.Defaults
 	if o.path != "" {
 		if !path.IsAbs(o.path) {
 			return nil, fmt.Errorf("--path %s: not an absolute path", o.path)
 		}
 		o.path = path.Clean(o.path)
-		d.Path = policy.EscapeGlob(strings.TrimSuffix(o.path, "/")) + "/**"
 	}
-	var rules []policy.Rule
-	for i, text := range texts {
-		name := o.name
-		if len(texts) > 1 {
-			name = fmt.Sprintf("%s-%d", o.name, i+1)
-		}
-		r, err := policy.ParseRule(name, text, d)
-		if err != nil {
-			return nil, detailed(err)
-		}
-		if o.path != "" && !r.IO.Touches(o.path) {
-			return nil, fmt.Errorf("rule %q: path=%s does not lie in --path %s: it could never fire", text, r.IO.Path, o.path)
-		}
-		r.EnsureSeed(rand.Uint64)
-		rules = append(rules, r)
+	rules, err := parseRules(o.name, o.path, texts)
+	if err != nil {
+		return nil, err
+	}
+	for i := range rules {
+		rules[i].EnsureSeed(rand.Uint64)
 	}
 	if o.path != "" {
 		return map[string][]policy.Rule{o.path: rules}, nil
 	}
 	return policy.GraftPaths(rules), nil
+}
+
+// parseRules reads rules for a layer over a path; "" when the rules say it.
+func parseRules(name, layer string, texts []string) ([]policy.Rule, error) {
+	var d policy.Defaults
+	if layer != "" {
+		d.Path = policy.EscapeGlob(strings.TrimSuffix(layer, "/")) + "/**"
+	}
+	var rules []policy.Rule
+	for i, text := range texts {
+		called := name
+		if len(texts) > 1 {
+			called = fmt.Sprintf("%s-%d", name, i+1)
+		}
+		r, err := policy.ParseRule(called, text, d)
+		if err != nil {
+			return nil, detailed(err)
+		}
+		if layer != "" && !r.IO.Touches(layer) {
+			return nil, fmt.Errorf("rule %q: path=%s does not lie in %s, where the layer is: it could never fire", text, r.IO.Path, layer)
+		}
+		rules = append(rules, r)
+	}
+	return rules, nil
 }
 
 // detailed shows a rule's error with the line and a caret under the place.
@@ -146,7 +162,7 @@ func (o *injectOptions) inject(c *cobra.Command, t keeper.Target, byPath map[str
 		if err != nil {
 			for _, d := range done {
 				// Half of what was asked for is not what was asked for.
-				err = errors.Join(err, o.keepers().Recover(context.WithoutCancel(c.Context()), d.ID))
+				err = errors.Join(err, o.takeBack(context.WithoutCancel(c.Context()), d))
 			}
 			return err
 		}
@@ -160,19 +176,28 @@ func (o *injectOptions) inject(c *cobra.Command, t keeper.Target, byPath map[str
 		if err != nil {
 			return err
 		}
-		explain(c.ErrOrStderr(), g)
+		if len(g.Added) > 0 {
+			explainChange(c.ErrOrStderr(), g)
+		} else {
+			explain(c.ErrOrStderr(), g)
+		}
 	}
 	return nil
+}
+
+// takeBack undoes what an Inject did: a graft, or rules that were added to one.
+func (o *injectOptions) takeBack(ctx context.Context, g keeper.Graft) error {
+	if len(g.Added) == 0 {
+		return o.keepers().Recover(ctx, g.ID)
+	}
+	_, err := o.keepers().Update(ctx, g.ID, keeper.Change{Keep: true, Drop: g.Added, Origin: keeper.OriginUser})
+	return err
 }
 
 // explain says in words what was done; the id alone goes to standard output, for scripts.
 func explain(w io.Writer, g keeper.Graft) {
 	var b strings.Builder
-	who := g.Target.Name
-	if who == "" {
-		who = g.Target.ID
-	}
-	fmt.Fprintf(&b, "grafted %s of %s (pid %d)", g.Path, who, g.Target.PID)
+	fmt.Fprintf(&b, "grafted %s of %s (pid %d)", g.Path, displayName(g.Target), g.Target.PID)
 	if r := g.Report; r != nil {
 		fmt.Fprintf(&b, ": %s moved onto the layer", count(len(r.Swapped), "open object"))
 		if len(r.Stopped) > 0 {
@@ -185,17 +210,17 @@ func explain(w io.Writer, g keeper.Graft) {
 	for _, r := range g.Rules {
 		fmt.Fprintf(&b, "  %s: %s\n    until %s\n", r.Name, r.Text, r.Expires.Local().Format(time.TimeOnly))
 	}
-	explainReport(&b, g.Report)
+	explainReport(&b, g.Report, "not moved")
 	fmt.Fprintf(&b, "undo: faultgraft recover %s\n", g.ID)
 	_, _ = io.WriteString(w, b.String()) // a closed standard error is not worth failing for
 }
 
-func explainReport(b *strings.Builder, r *graft.Report) {
+func explainReport(b *strings.Builder, r *graft.Report, skipped string) {
 	if r == nil {
 		return
 	}
 	for _, s := range r.Skipped {
-		fmt.Fprintf(b, "  not moved: %s: %s\n", &s.Object, s.Reason)
+		fmt.Fprintf(b, "  %s: %s: %s\n", skipped, &s.Object, s.Reason)
 	}
 	for _, n := range r.Notes {
 		fmt.Fprintf(b, "  note: %s\n", n)

@@ -101,10 +101,7 @@ func printGrafts(w io.Writer, grafts []keeper.Graft) error {
 	}
 	line("GRAFT\tTARGET\tPID\tPATH\tSTATE\tRULE\tMATCHED\tFIRED\tENDS IN\n")
 	for _, g := range grafts {
-		name := g.Target.Name
-		if name == "" {
-			name = g.Target.ID
-		}
+		name := displayName(g.Target)
 		path := g.Path
 		if path == "" {
 			path = "-"
@@ -151,13 +148,11 @@ func newShowCommand(g *global) *cobra.Command {
 			if err := g.checkOutput(); err != nil {
 				return err
 			}
-			grafts, err := g.keepers().List(c.Context())
-			for _, gr := range grafts {
-				if gr.ID == args[0] {
-					return g.print(c.OutOrStdout(), gr)
-				}
+			gr, err := g.keepers().Find(c.Context(), args[0])
+			if err != nil {
+				return err
 			}
-			return errors.Join(fmt.Errorf("%w: %s (see faultgraft ps)", keeper.ErrNoGraft, args[0]), err)
+			return g.print(c.OutOrStdout(), gr)
 		},
 	}
 	c.Flags().StringVarP(&g.output, "output", "o", "yaml", "json or yaml")
@@ -294,11 +289,7 @@ func recovered(w io.Writer, g keeper.Graft) error {
 	for _, r := range g.Rules {
 		fired += r.Fired
 	}
-	name := g.Target.Name
-	if name == "" {
-		name = g.Target.ID
-	}
-	_, err := fmt.Fprintf(w, "recovered %s: %s of %s is as before (%s injected, stopped for %.1f ms)\n", g.ID, g.Path, name, count(int(fired), "fault"), g.PauseMs)
+	_, err := fmt.Fprintf(w, "recovered %s: %s of %s is as before (%s injected, stopped for %.1f ms)\n", g.ID, g.Path, displayName(g.Target), count(int(fired), "fault"), g.PauseMs)
 	if err == nil && g.Report != nil {
 		for _, s := range g.Report.Skipped {
 			_, err = fmt.Fprintf(w, "  still on the layer: %s: %s\n", &s.Object, s.Reason)

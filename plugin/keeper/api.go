@@ -37,7 +37,8 @@ const (
 	OriginAnnotation Origin = "annotation"
 )
 
-// Request asks for one graft.
+// Request asks for one graft. Over a path that has a graft of the same origin
+// the rules are added to that one.
 type Request struct {
 	// Path is where the layer goes, as the target sees it: absolute.
 	Path string `json:"path"`
@@ -74,8 +75,10 @@ type Graft struct {
 	Rules  []RuleStatus `json:"rules"`
 	// PauseMs is how long the target stood still for the graft, in milliseconds.
 	PauseMs float64 `json:"pauseMs"`
-	// Report lists what was swapped and what was not; only in the answer to Inject.
+	// Report lists what was swapped and what was not; only in the answer to Inject and Update.
 	Report *graft.Report `json:"report,omitempty"`
+	// Added names the rules that the call added to a graft that was there; only in the answer to Inject and Update.
+	Added []string `json:"added,omitempty"`
 }
 
 // RuleStatus is what a rule has done so far.

@@ -53,6 +53,8 @@ type rulesCall struct {
 	Layer string        `json:"layer"`
 	Rules []policy.Rule `json:"rules"`
 	Start time.Time     `json:"start"`
+	// Live: faults are injected. Until then files are opened as the rules need it, and nobody is faulted.
+	Live bool `json:"live"`
 }
 
 type layerCall struct {

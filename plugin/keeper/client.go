@@ -192,9 +192,41 @@ func (c *Client) Recover(ctx context.Context, id string) error {
 
 // Ungraft takes a graft off and returns it with the report of that.
 func (c *Client) Ungraft(ctx context.Context, id string) (Graft, error) {
-	keys, err := c.dir().keys()
+	return c.ask(ctx, id, http.MethodDelete, "", nil)
+}
+
+// Update changes the rules of a graft in place, and returns it with the report
+// of the files that had to be moved for that.
+func (c *Client) Update(ctx context.Context, id string, change Change) (Graft, error) {
+	return c.ask(ctx, id, http.MethodPut, "/rules", change)
+}
+
+// Find returns a graft.
+func (c *Client) Find(ctx context.Context, id string) (Graft, error) {
+	_, g, err := c.find(ctx, id)
+	return g, err
+}
+
+// ask has the keeper of a graft do something with it.
+func (c *Client) ask(ctx context.Context, id, method, what string, in any) (Graft, error) {
+	key, _, err := c.find(ctx, id)
 	if err != nil {
 		return Graft{}, err
+	}
+	var g Graft
+	err = c.call(ctx, key, method, "/v1/grafts/"+id+what, in, &g)
+	var status *statusError
+	if errors.As(err, &status) && status.code == http.StatusNotFound || isGone(err) {
+		return Graft{}, fmt.Errorf("%w: %s ended just now", ErrNoGraft, id)
+	}
+	return g, err
+}
+
+// find looks for the keeper of a graft.
+func (c *Client) find(ctx context.Context, id string) (key string, g Graft, err error) {
+	keys, err := c.dir().keys()
+	if err != nil {
+		return "", Graft{}, err
 	}
 	var unknown []error
 	for _, key := range keys {
@@ -209,21 +241,15 @@ func (c *Client) Ungraft(ctx context.Context, id string) (Graft, error) {
 			continue
 		}
 		for _, g := range grafts {
-			if g.ID != id {
-				continue
+			if g.ID == id {
+				return key, g, nil
 			}
-			err := c.call(ctx, key, http.MethodDelete, "/v1/grafts/"+id, nil, &g)
-			var status *statusError
-			if errors.As(err, &status) && status.code == http.StatusNotFound || isGone(err) {
-				return Graft{}, fmt.Errorf("%w: %s ended just now", ErrNoGraft, id)
-			}
-			return g, err
 		}
 	}
 	if len(unknown) > 0 {
-		return Graft{}, errors.Join(unknown...) // one of them may have it
+		return "", Graft{}, errors.Join(unknown...) // one of them may have it
 	}
-	return Graft{}, fmt.Errorf("%w: %s (see faultgraft ps)", ErrNoGraft, id)
+	return "", Graft{}, fmt.Errorf("%w: %s (see faultgraft ps)", ErrNoGraft, id)
 }
 
 type statusError struct {

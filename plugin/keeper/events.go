@@ -20,6 +20,7 @@ type EventType string
 const (
 	EventGraft   EventType = "graft"
 	EventUngraft EventType = "ungraft"
+	EventRules   EventType = "rules"
 	EventFault   EventType = "fault"
 	EventExpired EventType = "expired"
 	EventRefused EventType = "refused"
@@ -27,7 +28,7 @@ const (
 	EventLost    EventType = "lost"
 )
 
-// Event is one line of the event log: a graft, an ungraft, an injected fault, a refusal.
+// Event is one line of the event log: a graft, an ungraft, a change of rules, an injected fault, a refusal.
 type Event struct {
 	Time   time.Time `json:"time"`
 	Type   EventType `json:"type"`

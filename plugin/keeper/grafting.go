@@ -18,20 +18,22 @@ var (
 	errEnding  = errors.New("this keeper is ending")
 	errNoGraft = errors.New("no such graft")
 	errLeft    = errors.New("the layer could not be taken off; that is tried again")
+	errNotYet  = errors.New("it was given other rules just now")
 )
 
-// inject makes one graft.
+// inject makes one graft, or adds to the one that is there.
 func (k *keeper) inject(req Request) (Graft, error) {
 	if len(req.Rules) == 0 {
 		return Graft{}, errors.New("no rules")
 	}
-	for _, r := range req.Rules {
-		if err := r.Check(); err != nil {
-			return Graft{}, fmt.Errorf("rule %s: %w", r.Name, err)
-		}
+	if err := checkRules(req.Rules); err != nil {
+		return Graft{}, err
 	}
 	k.swap.Lock()
 	defer k.swap.Unlock()
+	if h := k.active(path.Clean(req.Path), req.Origin); h != nil {
+		return k.changeRules(h, Change{Keep: true, Rules: req.Rules, Deadline: req.Deadline, RequireAll: req.RequireAll, Origin: req.Origin})
+	}
 	k.mu.Lock()
 	if k.ending || k.o.Inherit != "" { // one that inherited is there to take layers off
 		k.mu.Unlock()
@@ -77,16 +79,13 @@ func (k *keeper) graft(h *held) (Graft, error) {
 	})
 	if err == nil {
 		start := time.Now()
-		if err = server.call(callRules, rulesCall{Layer: h.ID, Rules: h.request.Rules, Start: start}, nil); err != nil {
+		h.rules = activate(h.request.Rules, start)
+		if err = k.setRules(server, h, h.rules, start); err != nil {
 			err = errors.Join(err, k.rollBack(h))
 		}
 	}
 	if err != nil {
 		return Graft{}, err
-	}
-	var last time.Duration
-	for _, r := range h.request.Rules {
-		last = max(last, r.Trigger.TTL)
 	}
 	status, err := server.status(h.ID)
 	if err != nil {
@@ -94,7 +93,7 @@ func (k *keeper) graft(h *held) (Graft, error) {
 	}
 	k.mu.Lock()
 	h.State, h.PauseMs, h.status = StateActive, float64(rep.Pause)/float64(time.Millisecond), status
-	h.timer = time.AfterFunc(last, func() { k.expire(h) })
+	h.timer = time.AfterFunc(time.Until(lastEnd(h.rules)), func() { k.expire(h) })
 	g := h.Graft
 	g.Rules, g.Report = status, rep
 	k.mu.Unlock()
@@ -149,18 +148,30 @@ func (k *keeper) detach(h *held, j job, server *serverClient) (*graft.Report, er
 // retry is how long an ungraft that failed waits for its next try.
 const retry = 5 * time.Second
 
-// expire takes a graft off whose rules have all ended.
-func (k *keeper) expire(h *held) {
-	k.log(Event{Type: EventExpired, Graft: h.ID, Path: h.Path})
-	k.takeOff(h.ID, "its time is up")
-}
+// timeUp is why a graft comes off whose rules have all ended.
+const timeUp = "its time is up"
 
-// undo takes a graft off whose asker has gone.
-func (k *keeper) undo(id string) { k.takeOff(id, "whoever asked for it has hung up") }
+// expire takes a graft off whose rules have all ended.
+func (k *keeper) expire(h *held) { k.takeOff(h.ID, timeUp) }
+
+// undo takes back what an asker got who has gone.
+func (k *keeper) undo(g Graft) {
+	if len(g.Added) == 0 {
+		k.takeOff(g.ID, "whoever asked for it has hung up")
+		return
+	}
+	if _, err := k.change(g.ID, Change{Keep: true, Drop: g.Added, Origin: g.Origin}); err != nil && !errors.Is(err, errNoGraft) {
+		k.o.Logger.Error("end the rules of who hung up", "graft", g.ID, "err", err)
+	}
+}
 
 // takeOff recovers a graft that nobody waits for; recover sees to it that a failure is tried again.
 func (k *keeper) takeOff(id, why string) {
-	if _, err := k.recover(id, why); err != nil && !errors.Is(err, errNoGraft) {
+	_, err := k.recover(id, why)
+	if errors.Is(err, errNotYet) {
+		return
+	}
+	if err != nil && !errors.Is(err, errNoGraft) {
 		k.o.Logger.Error("take the layer off", "graft", id, "err", err, "next try", retry)
 		return
 	}
@@ -181,6 +192,13 @@ func (k *keeper) recover(id, why string) (Graft, error) {
 	if h == nil {
 		k.mu.Unlock()
 		return Graft{}, fmt.Errorf("%w: %s", errNoGraft, id)
+	}
+	if why == timeUp && h.State == StateActive {
+		if time.Now().Before(lastEnd(h.rules)) {
+			k.mu.Unlock()
+			return Graft{}, errNotYet // and a timer for these
+		}
+		k.log(Event{Type: EventExpired, Graft: h.ID, Path: h.Path})
 	}
 	h.State = StateReverting
 	server := k.server

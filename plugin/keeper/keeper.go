@@ -62,7 +62,7 @@ type keeper struct {
 	http   *http.Server
 	listen func() error
 
-	swap       sync.Mutex // held for a whole graft or ungraft: one at a time
+	swap       sync.Mutex // held for a whole graft, ungraft or change of rules: one at a time
 	failDetach string     // step at which the next ungraft fails; for tests
 
 	mu      sync.Mutex // guards what follows
@@ -84,8 +84,11 @@ type held struct {
 	adopted map[uint64]int  // originals by handle; guarded by the keeper's mu
 	closed  map[uint64]bool // handles that were released before their original came
 	request Request
-	timer   *time.Timer
+	rules   []activeRule // in force; guarded by the keeper's swap
+	timer   *time.Timer  // ends the graft with its last rule
 	status  []RuleStatus // the last that was seen
+	// swapping: a swapper moves objects onto the layer, and originals of files that are closed meanwhile may still come.
+	swapping bool
 }
 
 // adopt keeps an original for the day the server dies.
@@ -108,7 +111,7 @@ func (h *held) released(handle uint64) {
 		_ = unix.Close(fd)
 		return
 	}
-	if h.State != StateGrafting {
+	if !h.swapping {
 		return // it was handed back
 	}
 	if h.closed == nil {

@@ -13,9 +13,10 @@ type apiError struct {
 
 // routes is the control API of a keeper: HTTP and JSON on its root-only socket.
 //
-//	GET    /v1/grafts       -> []Graft
-//	POST   /v1/grafts       Request -> Graft, with its report
-//	DELETE /v1/grafts/{id}  -> Graft, with the report of the ungraft
+//	GET    /v1/grafts             -> []Graft
+//	POST   /v1/grafts             Request -> Graft, with its report
+//	PUT    /v1/grafts/{id}/rules  Change -> Graft, with the report of files that were swapped again
+//	DELETE /v1/grafts/{id}        -> Graft, with the report of the ungraft
 func (k *keeper) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/grafts", func(w http.ResponseWriter, _ *http.Request) {
@@ -23,19 +24,24 @@ func (k *keeper) routes() http.Handler {
 	})
 	mux.HandleFunc("POST /v1/grafts", func(w http.ResponseWriter, r *http.Request) {
 		var req Request
-		dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<20))
-		dec.DisallowUnknownFields()
-		if err := dec.Decode(&req); err != nil {
-			answer(w, http.StatusBadRequest, apiError{Error: "request: " + err.Error()})
+		if !decode(w, r, &req) {
 			return
 		}
 		g, err := k.inject(req)
 		if err == nil && r.Context().Err() != nil {
 			// Interrupted: to whoever asked, the graft has failed. undo tries until it is off.
-			k.o.Logger.Warn("whoever asked for the graft has hung up; it is taken off", "graft", g.ID)
-			k.undo(g.ID)
+			k.o.Logger.Warn("whoever asked for the graft has hung up; it is taken off", "graft", g.ID, "added", g.Added)
+			k.undo(g)
 			return
 		}
+		k.reply(w, g, err)
+	})
+	mux.HandleFunc("PUT /v1/grafts/{id}/rules", func(w http.ResponseWriter, r *http.Request) {
+		var c Change
+		if !decode(w, r, &c) {
+			return
+		}
+		g, err := k.change(r.PathValue("id"), c)
 		k.reply(w, g, err)
 	})
 	mux.HandleFunc("DELETE /v1/grafts/{id}", func(w http.ResponseWriter, r *http.Request) {
@@ -46,6 +52,17 @@ func (k *keeper) routes() http.Handler {
 		}
 	})
 	return mux
+}
+
+// decode reads the body of a request, or answers that it cannot.
+func decode(w http.ResponseWriter, r *http.Request, into any) bool {
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<20))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		answer(w, http.StatusBadRequest, apiError{Error: "request: " + err.Error()})
+		return false
+	}
+	return true
 }
 
 func (k *keeper) reply(w http.ResponseWriter, g Graft, err error) {

@@ -53,14 +53,14 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 		return nil, fmt.Errorf("start the swapper: %w", err)
 	}
 	k.mu.Lock()
-	k.swapper = cmd.Process
+	k.swapper, h.swapping = cmd.Process, !j.Detach
 	server := k.server
 	k.mu.Unlock()
 	deadline := time.AfterFunc(swapperDeadline, func() { _ = cmd.Process.Kill() })
 	defer func() {
 		deadline.Stop()
 		k.mu.Lock()
-		k.swapper = nil
+		k.swapper, h.swapping, h.closed = nil, false, nil
 		k.mu.Unlock()
 	}()
 	for _, f := range files {
@@ -187,7 +187,16 @@ func (d *deskOfSwapper) layer(r *wire.Request) error {
 	if err := r.Decode(&h.info); err != nil {
 		return err
 	}
-	return d.server.call(callServe, serveCall{Layer: h.ID, Info: h.info, Target: d.k.target, Place: d.k.place}, nil, r.FDs...)
+	if err := d.server.call(callServe, serveCall{Layer: h.ID, Info: h.info, Target: d.k.target, Place: d.k.place}, nil, r.FDs...); err != nil {
+		return err
+	}
+	// The layer knows its rules before a file is opened on it, so that none is opened in a way that the rules could
+	// not reach. Until they are live their clock does not run: these are others, which live a swap longer.
+	coming := slices.Clone(h.request.Rules)
+	for i := range coming {
+		coming[i].Trigger.TTL += swapperDeadline
+	}
+	return d.server.call(callRules, rulesCall{Layer: h.ID, Rules: coming, Start: time.Now()}, nil)
 }
 
 // dupAll duplicates the descriptors that are there, for an answer that closes what it sent.

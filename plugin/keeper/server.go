@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -85,6 +86,8 @@ type servedLayer struct {
 	layer *fusefs.Layer
 	keep  []int // duplicates of backing, mount[, peer group]
 	log   *faultLog
+	// live: faults are injected; before, the rules only say how files are opened.
+	live *atomic.Bool
 }
 
 func (s *server) handle(r *wire.Request) (any, []int, error) {
@@ -100,7 +103,11 @@ func (s *server) handle(r *wire.Request) (any, []int, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		return nil, nil, l.layer.SetRules(c.Rules, c.Start)
+		if err := l.layer.SetRules(c.Rules, c.Start); err != nil {
+			return nil, nil, err
+		}
+		l.live.Store(c.Live)
+		return nil, nil, nil
 	case callStatus:
 		l, err := s.layerOf(r)
 		if err != nil {
@@ -162,9 +169,11 @@ func (s *server) serve(r *wire.Request) error {
 	}
 	opts := fusefs.Options{Device: dev, Root: root, Prefix: c.Info.Path, Record: log.record, Logger: s.o.Logger}
 	opts.Released = func(handle uint64) { s.news.released(releasedCall{Layer: c.Layer, Handle: handle}) }
+	live, inTree := &atomic.Bool{}, func(uint32) bool { return true }
 	if c.Place.Tree {
-		opts.Scope = newTreeScope(c.Target.PID).contains
+		inTree = newTreeScope(c.Target.PID).contains
 	}
+	opts.Scope = func(tid uint32) bool { return live.Load() && inTree(tid) }
 	l, err := fusefs.New(opts)
 	if err == nil {
 		err = l.Serve()
@@ -178,7 +187,7 @@ func (s *server) serve(r *wire.Request) error {
 		s.o.Logger.Warn("should the keeper die, the layer can only be taken off while its target lives", "err", err)
 	}
 	s.mu.Lock()
-	s.layers[c.Layer] = &servedLayer{call: c, layer: l, keep: keep, log: log}
+	s.layers[c.Layer] = &servedLayer{call: c, layer: l, keep: keep, log: log, live: live}
 	s.mu.Unlock()
 	return nil
 }

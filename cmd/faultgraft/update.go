@@ -1,0 +1,94 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/spf13/cobra"
+)
+
+func newUpdateCommand(g *global) *cobra.Command {
+	var name string
+	var c keeper.Change
+	cmd := &cobra.Command{
+		Use:   "update GRAFT ['RULE'...]",
+		Short: "Change the rules of a graft without stopping the target",
+		Long: `Give a graft other rules. The layer stays in place and no I/O waits for the change.
+A rule that the graft has already, by its text, goes on as it is: with its counters,
+its seed and its clock. The others begin, or end, at once.
+
+Only files that the kernel has served by itself until now and that a new rule can
+match are moved again; the processes that have them open are stopped for that, and
+no others.`,
+		Example: `  faultgraft update g-5b1f8a02 'io error=ENOSPC op=write' 'io latency=20ms op=read'
+  faultgraft update g-5b1f8a02 --keep 'io error=EIO op=fsync times=1'
+  faultgraft update g-5b1f8a02 --drop rule-2`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := g.checkOutput(); err != nil {
+				return err
+			}
+			id, texts := args[0], args[1:]
+			c.Keep = c.Keep || len(c.Drop) > 0
+			if len(texts) == 0 && len(c.Drop) == 0 {
+				return fmt.Errorf("give the rules that the graft is to have; faultgraft recover %s takes it off", id)
+			}
+			now, err := g.keepers().Find(cmd.Context(), id)
+			if err != nil {
+				return err
+			}
+			if c.Rules, err = parseRules(name, now.Path, texts); err != nil {
+				return err
+			}
+			c.Origin = keeper.OriginUser
+			gr, err := g.keepers().Update(cmd.Context(), id, c)
+			if err != nil {
+				return err
+			}
+			if g.output != "table" {
+				return g.print(cmd.OutOrStdout(), gr)
+			}
+			if _, err := fmt.Fprintln(cmd.OutOrStdout(), gr.ID); err != nil {
+				return err
+			}
+			explainChange(cmd.ErrOrStderr(), gr)
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&c.Keep, "keep", false, "keep the rules that the graft has, and add these")
+	f.StringSliceVar(&c.Drop, "drop", nil, "end the rule of that name and keep the others; may be repeated")
+	f.StringVar(&name, "name", "rule", "name of new rules in ps and events")
+	f.DurationVar(&c.Deadline, "deadline", graft.DefaultDeadline, "how long processes may be stopped whose files have to be moved again")
+	f.BoolVar(&c.RequireAll, "require-all", false, "fail if a file cannot be moved that a new rule can match")
+	g.outputFlag(cmd)
+	return cmd
+}
+
+// explainChange says what a change of rules came to.
+func explainChange(w io.Writer, g keeper.Graft) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "graft over %s of %s (pid %d) has %s", g.Path, displayName(g.Target), g.Target.PID, count(len(g.Rules), "rule"))
+	if r := g.Report; r != nil && len(r.Stopped) > 0 {
+		fmt.Fprintf(&b, ": %s moved again, %s stopped for %.1f ms", count(len(r.Swapped), "open object"), count(len(r.Stopped), "process"), g.PauseMs)
+	} else {
+		b.WriteString(", nothing had to be stopped")
+	}
+	b.WriteString("\n")
+	for _, r := range g.Rules {
+		fmt.Fprintf(&b, "  %s: %s\n    until %s\n", r.Name, r.Text, r.Expires.Local().Format(time.TimeOnly))
+	}
+	explainReport(&b, g.Report, "not covered")
+	_, _ = io.WriteString(w, b.String()) // a closed standard error is not worth failing for
+}
+
+func displayName(t keeper.Target) string {
+	if t.Name != "" {
+		return t.Name
+	}
+	return t.ID
+}

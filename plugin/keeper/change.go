@@ -1,0 +1,226 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+// Change asks for other rules of a graft. The layer stays where it is.
+type Change struct {
+	// Rules are what the graft has afterwards. One that the graft has already stays as it
+	// is, with its counters, its seed and its clock: in a graft that a person made, a live
+	// rule of the same text, else one of the same text and name.
+	Rules []policy.Rule `json:"rules,omitempty"`
+	// Keep has the rules of now stay beside these, but for those that Drop names.
+	Keep bool     `json:"keep,omitempty"`
+	Drop []string `json:"drop,omitempty"`
+	// Deadline and RequireAll are as in Request, for files that have to be swapped again.
+	Deadline   time.Duration `json:"deadline,omitempty"`
+	RequireAll bool          `json:"requireAll,omitempty"`
+	// Origin says who asked.
+	Origin Origin `json:"origin,omitempty"`
+}
+
+// activeRule is a rule of a graft and when it became active.
+type activeRule struct {
+	policy.Rule
+	start time.Time
+}
+
+func (r activeRule) over(now time.Time) bool { return !now.Before(r.start.Add(r.Trigger.TTL)) }
+
+// activate is for the rules of a new graft.
+func activate(rules []policy.Rule, start time.Time) []activeRule {
+	out := make([]activeRule, 0, len(rules))
+	for _, r := range rules {
+		out = append(out, activeRule{r, start})
+	}
+	return out
+}
+
+func plain(rules []activeRule) []policy.Rule {
+	out := make([]policy.Rule, 0, len(rules))
+	for _, r := range rules {
+		out = append(out, r.Rule)
+	}
+	return out
+}
+
+// lastEnd is when the last of the rules is over.
+func lastEnd(rules []activeRule) time.Time {
+	var end time.Time
+	for _, r := range rules {
+		if e := r.start.Add(r.Trigger.TTL); e.After(end) {
+			end = e
+		}
+	}
+	return end
+}
+
+// apply gives the rules that a graft has after the change, of those that it has
+// now. byText: rules are known by their text alone. added are the names of the new ones.
+func (c Change) apply(have []activeRule, byText bool, now time.Time) (next []activeRule, added []string, err error) {
+	for _, name := range c.Drop {
+		if !slices.ContainsFunc(have, func(r activeRule) bool { return r.Name == name }) {
+			return nil, nil, fmt.Errorf("it has no rule %q; its rules are %s", name, names(have))
+		}
+	}
+	left := slices.DeleteFunc(slices.Clone(have), func(r activeRule) bool {
+		return r.over(now) || slices.Contains(c.Drop, r.Name)
+	})
+	if c.Keep {
+		next, left = left, nil
+	}
+	taken := map[string]bool{}
+	for _, r := range slices.Concat(next, left) {
+		taken[r.Name] = true
+	}
+	for _, r := range c.Rules {
+		same := func(o activeRule) bool { return o.Text == r.Text && (byText || o.Name == r.Name) }
+		if i := slices.IndexFunc(left, same); i >= 0 {
+			next = append(next, left[i])
+			left = slices.Delete(left, i, i+1)
+			continue
+		}
+		if !byText && slices.ContainsFunc(next, same) {
+			continue // a label is one rule, however often it is asked for
+		}
+		base := r.Name
+		for n := 2; taken[r.Name]; n++ {
+			r.Name = fmt.Sprintf("%s-%d", base, n)
+		}
+		taken[r.Name] = true
+		r.EnsureSeed(rand.Uint64)
+		next, added = append(next, activeRule{r, now}), append(added, r.Name)
+	}
+	if len(next) == 0 {
+		return nil, nil, errors.New("no rule would be left; recover takes a graft off")
+	}
+	return next, added, nil
+}
+
+func names(rules []activeRule) string {
+	out := make([]string, 0, len(rules))
+	for _, r := range rules {
+		out = append(out, r.Name)
+	}
+	return strings.Join(out, ", ")
+}
+
+// change gives a graft other rules.
+func (k *keeper) change(id string, c Change) (Graft, error) {
+	k.swap.Lock()
+	defer k.swap.Unlock()
+	k.mu.Lock()
+	h := k.grafts[id]
+	if h == nil {
+		k.mu.Unlock()
+		return Graft{}, fmt.Errorf("%w: %s", errNoGraft, id)
+	}
+	state := h.State
+	k.mu.Unlock()
+	if state != StateActive {
+		return Graft{}, fmt.Errorf("graft %s is %s: its rules cannot be changed", id, state)
+	}
+	return k.changeRules(h, c)
+}
+
+// active finds the graft that a request adds its rules to: one of the same asker over the same path.
+func (k *keeper) active(path string, o Origin) *held {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, h := range k.grafts {
+		if h.Path == path && h.Origin == o && h.State == StateActive {
+			return h
+		}
+	}
+	return nil
+}
+
+// changeRules does it.
+func (k *keeper) changeRules(h *held, c Change) (Graft, error) {
+	fail := func(err error) (Graft, error) {
+		return Graft{}, fmt.Errorf("change the rules of graft %s: %w", h.ID, err)
+	}
+	if err := checkRules(c.Rules); err != nil {
+		return fail(err)
+	}
+	now := time.Now()
+	was := slices.DeleteFunc(slices.Clone(h.rules), func(r activeRule) bool { return r.over(now) })
+	next, added, err := c.apply(h.rules, h.Origin == OriginUser, now)
+	if err != nil {
+		return fail(err)
+	}
+	k.mu.Lock()
+	server := k.server
+	k.mu.Unlock()
+	rep := &graft.Report{}
+	if err := k.setRules(server, h, next, now); err != nil {
+		return fail(err)
+	}
+	status, err := server.status(h.ID)
+	if err != nil {
+		k.o.Logger.Warn("read the rules", "graft", h.ID, "err", err)
+	}
+	k.mu.Lock()
+	h.rules, h.status = next, status
+	h.timer.Stop()
+	h.timer = time.AfterFunc(time.Until(lastEnd(next)), func() { k.expire(h) })
+	g := h.Graft
+	g.Rules, g.Report, g.Added, g.PauseMs = status, rep, added, float64(rep.Pause)/float64(time.Millisecond)
+	k.mu.Unlock()
+	k.log(Event{Type: EventRules, Graft: h.ID, Path: h.Path, PauseMs: g.PauseMs, Message: describeChange(c.Origin, was, next, rep)})
+	return g, nil
+}
+
+func checkRules(rules []policy.Rule) error {
+	for _, r := range rules {
+		if err := r.Check(); err != nil {
+			return fmt.Errorf("rule %s: %w", r.Name, err)
+		}
+	}
+	return nil
+}
+
+// setRules tells the server; start is for those that it does not have yet.
+func (k *keeper) setRules(s *serverClient, h *held, rules []activeRule, start time.Time) error {
+	return s.call(callRules, rulesCall{Layer: h.ID, Rules: plain(rules), Start: start, Live: true}, nil)
+}
+
+// has: a rule of a graft is known by its name and its start.
+func has(rules []activeRule, r activeRule) bool {
+	return slices.ContainsFunc(rules, func(o activeRule) bool { return o.Name == r.Name && o.start.Equal(r.start) })
+}
+
+// describeChange is for the event log: who, and what.
+func describeChange(o Origin, was, next []activeRule, rep *graft.Report) string {
+	var parts []string
+	for _, r := range next {
+		if !has(was, r) {
+			parts = append(parts, fmt.Sprintf("new %s: %s (seed %d)", r.Name, r.Text, r.Trigger.Seed))
+		}
+	}
+	for _, r := range was {
+		if !has(next, r) {
+			parts = append(parts, "ended "+r.Name)
+		}
+	}
+	if len(parts) == 0 {
+		parts = []string{"the rules are the same"}
+	}
+	if o == "" {
+		o = OriginUser
+	}
+	s := fmt.Sprintf("rules changed by %s: %s", o, strings.Join(parts, "; "))
+	if n := len(rep.Swapped); n > 0 {
+		s += fmt.Sprintf("; %d objects moved again, %d processes stopped", n, len(rep.Stopped))
+	}
+	return s
+}
