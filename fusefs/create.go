@@ -107,6 +107,9 @@ func (l *Layer) remove(q request, dir *node, name string, flags int) fuse.Status
 	if e := l.entry(q, dir, name); e != 0 {
 		return fuse.Status(e)
 	}
+	if l.nodes.mountedOn(dir, name) {
+		return fuse.EBUSY
+	}
 	if err := retry(func() error { return unix.Unlinkat(dir.fd, name, flags) }); err != nil {
 		return status(err)
 	}
@@ -123,7 +126,16 @@ func (l *Layer) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, newName 
 	if e := l.decide(q, func() []string { return append(l.nodes.entryPaths(from, name), l.nodes.entryPaths(to, newName)...) }); e != 0 {
 		return fuse.Status(e)
 	}
-	err := retry(func() error { return unix.Renameat2(from.fd, name, to.fd, newName, uint(in.Flags)) })
+	if from.key.mount == to.key.mount && (l.nodes.mountedOn(from, name) || l.nodes.mountedOn(to, newName)) { // else EXDEV
+		return fuse.EBUSY
+	}
+	rename := func() error { return unix.Renameat2(from.fd, name, to.fd, newName, uint(in.Flags)) }
+	var err error
+	if in.Flags&unix.RENAME_WHITEOUT != 0 { // makes an object, which belongs to the caller
+		err = l.creds.as(&in.InHeader, false, rename)
+	} else {
+		err = retry(rename)
+	}
 	if err != nil {
 		return status(err)
 	}

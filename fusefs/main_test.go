@@ -139,6 +139,7 @@ type bench struct {
 
 type setup struct {
 	back      string // a new directory if empty
+	root      int    // an O_PATH descriptor of back, for one that another mount namespace shows otherwise; opened if 0
 	prefix    string // "/data" if empty
 	noDefault bool   // mount without default_permissions
 	readOnly  bool
@@ -170,8 +171,11 @@ func over(t testing.TB, s setup) *bench {
 	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	must(t, err)
 	mount := detachedMount(t, dev, mode, s)
-	root, err := unix.Open(b.back, unix.O_PATH|unix.O_CLOEXEC, 0)
-	must(t, err)
+	root := s.root
+	if root == 0 {
+		root, err = unix.Open(b.back, unix.O_PATH|unix.O_CLOEXEC, 0)
+		must(t, err)
+	}
 	if s.prefix == "" {
 		s.prefix = "/data"
 	}

@@ -252,6 +252,18 @@ func (t *nodeTable) unbound(dir *node, name string) {
 	t.mu.Unlock()
 }
 
+// mountedOn reports whether something is mounted below the layer on a name.
+// Such a name is busy (is_local_mountpoint in fs/namespace.c): to the layer's
+// process, which is in another mount namespace, the kernel would not say so but
+// take the mount off (may_delete and detach_mounts in fs/namei.c). The kernel
+// has looked the name up before it sends what removes it.
+func (t *nodeTable) mountedOn(dir *node, name string) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	n := dir.children[name]
+	return n != nil && n.key.mount != dir.key.mount
+}
+
 // renamed follows a rename that has happened.
 func (t *nodeTable) renamed(from *node, name string, to *node, newName string, flags uint32) {
 	t.mu.Lock()
