@@ -25,12 +25,18 @@ func (l *Layer) attrOp(h *fuse.InHeader, n *node) policy.Op {
 	return policy.OpAccess
 }
 
-// inAccess reports whether a thread that waits in the kernel is in access(2) or
-// a relative of it (proc(5), /proc/pid/syscall).
-func inAccess(tid uint32) bool {
-	name := "/proc/" + strconv.FormatUint(uint64(tid), 10) + "/syscall"
+// inAccess reports whether a thread that waits in the kernel is in access(2) or a relative of it.
+func inAccess(tid uint32) bool { return inCall(tid, accessCalls) }
+
+// inStat reports whether a GETATTR is for a program that asked for the
+// attributes, and not for the kernel, which refreshes them by itself before it
+// checks permissions or seeks to the end of a file.
+func inStat(h *fuse.InHeader) bool { return h.Pid != 0 && inCall(h.Pid, statCalls) }
+
+// inCall reports whether a thread that waits in the kernel is in one of these system calls (proc(5), /proc/pid/syscall).
+func inCall(tid uint32, calls []int) bool {
 	for range 100 { // "running" until it has gone to sleep
-		b, err := os.ReadFile(name)
+		b, err := os.ReadFile(procOf(tid, "syscall"))
 		if err != nil {
 			return false
 		}
@@ -39,7 +45,7 @@ func inAccess(tid uint32) bool {
 			continue
 		}
 		nr, err := strconv.Atoi(call)
-		return err == nil && slices.Contains(accessCalls, nr)
+		return err == nil && slices.Contains(calls, nr)
 	}
 	return false
 }

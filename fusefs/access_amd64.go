@@ -4,3 +4,6 @@ import "golang.org/x/sys/unix"
 
 // accessCalls are the system calls that op=access is about.
 var accessCalls = []int{unix.SYS_ACCESS, unix.SYS_FACCESSAT, unix.SYS_FACCESSAT2}
+
+// statCalls are the system calls by which a program asks for attributes.
+var statCalls = []int{unix.SYS_STAT, unix.SYS_FSTAT, unix.SYS_LSTAT, unix.SYS_NEWFSTATAT, unix.SYS_STATX, unix.SYS_IO_URING_ENTER}

@@ -71,7 +71,7 @@ func (l *Layer) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *
 		return fuse.Status(unix.ESTALE)
 	}
 	q := request{cancel: cancel, header: &in.InHeader, op: policy.OpLink}
-	if e := l.decide(q, func() []string { return append(l.nodes.paths(n), l.nodes.entryPaths(dir, name)...) }); e != 0 {
+	if _, e := l.decide(q, func() []string { return append(l.nodes.paths(n), l.nodes.entryPaths(dir, name)...) }); e != 0 {
 		return fuse.Status(e)
 	}
 	err := retry(func() error { return unix.Linkat(n.fd, "", dir.fd, name, unix.AT_EMPTY_PATH) })
@@ -123,7 +123,7 @@ func (l *Layer) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, newName 
 		return fuse.Status(unix.ESTALE)
 	}
 	q := request{cancel: cancel, header: &in.InHeader, op: policy.OpRename}
-	if e := l.decide(q, func() []string { return append(l.nodes.entryPaths(from, name), l.nodes.entryPaths(to, newName)...) }); e != 0 {
+	if _, e := l.decide(q, func() []string { return append(l.nodes.entryPaths(from, name), l.nodes.entryPaths(to, newName)...) }); e != 0 {
 		return fuse.Status(e)
 	}
 	if from.key.mount == to.key.mount && (l.nodes.mountedOn(from, name) || l.nodes.mountedOn(to, newName)) { // else EXDEV

@@ -1,11 +1,11 @@
 package fusefs
 
 import (
+	"math/bits"
 	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 
 	"github.com/faultgraft/faultgraft/policy"
 )
@@ -22,60 +22,115 @@ type request struct {
 // ops are all names under which rules match the operation.
 func (q *request) ops() policy.OpSet { return q.also.With(q.op) }
 
+var (
+	// sized are the operations that have a number of bytes, placed those at a place of a file.
+	sized = ops(policy.OpRead, policy.OpWrite, policy.OpMmapRead, policy.OpMmapWrite, policy.OpFallocate, policy.OpCopyFileRange)
+	// moving are those that move data.
+	moving = sized &^ ops(policy.OpFallocate)
+	// releasing are those whose answer the kernel does not wait for.
+	releasing = ops(policy.OpRelease, policy.OpReleasedir)
+)
+
+func ops(list ...policy.Op) policy.OpSet {
+	var s policy.OpSet
+	for _, o := range list {
+		s = s.With(o)
+	}
+	return s
+}
+
+// place gives place and size of the operation as filters understand them: negative where it has none.
+func (q *request) place() (offset, size int64) {
+	switch {
+	case sized.Has(q.op):
+		return q.offset, q.size
+	case q.op == policy.OpLseek:
+		return q.offset, -1
+	}
+	return -1, -1
+}
+
+// bytes is how much data the operation moves.
+func (q *request) bytes() int64 {
+	if moving.Has(q.op) {
+		return q.size
+	}
+	return 0
+}
+
 // decide is the one point that every operation goes through. It asks the rules
-// in their order; each that fires delays the operation, and the first that
-// fires with an errno ends it: rules after that one neither see nor count it.
-// paths are all names under which the operation's object is known; a rule acts
-// once however many of them it matches. Nothing is locked while it waits.
-func (l *Layer) decide(q request, paths func() []string) syscall.Errno {
+// in their order; each that fires makes the operation wait as it says. The
+// first one that fires with an errno ends the operation, the first one that
+// changes it in another way settles what is done: rules after that one neither
+// see nor count it. paths are all names under which the operation's object is
+// known; a rule acts once however many of them it matches. Nothing is locked
+// while it waits. The change is nil for an operation that goes on as it is.
+func (l *Layer) decide(q request, paths func() []string) (*change, syscall.Errno) {
 	set := l.rules.Load()
 	if set.ops&q.ops() == 0 {
-		return 0
+		return nil, 0
 	}
+	return l.ask(set, q, paths)
+}
+
+func (l *Layer) ask(set *ruleSet, q request, paths func() []string) (*change, syscall.Errno) {
 	var known []string
+	var seen *change // the attributes overridden so far
+	who := caller{header: q.header}
 	asked := false
 	for _, r := range set.rules {
-		ops := r.IO.Ops & q.ops()
+		ops := r.acts & q.ops()
 		if ops == 0 {
 			continue
 		}
 		if known == nil {
 			known = paths()
 		}
-		path, ok := match(r, ops.Ops()[0], known)
-		if !ok {
+		path, ok := match(r, ops, known)
+		if !ok || !r.IO.MatchRequest(q.place()) || !r.able(&q) {
 			continue
 		}
 		if !asked {
 			if !l.faultable(q.header.Pid) {
-				return 0
+				return nil, 0
 			}
 			asked = true
 		}
+		if !who.matches(&r.IO.Caller) {
+			continue
+		}
 		now := time.Now()
-		n, fire := r.counter.Fire(now, q.size)
+		n, fire := r.counter.Fire(now, q.bytes())
 		if !fire {
 			continue
 		}
-		e := Event{
-			Time: now, Rule: r.Name, Op: q.op, Path: path, Offset: q.offset, Size: q.size,
-			PID: q.header.Pid, UID: q.header.Uid, Errno: errnoOf(&r.Rule), Latency: latencyOf(&r.Rule), N: n,
+		c := r.fired(&q, path, n, now)
+		switch l.wait(&q, r, c) {
+		case interrupted:
+			c.event.Errno = syscall.EINTR
+			l.record(c.event)
+			return nil, syscall.EINTR
+		case ruleOver: // the fault has ended: the operation goes on as if it had never been
+			l.record(c.event)
+			continue
 		}
-		l.delay(q, r, &e)
-		if q.op == policy.OpRelease || q.op == policy.OpReleasedir {
-			e.Errno = 0 // the kernel does not wait for the answer: there is nobody to fail
+		c.settle(&q)
+		if c.pending() {
+			return c, 0
 		}
-		if l.o.Record != nil {
-			l.o.Record(e)
+		l.record(c.event)
+		if c.event.Errno != 0 {
+			return nil, c.event.Errno
 		}
-		if e.Errno != 0 {
-			return e.Errno
+		if c.event.Action == ActionAttr {
+			seen = seen.merge(c)
 		}
 	}
-	return 0
+	return seen, 0
 }
 
-func match(r *liveRule, op policy.Op, paths []string) (string, bool) {
+func match(r *liveRule, ops policy.OpSet, paths []string) (string, bool) {
+	op := policy.Op(bits.TrailingZeros64(uint64(ops))) // whichever it is: the rule names it
 	for _, p := range paths {
 		if r.IO.Match(op, p) {
 			return p, true
@@ -84,22 +139,11 @@ func match(r *liveRule, op policy.Op, paths []string) (string, bool) {
 	return "", false
 }
 
-// delay waits as the rule says and writes to e what came of it.
-func (l *Layer) delay(q request, r *liveRule, e *Event) {
-	if r.IO.Latency == nil {
-		return
+// record puts a fault that has happened into the log.
+func (l *Layer) record(e Event) {
+	if l.o.Record != nil {
+		l.o.Record(e)
 	}
-	t := time.NewTimer(r.IO.Latency.Base)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return
-	case <-q.cancel:
-		e.Errno = unix.EINTR
-	case <-r.over: // the fault has ended: the operation goes on as if it had never been
-		e.Errno = 0
-	}
-	e.Latency, e.Cut = time.Since(e.Time), true
 }
 
 // faultable reports whether faults may reach the caller.
@@ -110,12 +154,19 @@ func (l *Layer) faultable(tid uint32) bool {
 	return l.o.Scope == nil || l.o.Scope(tid)
 }
 
-// node decides about an operation on a node.
+// node decides about an operation on a node that rules can delay or fail, not change.
 func (l *Layer) node(q request, n *node) syscall.Errno {
+	_, e := l.decide(q, func() []string { return l.nodes.paths(n) })
+	return e
+}
+
+// judge decides about an operation on a node that rules can change too.
+func (l *Layer) judge(q request, n *node) (*change, syscall.Errno) {
 	return l.decide(q, func() []string { return l.nodes.paths(n) })
 }
 
 // entry decides about an operation on a name in a directory.
 func (l *Layer) entry(q request, dir *node, name string) syscall.Errno {
-	return l.decide(q, func() []string { return l.nodes.entryPaths(dir, name) })
+	_, e := l.decide(q, func() []string { return l.nodes.entryPaths(dir, name) })
+	return e
 }

@@ -9,12 +9,14 @@ import (
 	"github.com/faultgraft/faultgraft/policy"
 )
 
-// Event is one fault that fired.
+// Event is one fault that fired. There is one for each operation on which a rule fired.
 type Event struct {
 	Time time.Time
 	// Rule is the name of the rule.
 	Rule string
 	Op   policy.Op
+	// Action is what was done.
+	Action Action
 	// Path is the one that the rule matched, as the target sees it.
 	Path string
 	// Offset and Size are those of the request in bytes, 0 for operations that have none.
@@ -25,12 +27,22 @@ type Event struct {
 	UID uint32
 	// Errno is what the operation was answered with because of the rule, 0 if it only waited. EINTR if a signal ended the wait.
 	Errno syscall.Errno
-	// Latency is how long the operation waited: what the rule says, unless Cut.
+	// Latency is how long the operation was made to wait: what the rule says, unless Cut.
 	Latency time.Duration
 	// Cut says that the wait ended early: a signal came, or the rule ended.
 	Cut bool
 	// N is the number of the operation under the rule, from 1.
 	N uint64
+	// Bytes is how much was transferred by an operation that was cut short, or of a write that was torn.
+	Bytes int64
+	// Places are the bytes that were changed by ActionCorrupt, or the parts that a torn write left in the file.
+	Places []Place
+}
+
+// Place is a run of bytes of a file, or of a symbolic link's text.
+type Place struct {
+	Offset int64 `json:"offset"`
+	Size   int64 `json:"size"`
 }
 
 // eventJSON is the form of an Event in logs and on sockets.
@@ -38,6 +50,7 @@ type eventJSON struct {
 	Time    time.Time `json:"time"`
 	Rule    string    `json:"rule"`
 	Op      string    `json:"op"`
+	Action  Action    `json:"action,omitempty"`
 	Path    string    `json:"path"`
 	Offset  int64     `json:"offset,omitempty"`
 	Size    int64     `json:"size,omitempty"`
@@ -47,11 +60,13 @@ type eventJSON struct {
 	Latency string    `json:"latency,omitempty"`
 	Cut     bool      `json:"cut,omitempty"`
 	N       uint64    `json:"n"`
+	Bytes   int64     `json:"bytes,omitempty"`
+	Places  []Place   `json:"places,omitempty"`
 }
 
 // MarshalJSON writes operation and errno as names, the latency as Go writes durations.
 func (e Event) MarshalJSON() ([]byte, error) {
-	v := eventJSON{Time: e.Time, Rule: e.Rule, Op: e.Op.String(), Path: e.Path, Offset: e.Offset, Size: e.Size, PID: e.PID, UID: e.UID, Cut: e.Cut, N: e.N}
+	v := eventJSON{Time: e.Time, Rule: e.Rule, Op: e.Op.String(), Action: e.Action, Path: e.Path, Offset: e.Offset, Size: e.Size, PID: e.PID, UID: e.UID, Cut: e.Cut, N: e.N, Bytes: e.Bytes, Places: e.Places}
 	if e.Errno != 0 {
 		v.Errno = policy.ErrnoName(e.Errno)
 	}
@@ -71,7 +86,7 @@ func (e *Event) UnmarshalJSON(b []byte) error {
 	if !ok {
 		return fmt.Errorf("fault event: unknown operation %q", v.Op)
 	}
-	r := Event{Time: v.Time, Rule: v.Rule, Op: op, Path: v.Path, Offset: v.Offset, Size: v.Size, PID: v.PID, UID: v.UID, Cut: v.Cut, N: v.N}
+	r := Event{Time: v.Time, Rule: v.Rule, Op: op, Action: v.Action, Path: v.Path, Offset: v.Offset, Size: v.Size, PID: v.PID, UID: v.UID, Cut: v.Cut, N: v.N, Bytes: v.Bytes, Places: v.Places}
 	if v.Errno != "" {
 		if r.Errno, ok = policy.ParseErrno(v.Errno); !ok {
 			return fmt.Errorf("fault event: unknown errno %q", v.Errno)

@@ -86,10 +86,14 @@ func (l *Layer) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 		// sendfile(2) and splice(2) fill pages too, and are reads to whoever calls them: cat of busybox is one.
 		q.also = q.also.With(policy.OpRead)
 	}
-	if e := l.node(q, h.node); e != 0 {
+	c, e := l.judge(q, h.node)
+	if e != 0 {
 		return nil, fuse.Status(e)
 	}
 	buf = buf[:min(len(buf), int(in.Size))]
+	if c.is(ActionShort) {
+		buf = buf[:c.short(len(buf))]
+	}
 	fd := h.fd
 	if h.flags.Load()&unix.O_DIRECT != 0 && q.op == policy.OpMmapRead {
 		alias, err := h.alias(false)
@@ -103,6 +107,9 @@ func (l *Layer) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 		if fd, err = h.alias(false); err == nil {
 			n, err = pread(fd, buf, int64(in.Offset))
 		}
+	}
+	if c != nil {
+		l.answerWith(c, buf[:max(n, 0)], int64(in.Offset))
 	}
 	if err != nil {
 		return nil, status(err)
@@ -125,15 +132,21 @@ func (l *Layer) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 	if back {
 		q.op = policy.OpMmapWrite
 	}
-	if e := l.node(q, h.node); e != 0 {
+	c, e := l.judge(q, h.node)
+	if e != 0 {
 		return 0, fuse.Status(e)
+	}
+	if c.is(ActionLost) {
+		l.record(c.event)
+		return uint32(len(data)), fuse.OK
 	}
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
 		if err := dropSetID(h.fd); err != nil {
 			return 0, status(err)
 		}
 	}
-	n, err := h.write(data, int64(in.Offset), in.Flags, back)
+	w := write{l: l, q: &q, h: h, flags: in.Flags, back: back}
+	n, err := w.as(c, data)
 	return uint32(n), status(err)
 }
 
@@ -222,7 +235,7 @@ func (l *Layer) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) 
 		return 0, fuse.EBADF
 	}
 	q := request{cancel: cancel, header: &in.InHeader, op: policy.OpCopyFileRange, offset: int64(in.OffIn), size: int64(in.Len)}
-	if e := l.decide(q, func() []string { return append(l.nodes.paths(from.node), l.nodes.paths(to.node)...) }); e != 0 {
+	if _, e := l.decide(q, func() []string { return append(l.nodes.paths(from.node), l.nodes.paths(to.node)...) }); e != 0 {
 		return 0, fuse.Status(e)
 	}
 	offIn, offOut := int64(in.OffIn), int64(in.OffOut)
@@ -298,8 +311,13 @@ func (l *Layer) fsync(cancel <-chan struct{}, in *fuse.FsyncIn, op policy.Op) fu
 	if h == nil {
 		return fuse.EBADF
 	}
-	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: op}, h.node); e != 0 {
+	c, e := l.judge(request{cancel: cancel, header: &in.InHeader, op: op}, h.node)
+	if e != 0 {
 		return fuse.Status(e)
+	}
+	if c.is(ActionLost) {
+		l.record(c.event)
+		return fuse.OK
 	}
 	if in.FsyncFlags&fsyncData != 0 {
 		return status(retry(func() error { return unix.Fdatasync(h.fd) }))
@@ -318,7 +336,7 @@ func (l *Layer) release(cancel <-chan struct{}, in *fuse.ReleaseIn, op policy.Op
 	if h == nil {
 		return
 	}
-	_ = l.decide(request{cancel: cancel, header: &in.InHeader, op: op}, func() []string { return l.nodes.paths(h.node) }) // nobody waits for a release
+	_ = l.node(request{cancel: cancel, header: &in.InHeader, op: op}, h.node) // nobody waits for a release
 	if l.handles.remove(in.Fh) == nil {
 		return
 	}

@@ -165,13 +165,15 @@ func (l *Layer) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.At
 	if in.Flags()&fuse.FUSE_GETATTR_FH == 0 {
 		op = l.attrOp(&in.InHeader, n)
 	}
-	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: op}, n); e != 0 {
+	c, e := l.judge(request{cancel: cancel, header: &in.InHeader, op: op}, n)
+	if e != 0 {
 		return fuse.Status(e)
 	}
 	var st unix.Statx_t
 	if err := l.attributes(n, in.Fh(), in.Flags()&fuse.FUSE_GETATTR_FH != 0, &st); err != nil {
 		return status(err)
 	}
+	l.override(c, n, &st)
 	fillAttr(&out.Attr, &st)
 	out.SetTimeout(l.attrTime(n))
 	return fuse.OK
@@ -182,13 +184,15 @@ func (l *Layer) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxO
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpGetattr}, n); e != 0 {
+	c, e := l.judge(request{cancel: cancel, header: &in.InHeader, op: policy.OpGetattr}, n)
+	if e != 0 {
 		return fuse.Status(e)
 	}
 	var st unix.Statx_t
 	if err := l.attributes(n, in.Fh, in.GetattrFlags&fuse.FUSE_GETATTR_FH != 0, &st); err != nil {
 		return status(err)
 	}
+	l.override(c, n, &st)
 	st.Mask &= unix.STATX_BASIC_STATS | unix.STATX_BTIME // the kernel knows the mount better than we
 	out.FromStatx(&st)
 	out.SetTimeout(l.attrTime(n))
@@ -213,11 +217,15 @@ func (l *Layer) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte, fuse
 	if n == nil {
 		return nil, fuse.Status(unix.ESTALE)
 	}
-	if e := l.node(request{cancel: cancel, header: h, op: policy.OpReadlink}, n); e != 0 {
+	c, e := l.judge(request{cancel: cancel, header: h, op: policy.OpReadlink}, n)
+	if e != 0 {
 		return nil, fuse.Status(e)
 	}
 	b := make([]byte, unix.PathMax)
 	size, err := unix.Readlinkat(n.fd, "", b)
+	if c != nil {
+		l.answerWith(c, b[:max(size, 0)], 0)
+	}
 	if err != nil {
 		return nil, status(err)
 	}

@@ -5,7 +5,6 @@ import (
 	"reflect"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/faultgraft/faultgraft/policy"
@@ -24,14 +23,25 @@ type RuleStatus struct {
 // liveRule is a rule with its state.
 type liveRule struct {
 	policy.Rule
+	acts    policy.OpSet // what decide asks it about
+	sees    policy.OpSet // what has to reach the layer because of it
 	counter *policy.Counter
+	bucket  *bucket // of a throttle
+	hung    hangTable
 	over    chan struct{} // closed when the rule was removed or its time to live is over
 	once    sync.Once
 	timer   *time.Timer
 }
 
 func newLiveRule(r policy.Rule, start time.Time) *liveRule {
-	v := &liveRule{Rule: r, counter: policy.NewCounter(r.Trigger, start), over: make(chan struct{})}
+	v := &liveRule{Rule: r, acts: actsOn(r.IO), counter: policy.NewCounter(r.Trigger, start), over: make(chan struct{})}
+	v.sees = v.acts
+	if r.IO.Attr != nil {
+		v.sees |= attrOps // none of its attributes may be kept by the kernel
+	}
+	if r.IO.Throttle != nil {
+		v.bucket = newBucket(r.IO.Throttle, start)
+	}
 	v.timer = time.AfterFunc(time.Until(v.counter.Expires()), v.expire) // may run before it is assigned
 	return v
 }
@@ -48,7 +58,7 @@ func (r *liveRule) end() {
 // ruleSet is what is in force. It is never changed, only replaced.
 type ruleSet struct {
 	rules []*liveRule
-	ops   policy.OpSet // of all rules
+	ops   policy.OpSet // what any of them sees
 }
 
 func (s *ruleSet) end() {
@@ -57,20 +67,20 @@ func (s *ruleSet) end() {
 	}
 }
 
-// could reports whether a rule that is alive may act on one of ops at one of paths, whatever its trigger says.
+// could reports whether a rule that is alive may act on one of ops at one of
+// paths, whatever its trigger, its filters of callers and requests, its delay
+// and its pulses say.
 func (s *ruleSet) could(ops policy.OpSet, paths []string) bool {
 	if s.ops&ops == 0 {
 		return false
 	}
 	now := time.Now()
 	for _, r := range s.rules {
-		if r.IO.Ops&ops == 0 || r.counter.Expired(now) {
+		if r.sees&ops == 0 || r.counter.Expired(now) {
 			continue
 		}
-		for _, o := range (r.IO.Ops & ops).Ops() {
-			if slices.ContainsFunc(paths, func(p string) bool { return r.IO.Match(o, p) }) {
-				return true
-			}
+		if _, ok := match(r, r.IO.Ops, paths); ok {
+			return true
 		}
 	}
 	return false
@@ -123,23 +133,7 @@ func (l *Layer) SetRules(rules []policy.Rule, start time.Time) error {
 
 func (s *ruleSet) add(r *liveRule) {
 	s.rules = append(s.rules, r)
-	s.ops |= r.IO.Ops
-}
-
-// checkRule refuses what would do other than it says.
-func checkRule(r *policy.Rule) error {
-	switch e := errnoOf(r); {
-	case r.IO == nil:
-		return fmt.Errorf("it is not an io rule")
-	case e == syscall.ENOSYS:
-		// The kernel takes ENOSYS as "never implemented" and stops sending the operation until the file system is unmounted (fs/fuse/file.c, dir.c): the fault would have no end.
-		return fmt.Errorf("ENOSYS cannot be injected: the kernel would turn the operation off for good; use EOPNOTSUPP")
-	case e > 511:
-		return fmt.Errorf("errno %d is outside of what FUSE can answer (1 to 511)", int(e))
-	case latencyOf(r) < 0:
-		return fmt.Errorf("negative latency")
-	}
-	return nil
+	s.ops |= r.sees
 }
 
 // Rules tells the state of the rules, in their order.
@@ -154,18 +148,4 @@ func (l *Layer) Rules() []RuleStatus {
 		})
 	}
 	return out
-}
-
-func errnoOf(r *policy.Rule) syscall.Errno {
-	if r.IO == nil || len(r.IO.Errors) == 0 {
-		return 0
-	}
-	return r.IO.Errors[0].Errno
-}
-
-func latencyOf(r *policy.Rule) time.Duration {
-	if r.IO == nil || r.IO.Latency == nil {
-		return 0
-	}
-	return r.IO.Latency.Base
 }

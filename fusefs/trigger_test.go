@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"os"
+	"reflect"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -323,12 +324,13 @@ func TestNoStaleReads(t *testing.T) {
 }
 
 func TestEventJSON(t *testing.T) {
-	want := fusefs.Event{Time: time.Now().UTC().Round(0), Rule: "wal", Op: 18, Path: "/data/f", Offset: 4096, Size: 10, PID: 7, UID: 8, Errno: unix.EIO, Latency: 3 * time.Millisecond, N: 9}
+	want := fusefs.Event{Time: time.Now().UTC().Round(0), Rule: "wal", Op: 18, Path: "/data/f", Offset: 4096, Size: 10, PID: 7, UID: 8, Errno: unix.EIO, Latency: 3 * time.Millisecond, N: 9,
+		Action: fusefs.ActionTorn, Bytes: 5, Places: []fusefs.Place{{Offset: 4096, Size: 5}}}
 	j, err := want.MarshalJSON()
 	must(t, err)
 	var got fusefs.Event
 	must(t, got.UnmarshalJSON(j))
-	if got != want {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%s: %+v", j, got)
 	}
 	for _, bad := range []string{`{"op":"fsink"}`, `{"op":"fsync","errno":"EFOO"}`, `{"op":"fsync","latency":"3"}`, `[]`} {

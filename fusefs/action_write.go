@@ -1,0 +1,112 @@
+package fusefs
+
+import (
+	"math/rand/v2"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+// write is one write to a file.
+type write struct {
+	l     *Layer
+	q     *request
+	h     *handle
+	flags uint32 // the file's, and of this write
+	back  bool   // pages written back
+}
+
+// as carries the write out as c, which may be nil, changes it, and gives what is answered.
+func (w *write) as(c *change, data []byte) (n int, err error) {
+	if c == nil {
+		return w.put(data)
+	}
+	defer func() { w.l.record(c.event) }()
+	switch c.event.Action {
+	case ActionShort:
+		n, err = w.put(data[:c.short(len(data))])
+		c.event.Bytes = int64(n)
+	case ActionCorrupt:
+		c.corrupt(data, w.q.offset) // the kernel's copy of what the program has
+		n, err = w.put(data)
+	case ActionTorn:
+		return w.tear(c, data)
+	}
+	return n, err
+}
+
+// put writes data at the operation's place, as far as there is space.
+func (w *write) put(data []byte) (int, error) {
+	return w.h.write(data, w.q.offset, w.flags, w.back)
+}
+
+// tear writes a part of data and answers as if it had been all, or with the
+// rule's error. The parts are those that the units of the file cut the data
+// into; the file ends where the last part that was written does.
+func (w *write) tear(c *change, data []byte) (int, error) {
+	at := w.q.offset
+	appends := !w.back && w.flags&unix.O_APPEND != 0
+	if appends { // the kernel names the end that it knows of; it lets one writer in at a time
+		var st unix.Statx_t
+		if err := statx(w.h.fd, &st); err != nil {
+			return 0, err
+		}
+		at = int64(st.Size)
+	}
+	for _, p := range c.tornParts(at, int64(len(data))) {
+		n, err := w.putAt(data[p.Offset-at:][:p.Size], p.Offset, appends)
+		if err != nil {
+			return 0, err
+		}
+		c.event.Bytes += int64(n)
+		c.event.Places = append(c.event.Places, p)
+	}
+	if c.then != 0 {
+		return 0, c.then
+	}
+	return len(data), nil
+}
+
+// putAt writes one part of a torn write. A part of an append that leaves a gap is no append any more.
+func (w *write) putAt(data []byte, off int64, appends bool) (int, error) {
+	part := *w
+	q := *w.q
+	q.offset, part.q = off, &q
+	if appends {
+		part.back = true // past the description, which would append
+	}
+	return part.put(data)
+}
+
+// tornParts draws which parts of a write reach the file: the units from the
+// first on to some point, or any of them, but never all. A write within one unit is lost.
+func (c *change) tornParts(at, size int64) []Place {
+	unit := int64(c.rule.IO.Torn.Unit)
+	first, last := at/unit, (at+size-1)/unit
+	units := last - first + 1
+	random := rand.New(c.src)
+	cut := func(from, to int64) Place { // units, to excluded
+		start, end := max(from*unit, at), min(to*unit, at+size)
+		return Place{Offset: start, Size: end - start}
+	}
+	if c.rule.IO.Torn.Kind == policy.Prefix {
+		if n := random.Int64N(units); n > 0 {
+			return []Place{cut(first, first+n)}
+		}
+		return nil
+	}
+	spared := first + random.Int64N(units) // one that is lost in any case
+	var parts []Place
+	for u := first; u <= last; {
+		from := u
+		for u <= last && u != spared && random.Uint64()&1 == 1 {
+			u++
+		}
+		if u > from {
+			parts = append(parts, cut(from, u))
+		}
+		u++ // the one that is lost
+	}
+	return parts
+}
