@@ -196,8 +196,18 @@ func eventLine(e keeper.Event) string {
 			s += fmt.Sprintf(" [%d+%d]", e.Offset, e.Size)
 		}
 		s += fmt.Sprintf(" by thread %d", e.PID)
+		switch e.Action {
+		case "", "error", "latency": // told below
+		case "short", "torn":
+			s += fmt.Sprintf(" %s: %d bytes", e.Action, e.Bytes)
+		default:
+			s += " " + e.Action
+		}
 		if e.LatencyMs > 0 {
 			s += fmt.Sprintf(" delayed %.3g ms", e.LatencyMs)
+			if e.Cut {
+				s += " (cut)"
+			}
 		}
 		if e.Errno != "" {
 			s += " -> " + e.Errno

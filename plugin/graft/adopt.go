@@ -40,12 +40,8 @@ func (a *attachment) adopt(d *tracer.Description) (int, error) {
 	case d.Flags&unix.O_PATH != 0:
 		return a.openSame(rel, unix.O_PATH|d.Flags&(unix.O_NOFOLLOW|unix.O_DIRECTORY), d)
 	}
-	// These act at open time only, and did so when the target opened the file (open(2)).
-	flags := d.Flags&^(unix.O_CREAT|unix.O_EXCL|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_TMPFILE&^unix.O_DIRECTORY) | unix.O_CLOEXEC | unix.O_NOCTTY
+	flags := openFlags(d)
 	directory := d.Mode&unix.S_IFMT == unix.S_IFDIR
-	if !directory {
-		flags &^= unix.O_DIRECTORY
-	}
 	if !d.Deleted {
 		fd, err := a.adoptAs(rel, flags, "", d)
 		if err == nil || directory {
@@ -63,22 +59,46 @@ func (a *attachment) adopt(d *tracer.Description) (int, error) {
 	return a.adoptAs(token, flags, token, d)
 }
 
+// openFlags are those to open another file with in the place of a description.
+func openFlags(d *tracer.Description) int {
+	// These act at open time only, and did so when the target opened the file (open(2)).
+	flags := d.Flags&^(unix.O_CREAT|unix.O_EXCL|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_TMPFILE&^unix.O_DIRECTORY) | unix.O_CLOEXEC | unix.O_NOCTTY
+	if d.Mode&unix.S_IFMT != unix.S_IFDIR {
+		flags &^= unix.O_DIRECTORY
+	}
+	return flags
+}
+
 // adoptAs opens rel on the layer while the server is armed to adopt d.
 func (a *attachment) adoptAs(rel string, flags int, token string, d *tracer.Description) (int, error) {
-	tid := unix.Gettid() // the tracer calls from one locked thread
 	below, _ := a.place.relative(d.Path)
-	if err := a.Server.Arm(tid, d.File, token, path.Join(a.place.path, below)); err != nil {
+	return a.adoption(d, d.File, token, path.Join(a.place.path, below), func() (int, error) { return a.open(rel, flags) })
+}
+
+// adopter makes files of a layer that wrap descriptions that are there.
+type adopter struct {
+	server  Server
+	mount   int // of the layer
+	adopted []AdoptedDescription
+	mapped  []int // files of the layer that will be mapped
+}
+
+// adoption opens a file of the layer, by the token or by whatever open opens, that
+// wraps the description in the place of d. name is what the target calls it.
+func (a *adopter) adoption(d *tracer.Description, description int, token, name string, open func() (int, error)) (int, error) {
+	tid := unix.Gettid() // the tracer calls from one locked thread
+	if err := a.server.Arm(tid, description, token, name); err != nil {
 		return -1, fmt.Errorf("adopt: %w", err)
 	}
-	fd, openErr := a.open(rel, flags)
+	fd, openErr := open()
 	if token != "" && openErr == nil {
 		// The name is unhashed at once: the file shows as deleted, as it did before.
-		if err := unix.Unlinkat(a.fuse.mount, token, 0); err != nil {
+		if err := unix.Unlinkat(a.mount, token, 0); err != nil {
 			openErr = fmt.Errorf("forget the name it was adopted by: %w", err)
 			_ = unix.Close(fd)
 		}
 	}
-	handle, adopted, err := a.Server.Disarm(tid)
+	handle, adopted, err := a.server.Disarm(tid)
 	switch {
 	case openErr != nil:
 		return -1, fmt.Errorf("open on the layer: %w", openErr)
@@ -89,7 +109,7 @@ func (a *attachment) adoptAs(rel string, flags int, token string, d *tracer.Desc
 		_ = unix.Close(fd)
 		return -1, errors.New("adopt: the layer opened another file")
 	}
-	original, err := unix.FcntlInt(uintptr(d.File), unix.F_DUPFD_CLOEXEC, 3)
+	original, err := unix.FcntlInt(uintptr(description), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		_ = unix.Close(fd)
 		return -1, fmt.Errorf("keep the original: %w", err)
@@ -104,6 +124,30 @@ func (a *attachment) adoptAs(rel string, flags int, token string, d *tracer.Desc
 		a.mapped = append(a.mapped, dup)
 	}
 	return fd, nil
+}
+
+// knowSizes has the kernel ask for the sizes of files that are about to be
+// mapped. A page fault beyond the size that it knows raises SIGBUS, and does not
+// ask for the size of now (filemap_fault, mm/filemap.c): the file may have grown
+// since it was opened.
+func (a *adopter) knowSizes() error {
+	for _, fd := range a.mapped {
+		var x unix.Statx_t
+		if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_SIZE, &x); err != nil {
+			return fmt.Errorf("size of a mapped file: %w", err)
+		}
+	}
+	return nil
+}
+
+// close lets go of what the swap kept; the target has its own.
+func (a *adopter) close() {
+	for _, d := range a.adopted {
+		_ = unix.Close(d.File)
+	}
+	for _, fd := range a.mapped {
+		_ = unix.Close(fd)
+	}
 }
 
 func (a *attachment) open(rel string, flags int) (int, error) {

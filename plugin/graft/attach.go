@@ -110,9 +110,8 @@ type attachment struct {
 	dev     uint64
 	group   *peerGroup
 	groupFD int // root of the mount that left its group
-	adopted []AdoptedDescription
-	mapped  []int // files of the layer that will be mapped
-	rep     *Report
+	adopter
+	rep *Report
 }
 
 // prepare does all that can be done while the target runs and nothing of it can see.
@@ -149,6 +148,7 @@ func (a *attachment) prepare(ctx context.Context) (err error) {
 	if a.fuse, err = newFuseMount(a.ID, a.place.mode, attrs); err != nil {
 		return err
 	}
+	a.adopter = adopter{server: a.Server, mount: a.fuse.mount}
 	if a.dev, err = device(a.fuse.mount); err != nil {
 		return err
 	}
@@ -182,13 +182,8 @@ func (a *attachment) mountLayer() error {
 	if err := a.Step(StepMount); err != nil {
 		return err
 	}
-	// A page fault beyond the size that the kernel knows raises SIGBUS, and does not ask
-	// for the size of now (filemap_fault, mm/filemap.c): the file may have grown since it was opened.
-	for _, fd := range a.mapped {
-		var x unix.Statx_t
-		if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_SIZE, &x); err != nil {
-			return fmt.Errorf("size of a mapped file: %w", err)
-		}
+	if err := a.knowSizes(); err != nil {
+		return err
 	}
 	return a.ns.do(func() error {
 		if a.group != nil {
@@ -253,10 +248,5 @@ func (a *attachment) release() {
 			_ = unix.Close(fd)
 		}
 	}
-	for _, d := range a.adopted {
-		_ = unix.Close(d.File)
-	}
-	for _, fd := range a.mapped {
-		_ = unix.Close(fd)
-	}
+	a.adopter.close()
 }

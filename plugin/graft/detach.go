@@ -129,10 +129,9 @@ func (d *detachment) original(o *tracer.Description) (int, error) {
 		return d.originalOfMap(o)
 	}
 	if o.Kind == tracer.Descriptor && o.Flags&unix.O_PATH == 0 {
-		var handle uint64
-		_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(o.File), uintptr(d.HandleIoctl), uintptr(unsafe.Pointer(&handle)))
-		if e != 0 {
-			return -1, fmt.Errorf("ask the layer for its handle: %w", e)
+		handle, err := handleOf(o.File, d.HandleIoctl)
+		if err != nil {
+			return -1, err
 		}
 		if d.sample < 0 && o.Mode&unix.S_IFMT == unix.S_IFREG {
 			var err error
@@ -147,6 +146,15 @@ func (d *detachment) original(o *tracer.Description) (int, error) {
 		return lower, err
 	}
 	return reopenPath(lower, o)
+}
+
+// handleOf asks the layer under which handle it knows an open file.
+func handleOf(fd int, request uint) (handle uint64, err error) {
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(unsafe.Pointer(&handle)))
+	if e != 0 {
+		return 0, fmt.Errorf("ask the layer for its handle: %w", e)
+	}
+	return handle, nil
 }
 
 // reopenPath gives an O_PATH descriptor the flags that fdinfo showed. It takes lower over.

@@ -37,6 +37,19 @@ func (r *Report) add(t *tracer.Report) {
 	r.Skipped = append(r.Skipped, t.Skipped...)
 }
 
+// Add adds what another swap did to the same target; nil is none.
+func (r *Report) Add(o *Report) {
+	if o == nil {
+		return
+	}
+	r.Prepare += o.Prepare
+	r.Pause += o.Pause
+	r.Stopped = append(r.Stopped, o.Stopped...)
+	r.Swapped = append(r.Swapped, o.Swapped...)
+	r.Skipped = append(r.Skipped, o.Skipped...)
+	r.Notes = append(r.Notes, o.Notes...)
+}
+
 // addStragglers adds a pass that may have found nothing.
 func (r *Report) addStragglers(t *tracer.Report) {
 	skipped := r.Skipped

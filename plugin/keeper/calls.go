@@ -17,6 +17,8 @@ const (
 	callServe   = "serve"   // serveCall, fds: device, backing, mount[, peer group]
 	callRules   = "rules"   // rulesCall
 	callStatus  = "status"  // layerCall -> []RuleStatus
+	callRetired = "retired" // layerCall -> []graft.RetiredFile
+	callRelease = "release" // releaseCall -> int (operations)
 	callSwapper = "swapper" // swapperCall, fds: the server's end of a pair with the swapper
 	callEnd     = "end"     // layerCall: let go of a layer that was taken off
 	// server to keeper, on a pair of its own
@@ -61,6 +63,11 @@ type layerCall struct {
 	Layer string `json:"layer"`
 }
 
+type releaseCall struct {
+	Layer string `json:"layer"`
+	Rule  string `json:"rule,omitempty"` // empty: all
+}
+
 type swapperCall struct {
 	Layer string `json:"layer"`
 	PID   int    `json:"pid"`
@@ -94,16 +101,18 @@ type locksCall struct {
 
 // job is what a swapper has to do.
 type job struct {
-	Graft      string          `json:"graft"`
-	Target     graft.Target    `json:"target"`
-	Path       string          `json:"path"`
-	Deadline   time.Duration   `json:"deadline"`
-	RequireAll bool            `json:"requireAll,omitempty"`
-	Detach     bool            `json:"detach,omitempty"`
-	Dead       bool            `json:"dead,omitempty"` // detach: the server is dead
-	Layer      graft.LayerInfo `json:"layer"`
-	// FailAt makes the swapper fail before that step; tests of the rollback set it through
-	// FAULTGRAFT_TEST_FAIL_AT and FAULTGRAFT_TEST_FAIL_DETACH_AT in the keeper's environment.
+	Graft      string        `json:"graft"`
+	Target     graft.Target  `json:"target"`
+	Path       string        `json:"path"`
+	Deadline   time.Duration `json:"deadline"`
+	RequireAll bool          `json:"requireAll,omitempty"`
+	Detach     bool          `json:"detach,omitempty"`
+	Dead       bool          `json:"dead,omitempty"` // detach: the server is dead
+	// Reswap are the files of the layer to move, instead of a graft or an ungraft.
+	Reswap []graft.RetiredFile `json:"reswap,omitempty"`
+	Layer  graft.LayerInfo     `json:"layer"`
+	// FailAt makes the swapper fail before that step; tests of the rollback set it through FAULTGRAFT_TEST_FAIL_AT,
+	// FAULTGRAFT_TEST_FAIL_DETACH_AT and FAULTGRAFT_TEST_FAIL_RESWAP_AT in the keeper's environment.
 	FailAt string `json:"failAt,omitempty"`
 }
 

@@ -192,13 +192,17 @@ func (c *Client) Recover(ctx context.Context, id string) error {
 
 // Ungraft takes a graft off and returns it with the report of that.
 func (c *Client) Ungraft(ctx context.Context, id string) (Graft, error) {
-	return c.ask(ctx, id, http.MethodDelete, "", nil)
+	var g Graft
+	err := c.ask(ctx, id, http.MethodDelete, "", nil, &g)
+	return g, err
 }
 
 // Update changes the rules of a graft in place, and returns it with the report
 // of the files that had to be moved for that.
 func (c *Client) Update(ctx context.Context, id string, change Change) (Graft, error) {
-	return c.ask(ctx, id, http.MethodPut, "/rules", change)
+	var g Graft
+	err := c.ask(ctx, id, http.MethodPut, "/rules", change, &g)
+	return g, err
 }
 
 // Find returns a graft.
@@ -208,18 +212,17 @@ func (c *Client) Find(ctx context.Context, id string) (Graft, error) {
 }
 
 // ask has the keeper of a graft do something with it.
-func (c *Client) ask(ctx context.Context, id, method, what string, in any) (Graft, error) {
+func (c *Client) ask(ctx context.Context, id, method, what string, in, out any) error {
 	key, _, err := c.find(ctx, id)
 	if err != nil {
-		return Graft{}, err
+		return err
 	}
-	var g Graft
-	err = c.call(ctx, key, method, "/v1/grafts/"+id+what, in, &g)
+	err = c.call(ctx, key, method, "/v1/grafts/"+id+what, in, out)
 	var status *statusError
 	if errors.As(err, &status) && status.code == http.StatusNotFound || isGone(err) {
-		return Graft{}, fmt.Errorf("%w: %s ended just now", ErrNoGraft, id)
+		return fmt.Errorf("%w: %s ended just now", ErrNoGraft, id)
 	}
-	return g, err
+	return err
 }
 
 // find looks for the keeper of a graft.

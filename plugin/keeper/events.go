@@ -38,15 +38,23 @@ type Event struct {
 	Path   string    `json:"path,omitempty"`
 	Rule   string    `json:"rule,omitempty"`
 	Op     string    `json:"op,omitempty"`
-	Offset int64     `json:"offset,omitempty"`
-	Size   int64     `json:"size,omitempty"`
+	// Action is what a rule did to the operation.
+	Action string `json:"action,omitempty"`
+	Offset int64  `json:"offset,omitempty"`
+	Size   int64  `json:"size,omitempty"`
 	// PID is the thread that made the call; UID its user.
 	PID   uint32 `json:"pid,omitempty"`
 	UID   uint32 `json:"uid,omitempty"`
 	Errno string `json:"errno,omitempty"`
 	// LatencyMs is an injected delay, PauseMs how long a target stood still; milliseconds.
+	// Cut: the delay ended before its time, by a signal, a release or the end of the rule.
 	LatencyMs float64 `json:"latencyMs,omitempty"`
+	Cut       bool    `json:"cut,omitempty"`
 	PauseMs   float64 `json:"pauseMs,omitempty"`
+	// Bytes is how much an operation transferred that was cut short, or of a write that was torn;
+	// Places are the bytes that were corrupted, or the parts of a torn write that reached the file.
+	Bytes  int64          `json:"bytes,omitempty"`
+	Places []fusefs.Place `json:"places,omitempty"`
 	// N is the number of the operation among those that the rule matched.
 	N       uint64 `json:"n,omitempty"`
 	Message string `json:"message,omitempty"`
@@ -99,7 +107,7 @@ func (l *EventLog) Close() error { return l.f.Close() }
 func faultEvent(graft string, t Target, e fusefs.Event) Event {
 	v := Event{
 		Time: e.Time, Type: EventFault, Graft: graft, Target: t.ID, Name: t.Name, Path: e.Path, Rule: e.Rule, Op: e.Op.String(),
-		Offset: e.Offset, Size: e.Size, PID: e.PID, UID: e.UID, LatencyMs: float64(e.Latency) / float64(time.Millisecond), N: e.N,
+		Action: string(e.Action), Cut: e.Cut, Bytes: e.Bytes, Places: e.Places, Offset: e.Offset, Size: e.Size, PID: e.PID, UID: e.UID, LatencyMs: float64(e.Latency) / float64(time.Millisecond), N: e.N,
 	}
 	if e.Errno != 0 {
 		v.Errno = errnoName(e.Errno)

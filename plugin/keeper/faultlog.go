@@ -9,13 +9,15 @@ import (
 )
 
 // faultLog writes a layer's faults to the event log, off the path of the request.
+// While nothing happens it has no memory to speak of.
 type faultLog struct {
 	log    *EventLog
-	events chan fusefs.Event
+	wake   chan struct{} // holds one; closed at the end
 	done   chan struct{}
 	call   serveCall
 	logger *slog.Logger
 	mu     sync.Mutex
+	queue  []fusefs.Event
 	lost   uint64
 	closed bool
 }
@@ -28,7 +30,7 @@ func newFaultLog(dir string, c serveCall, logger *slog.Logger) (*faultLog, error
 	if err != nil {
 		return nil, err
 	}
-	f := &faultLog{log: l, events: make(chan fusefs.Event, faultQueue), done: make(chan struct{}), call: c, logger: logger}
+	f := &faultLog{log: l, wake: make(chan struct{}, 1), done: make(chan struct{}), call: c, logger: logger}
 	go f.run()
 	return f, nil
 }
@@ -36,23 +38,33 @@ func newFaultLog(dir string, c serveCall, logger *slog.Logger) (*faultLog, error
 func (f *faultLog) record(e fusefs.Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.closed {
+	switch {
+	case f.closed:
+		return
+	case len(f.queue) == faultQueue:
+		f.lost++
 		return
 	}
+	f.queue = append(f.queue, e)
 	select {
-	case f.events <- e:
-	default:
-		f.lost++
+	case f.wake <- struct{}{}:
+	default: // it is awake
 	}
 }
 
 func (f *faultLog) run() {
 	defer close(f.done)
-	for e := range f.events {
-		if err := f.log.Write(faultEvent(f.call.Layer, f.call.Target, e)); err != nil {
-			f.mu.Lock()
-			f.lost++
-			f.mu.Unlock()
+	for range f.wake {
+		f.mu.Lock()
+		all := f.queue
+		f.queue = nil
+		f.mu.Unlock()
+		for _, e := range all {
+			if err := f.log.Write(faultEvent(f.call.Layer, f.call.Target, e)); err != nil {
+				f.mu.Lock()
+				f.lost++
+				f.mu.Unlock()
+			}
 		}
 	}
 }
@@ -60,8 +72,8 @@ func (f *faultLog) run() {
 func (f *faultLog) close() {
 	f.mu.Lock()
 	f.closed = true
+	close(f.wake) // what is queued has woken run already
 	f.mu.Unlock()
-	close(f.events)
 	<-f.done
 	if f.lost > 0 {
 		e := Event{Type: EventLost, Graft: f.call.Layer, Target: f.call.Target.ID, N: f.lost, Message: fmt.Sprintf("%d faults were injected but not logged: the log could not keep up or is full", f.lost)}

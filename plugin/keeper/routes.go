@@ -13,10 +13,11 @@ type apiError struct {
 
 // routes is the control API of a keeper: HTTP and JSON on its root-only socket.
 //
-//	GET    /v1/grafts             -> []Graft
-//	POST   /v1/grafts             Request -> Graft, with its report
-//	PUT    /v1/grafts/{id}/rules  Change -> Graft, with the report of files that were swapped again
-//	DELETE /v1/grafts/{id}        -> Graft, with the report of the ungraft
+//	GET    /v1/grafts               -> []Graft
+//	POST   /v1/grafts               Request -> Graft, with its report
+//	PUT    /v1/grafts/{id}/rules    Change -> Graft, with the report of files that were swapped again
+//	POST   /v1/grafts/{id}/release  Release -> Released
+//	DELETE /v1/grafts/{id}          -> Graft, with the report of the ungraft
 func (k *keeper) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/grafts", func(w http.ResponseWriter, _ *http.Request) {
@@ -34,7 +35,7 @@ func (k *keeper) routes() http.Handler {
 			k.undo(g)
 			return
 		}
-		k.reply(w, g, err)
+		reply(w, g, err)
 	})
 	mux.HandleFunc("PUT /v1/grafts/{id}/rules", func(w http.ResponseWriter, r *http.Request) {
 		var c Change
@@ -42,11 +43,19 @@ func (k *keeper) routes() http.Handler {
 			return
 		}
 		g, err := k.change(r.PathValue("id"), c)
-		k.reply(w, g, err)
+		reply(w, g, err)
+	})
+	mux.HandleFunc("POST /v1/grafts/{id}/release", func(w http.ResponseWriter, r *http.Request) {
+		var c Release
+		if !decode(w, r, &c) {
+			return
+		}
+		n, err := k.release(r.PathValue("id"), c)
+		reply(w, n, err)
 	})
 	mux.HandleFunc("DELETE /v1/grafts/{id}", func(w http.ResponseWriter, r *http.Request) {
 		g, err := k.recover(r.PathValue("id"), "asked for")
-		k.reply(w, g, err)
+		reply(w, g, err)
 		if err == nil {
 			k.endIfIdle()
 		}
@@ -65,10 +74,10 @@ func decode(w http.ResponseWriter, r *http.Request, into any) bool {
 	return true
 }
 
-func (k *keeper) reply(w http.ResponseWriter, g Graft, err error) {
+func reply[T any](w http.ResponseWriter, v T, err error) {
 	switch {
 	case err == nil:
-		answer(w, http.StatusOK, g)
+		answer(w, http.StatusOK, v)
 	case errors.Is(err, errEnding):
 		answer(w, http.StatusServiceUnavailable, apiError{Error: err.Error()})
 	case errors.Is(err, errNoGraft):

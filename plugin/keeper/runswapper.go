@@ -93,7 +93,7 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 // swapperDied rolls a graft back whose swapper was lost in the middle: the
 // target's threads have restored themselves, but objects may be on the layer.
 func (k *keeper) swapperDied(h *held, j job, err error) (*graft.Report, error) {
-	if j.Detach || h.mount < 0 {
+	if j.Detach || len(j.Reswap) > 0 || h.mount < 0 {
 		return nil, err
 	}
 	k.o.Logger.Warn("roll the graft back", "graft", h.ID, "err", err)
@@ -116,7 +116,7 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 	h := d.h
 	switch r.Method {
 	case callJob:
-		if !d.job.Detach {
+		if !d.job.Detach && len(d.job.Reswap) == 0 {
 			return d.job, nil, nil
 		}
 		fds, err := dupAll(h.backing, h.mount, h.peer)

@@ -118,6 +118,16 @@ func (s *server) handle(r *wire.Request) (any, []int, error) {
 			out = append(out, RuleStatus{Name: st.Name, Text: st.Text, Matched: st.Matched, Fired: st.Fired, Expires: st.Expires, Expired: st.Expired})
 		}
 		return out, nil, nil
+	case callRelease:
+		var c releaseCall
+		if err := r.Decode(&c); err != nil {
+			return nil, nil, err
+		}
+		l, err := s.layer(c.Layer)
+		if err != nil {
+			return nil, nil, err
+		}
+		return l.layer.ReleaseHung(c.Rule), nil, nil
 	case callSwapper:
 		return nil, nil, s.attachSwapper(r)
 	case callEnd:

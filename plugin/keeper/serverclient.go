@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 
+	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/wire"
 )
 
@@ -63,6 +64,13 @@ func (s *serverClient) call(method string, in, out any, fds ...int) error {
 func (s *serverClient) status(id string) ([]RuleStatus, error) {
 	var out []RuleStatus
 	err := s.call(callStatus, layerCall{Layer: id}, &out)
+	return out, err
+}
+
+// retired lists the files of a layer that bypass it although a rule can match them.
+func (s *serverClient) retired(id string) ([]graft.RetiredFile, error) {
+	var out []graft.RetiredFile
+	err := s.call(callRetired, layerCall{Layer: id}, &out)
 	return out, err
 }
 

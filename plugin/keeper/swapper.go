@@ -18,7 +18,7 @@ type SwapperOptions struct {
 	Keeper, Server int
 }
 
-// RunSwapper is the swapper process: one graft or ungraft, and it is gone.
+// RunSwapper is the swapper process: one graft, ungraft or move of open files, and it is gone.
 func RunSwapper(o SwapperOptions) error {
 	raiseDescriptorLimit()
 	conn, err := wire.FromDescriptor(o.Keeper)
@@ -40,9 +40,12 @@ func RunSwapper(o SwapperOptions) error {
 		return fmt.Errorf("swapper: %w", err)
 	}
 	var res result
-	if j.Detach {
+	switch {
+	case j.Detach:
 		res.Report, err = detach(j, k, server, fds)
-	} else {
+	case len(j.Reswap) > 0:
+		res.Report, err = reswap(j, k, server, fds)
+	default:
 		res.Report, err = graft.Attach(context.Background(), graft.AttachOptions{
 			ID: j.Graft, Target: j.Target, Path: j.Path, Keeper: k, Server: server, HandleIoctl: fusefs.IoctlHandle,
 			Deadline: j.Deadline, RequireAll: j.RequireAll, Step: j.step(),
@@ -77,20 +80,39 @@ func (j job) step() func(string) error {
 	}
 }
 
-func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report, error) {
+// layer puts together what came with a job on a layer that is there.
+func (j job) layer(fds []int) (graft.Layer, error) {
 	if len(fds) < 2 {
-		wire.CloseAll(fds)
-		return nil, fmt.Errorf("swapper: a detach job with %d descriptors", len(fds))
+		return graft.Layer{}, fmt.Errorf("swapper: a job on a layer with %d descriptors", len(fds))
 	}
 	l := graft.Layer{Device: -1, Backing: fds[0], Mount: fds[1], PeerGroup: -1, Info: j.Layer}
 	if len(fds) > 2 {
 		l.PeerGroup = fds[2]
 	}
+	return l, nil
+}
+
+func reswap(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report, error) {
 	defer wire.CloseAll(fds)
+	l, err := j.layer(fds)
+	if err != nil {
+		return nil, err
+	}
+	return graft.Reswap(context.Background(), graft.ReswapOptions{
+		Target: j.Target, Layer: l, Files: j.Reswap, Keeper: k, Server: server, HandleIoctl: fusefs.IoctlHandle,
+		Deadline: j.Deadline, RequireAll: j.RequireAll, Step: j.step(),
+	})
+}
+
+func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report, error) {
+	defer wire.CloseAll(fds)
+	l, err := j.layer(fds)
+	if err != nil {
+		return nil, err
+	}
 	var adopted []graft.AdoptedDescription
 	if j.Dead {
 		server = nil
-		var err error
 		if adopted, err = k.originals(); err != nil {
 			return nil, err
 		}

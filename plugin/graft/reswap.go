@@ -1,0 +1,196 @@
+package graft
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/faultgraft/faultgraft/tracer"
+	"golang.org/x/sys/unix"
+)
+
+// RetiredFile is a file of a layer that is open in passthrough mode, so that the
+// kernel serves it, while a rule has come that can match it. Its look-ups give
+// another inode of the same number by now; what is open has to be moved there.
+type RetiredFile struct {
+	// Node is the FUSE node id of the old inode, Ino the inode number of both.
+	Node uint64 `json:"node"`
+	Ino  uint64 `json:"ino"`
+	// Path is as the target sees it.
+	Path string `json:"path"`
+}
+
+// ReswapOptions say which files of a layer to move.
+type ReswapOptions struct {
+	Target Target
+	// Layer is what the keeper holds; only its Mount and Info are used, and stay the caller's.
+	Layer  Layer
+	Files  []RetiredFile
+	Keeper Keeper
+	Server Server
+	// HandleIoctl is the ioctl(2) request by which the layer tells the handle of an open file.
+	HandleIoctl uint
+	// Deadline bounds how long the processes may be stopped; 0 means DefaultDeadline.
+	Deadline time.Duration
+	// RequireAll turns an object that cannot be moved into an error.
+	RequireAll bool
+	// Step is called before each step with its name; an error makes the swap roll back. For tests.
+	Step func(step string) error
+}
+
+// Reswap moves what is open of retired files to new files of the same layer,
+// which wrap the very same descriptions. Only processes that hold one of these
+// files are stopped. On an error each of them has a file that works, the old one
+// or the new one.
+func Reswap(ctx context.Context, o ReswapOptions) (*Report, error) {
+	if o.Deadline == 0 {
+		o.Deadline = DefaultDeadline
+	}
+	if o.Step == nil {
+		o.Step = func(string) error { return nil }
+	}
+	r := &reswap{ReswapOptions: o, adopter: adopter{server: o.Server, mount: o.Layer.Mount}, files: map[uint64]RetiredFile{}, rep: &Report{}}
+	for _, f := range o.Files {
+		r.files[f.Node] = f
+	}
+	defer r.close()
+	if err := r.run(ctx); err != nil {
+		return nil, fmt.Errorf("move open files of %s that a new rule can match: %w", o.Layer.Info.Path, err)
+	}
+	return r.rep, nil
+}
+
+type reswap struct {
+	ReswapOptions
+	adopter
+	files map[uint64]RetiredFile // by node
+	rep   *Report
+}
+
+func (r *reswap) run(ctx context.Context) error {
+	swap := tracer.Options{
+		// Where others see the layer too, nobody but the tree gets faults.
+		Processes: reachableProcesses, Match: r.match, Replace: r.replace, Locks: r.locks,
+		Stopped: r.knowSizes, Step: r.Step, Deadline: r.Deadline, RequireAll: r.RequireAll,
+		// Closing a file of the layer waits for the server; no slot is empty for that long.
+		NeverEmpty: true,
+	}
+	if r.Target.Tree {
+		swap.Processes = r.Target.Processes
+	}
+	t, err := tracer.Swap(ctx, swap)
+	if err != nil {
+		return err
+	}
+	r.rep.add(t)
+	// Processes without such a file were not stopped, and may have got one from one that was.
+	for range stragglerPasses {
+		t, err := tracer.Swap(ctx, swap)
+		if err != nil {
+			return errors.Join(err, r.handOver())
+		}
+		r.rep.addStragglers(t)
+		if len(t.Swapped) == 0 {
+			break
+		}
+	}
+	if err := r.Step(StepHandOver); err != nil {
+		return err
+	}
+	return r.handOver()
+}
+
+// handOver leaves the descriptions with the keeper, for the day the server dies.
+func (r *reswap) handOver() error { return r.Keeper.Adopted(r.adopted) }
+
+// match picks descriptors and maps of the old inodes. Directories are never
+// retired, and an O_PATH descriptor does no I/O.
+func (r *reswap) match(o *tracer.Object) bool {
+	if o.Dev != r.Layer.Info.Dev || o.Mode&unix.S_IFMT != unix.S_IFREG {
+		return false
+	}
+	var link string
+	switch {
+	case o.Kind == tracer.Descriptor && o.Flags&unix.O_PATH == 0:
+		link = fmt.Sprintf("/proc/%d/fd/%d", o.TID, o.FD)
+	case o.Kind == tracer.Map:
+		link = fmt.Sprintf("/proc/%d/map_files/%x-%x", o.TID, o.Start, o.End)
+	default:
+		return false
+	}
+	node, err := nodeOf(link)
+	if err != nil {
+		return false // closed or unmapped meanwhile
+	}
+	_, ok := r.files[node]
+	return ok
+}
+
+// nodeOf asks the kernel for the FUSE node id behind a link of procfs. Old and new
+// inode have the same number, but not the same file handle: the one of FUSE holds the
+// node id, high half first (fuse_encode_fh, fs/fuse/inode.c). No request is sent.
+func nodeOf(link string) (uint64, error) {
+	h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, link, unix.AT_SYMLINK_FOLLOW)
+	if err != nil {
+		return 0, fmt.Errorf("file handle of %s: %w", link, err)
+	}
+	b := h.Bytes()
+	if len(b) < 8 {
+		return 0, fmt.Errorf("file handle of %s: %d bytes", link, len(b))
+	}
+	return uint64(binary.NativeEndian.Uint32(b))<<32 | uint64(binary.NativeEndian.Uint32(b[4:])), nil
+}
+
+// replace makes a file of the new inode over the description behind d.
+func (r *reswap) replace(d *tracer.Description) (int, error) {
+	handle, err := handleOf(d.File, r.HandleIoctl)
+	if err != nil {
+		return -1, err
+	}
+	description, err := r.Server.Description(handle)
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = unix.Close(description) }() // the server has its own
+	name, flags := r.nameOf(d), openFlags(d)
+	if rel, below := relativeTo(r.Layer.Info.Path, name); below && rel != "" {
+		fd, err := r.adoption(d, description, "", name, func() (int, error) {
+			return unix.Openat2(r.mount, rel, &unix.OpenHow{
+				Flags: uint64(flags), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
+			})
+		})
+		if err == nil {
+			return fd, nil
+		}
+		// Unlinked, renamed over, or hidden below another mount.
+	}
+	token, err := randomName()
+	if err != nil {
+		return -1, err
+	}
+	return r.adoption(d, description, token, name, func() (int, error) { return unix.Openat(r.mount, token, flags, 0) })
+}
+
+// nameOf is what the target calls the file.
+func (r *reswap) nameOf(d *tracer.Description) string {
+	for _, f := range r.files {
+		if f.Ino == d.Ino {
+			return f.Path
+		}
+	}
+	return d.Path
+}
+
+// locks are the POSIX locks that go with the close of the old file.
+func (r *reswap) locks(o *tracer.Object) []tracer.Lock {
+	if o.Kind != tracer.Descriptor {
+		return nil
+	}
+	locks, err := r.Server.PosixLocks(o.PID, o.Ino)
+	if err != nil {
+		r.rep.Notes = append(r.rep.Notes, fmt.Sprintf("%s: its POSIX locks are lost: %v", o, err))
+	}
+	return locks
+}
