@@ -67,7 +67,7 @@ func makePlan(c *Container, rules []policy.Rule, grafts []keeper.Graft, applied 
 			since = a.Since
 		}
 		if known || lives { // a rule that is moved to another graft keeps its clock
-			r.Trigger.TTL -= now.Sub(since)
+			r.Trigger = r.Trigger.Aged(now.Sub(since))
 		}
 		if known && !lives && (a.Done || r.Trigger.TTL <= 0) {
 			p.ended++

@@ -21,6 +21,7 @@ func TestCallerMatch(t *testing.T) {
 		{"comm with a slash", Caller{Comm: []string{"kworker*"}}, CallerInfo{Comm: "kworker/0:1"}, true},
 		{"comm, ? for a slash", Caller{Comm: []string{"kworker?0*"}}, CallerInfo{Comm: "kworker/0:1"}, true},
 		{"comm, class and alternatives", Caller{Comm: []string{"{a,b}[0-9]"}}, CallerInfo{Comm: "b7"}, true},
+		{"comm, class with a slash in the name", Caller{Comm: []string{"a[!/b]c"}}, CallerInfo{Comm: "a/c"}, true},
 		{"comm, empty name", Caller{Comm: []string{"*"}}, CallerInfo{}, true},
 		{"exe", Caller{Exe: []string{"/usr/lib/postgresql/*/bin/postgres"}}, pg, true},
 		{"exe, anywhere", Caller{Exe: []string{"/**/postgres"}}, pg, true},

@@ -122,7 +122,7 @@ func (s OpSet) MarshalText() ([]byte, error) {
 	if s&^GroupAll != 0 {
 		return nil, fmt.Errorf("a set of operations with unknown members (%#x)", uint64(s))
 	}
-	return []byte(s.short()), nil
+	return []byte(s.short(GroupAll)), nil
 }
 
 // UnmarshalText reads names of operations and groups joined with plus signs.
@@ -139,16 +139,16 @@ func (s *OpSet) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// short is like String, but names whole groups by their name.
-func (s OpSet) short() string {
-	if s == GroupAll {
-		return "all"
-	}
+// short is like String, but names whole groups by their name. fitting are the
+// operations on which the rule's fields mean something: a group stands also for
+// what is left of it without those that no program calls.
+func (s OpSet) short(fitting OpSet) string {
 	var names []string
-	for _, g := range groupNames {
-		if s&groups[g] == groups[g] {
+	for _, g := range []string{"all", "data", "meta", "sync"} {
+		ops := groups[g] & fitting
+		if ops != 0 && groups[g]&^ops&^opsUncalled == 0 && s&ops == ops {
 			names = append(names, g)
-			s &^= groups[g]
+			s &^= ops
 		}
 	}
 	if s != 0 {

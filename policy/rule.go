@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"math"
 	"reflect"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -76,7 +74,7 @@ type Trigger struct {
 	AfterBytes uint64 `json:"afterBytes,omitempty"`
 	// Times is how often the rule fires at most; 0 means without limit.
 	Times uint64 `json:"times,omitempty"`
-	// Delay is how long after its activation the rule begins to match.
+	// Delay is how long after its activation the rule begins to match. Below 0: how long ago its pulses began, see Aged.
 	Delay time.Duration `json:"delay,omitempty"`
 	// Active and Idle make pulses after Delay: the rule matches for Active, then
 	// rests for Idle, and so on. Both are 0 for a rule without pulses. An operation
@@ -102,6 +100,9 @@ func (r Rule) Check() error {
 		return fmt.Errorf("rule %q: a ttl of %v makes no sense", r.Name, r.Trigger.TTL)
 	}
 	r.Text, r.Trigger.TTL = "", math.MaxInt64
+	if r.Trigger.Active > 0 && r.Trigger.Idle > 0 {
+		r.Trigger.Delay = max(r.Trigger.Delay, 0) // see Aged
+	}
 	again, err := ParseRule(r.Name, r.String(), Defaults{MaxTTL: math.MaxInt64})
 	if err != nil {
 		return fmt.Errorf("rule %q: %w", r.Name, err)
@@ -118,42 +119,4 @@ func (r *Rule) EnsureSeed(random func() uint64) {
 	if !r.Trigger.Seeded {
 		r.Trigger.Seed, r.Trigger.Seeded = random(), true
 	}
-}
-
-// String writes the rule in the rule language, every field but the name; it
-// parses to an equal rule (Text aside).
-func (r Rule) String() string {
-	var b strings.Builder
-	field := func(name, value string) { b.WriteString(" " + name + "=" + value) }
-	if r.IO != nil {
-		b.WriteString("io")
-		if len(r.IO.Errors) > 0 {
-			field("error", ErrnoName(r.IO.Errors[0].Errno))
-		}
-		if r.IO.Latency != nil {
-			field("latency", r.IO.Latency.Base.String())
-		}
-		field("op", r.IO.Ops.short())
-		field("path", quote(r.IO.Path))
-		if len(r.IO.Exclude) > 0 {
-			field("exclude", quote(strings.Join(r.IO.Exclude, ",")))
-		}
-	}
-	t := r.Trigger
-	if t.P != 1 {
-		field("p", strconv.FormatFloat(t.P, 'g', -1, 64))
-	}
-	for _, n := range []struct {
-		name  string
-		value uint64
-	}{{"after", t.After}, {"every", t.Every}, {"times", t.Times}} {
-		if n.value != 0 {
-			field(n.name, strconv.FormatUint(n.value, 10))
-		}
-	}
-	field("ttl", t.TTL.String())
-	if t.Seeded {
-		field("seed", strconv.FormatUint(t.Seed, 10))
-	}
-	return b.String()
 }

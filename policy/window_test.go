@@ -164,3 +164,33 @@ func TestAfterBytesModel(t *testing.T) {
 		}
 	})
 }
+
+// TestAged shows that a rule which is made anew matches at the very times at
+// which the old one would have.
+func TestAged(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		ms := func(name string, least, most int64) time.Duration {
+			return time.Duration(rapid.Int64Range(least, most).Draw(t, name)) * time.Millisecond
+		}
+		r, err := ParseRule("r", "io error=EIO op=read path=/d ttl=1s", Defaults{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Trigger.Delay = ms("delay", 0, 500)
+		if rapid.Bool().Draw(t, "pulses") {
+			r.Trigger.Active, r.Trigger.Idle = ms("active", 1, 300), ms("idle", 1, 300)
+		}
+		age := ms("age", 0, 999)
+		old := NewCounter(r.Trigger, start)
+		r.Trigger = r.Trigger.Aged(age)
+		again := NewCounter(r.Trigger, start.Add(age))
+		for at := age; at < 1100*time.Millisecond; at += time.Millisecond {
+			if now := start.Add(at); old.Awake(now) != again.Awake(now) || old.Expired(now) != again.Expired(now) {
+				t.Fatalf("%v after the start the old rule is awake: %v, the new one: %v", at, old.Awake(now), again.Awake(now))
+			}
+		}
+		if err := r.Check(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
