@@ -5,30 +5,24 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // attrNames are the fields of attr.
-var attrNames = []string{"ino", "size", "blocks", "atime", "mtime", "ctime", "kind", "perm", "nlink", "uid", "gid", "rdev"}
+var attrNames = []string{"ino", "size", "blocks", "atime", "mtime", "ctime", "perm", "nlink", "uid", "gid"}
 
 // attrHints are what stat(2), stat(1) and Chaos Mesh call them.
 var attrHints = map[string]string{
-	"mode": "kind and perm", "type": "kind", "permission": "perm", "permissions": "perm", "links": "nlink", "owner": "uid", "group": "gid",
-	"inode": "ino", "dev": "no field: st_dev is the layer's", "btime": "atime, mtime or ctime", "birth": "atime, mtime or ctime", "user": "uid",
+	"mode": "perm", "permission": "perm", "permissions": "perm", "links": "nlink", "owner": "uid", "group": "gid",
+	"inode": "ino", "btime": "atime, mtime or ctime", "birth": "atime, mtime or ctime", "user": "uid",
 }
 
-var kindNames = []string{"regular", "directory", "symlink", "fifo", "socket", "char", "block"}
-
-var kindBits = []uint32{syscall.S_IFREG, syscall.S_IFDIR, syscall.S_IFLNK, syscall.S_IFIFO, syscall.S_IFSOCK, syscall.S_IFCHR, syscall.S_IFBLK}
-
-// kindHints are what find(1), stat(1) and Chaos Mesh call them.
-var kindHints = map[string]string{
-	"f": "regular", "d": "directory", "l": "symlink", "p": "fifo", "s": "socket", "c": "char", "b": "block",
-	"file": "regular", "reg": "regular", "regularfile": "regular", "dir": "directory", "link": "symlink", "lnk": "symlink",
-	"pipe": "fifo", "namedpipe": "fifo", "sock": "socket", "chardevice": "char", "blockdevice": "block", "chr": "char", "blk": "block",
+// fixedAttrs are those that the kernel takes from the object it knows, whatever
+// the answer says (fs/fuse/dir.c, fuse_fillattr and fuse_do_getattr).
+var fixedAttrs = map[string]string{
+	"dev":  "it is that of the layer's mount",
+	"kind": "an object whose kind changes is a broken one for the kernel, and every call on it fails",
+	"rdev": "the kernel tells the number of the device that an open would reach",
 }
 
 func (p *ruleParser) attr(w word) *SyntaxError {
@@ -42,7 +36,9 @@ func (p *ruleParser) attr(w word) *SyntaxError {
 		}
 		name, v := part.text[:colon], part.part(colon+1, len(part.text))
 		switch {
-		case slices.Index(attrNames, name) < 0:
+		case fixedAttrs[name] != "":
+			return p.at(part.at(0), "leave it out", "the attribute %s cannot be overridden: %s", name, fixedAttrs[name])
+		case !slices.Contains(attrNames, name):
 			fix := "did you mean " + attrHints[strings.ToLower(name)] + "?"
 			if attrHints[strings.ToLower(name)] == "" {
 				fix = suggest(name, attrNames, "the attributes are "+strings.Join(attrNames, ", "))
@@ -78,8 +74,6 @@ func (p *ruleParser) attribute(a *Attr, name string, v value) *SyntaxError {
 		err = set(&a.Mtime)(p.instant(v))
 	case "ctime":
 		err = set(&a.Ctime)(p.instant(v))
-	case "kind":
-		err = set(&a.Kind)(p.kind(v))
 	case "perm":
 		err = set(&a.Perm)(p.perm(v))
 	case "nlink":
@@ -88,8 +82,6 @@ func (p *ruleParser) attribute(a *Attr, name string, v value) *SyntaxError {
 		err = set(&a.UID)(p.number32(v, "the uid", maxID))
 	case "gid":
 		err = set(&a.GID)(p.number32(v, "the gid", maxID))
-	case "rdev":
-		err = set(&a.Rdev)(p.device(v))
 	}
 	return err
 }
@@ -131,47 +123,12 @@ func (p *ruleParser) instant(v value) (time.Time, *SyntaxError) {
 	return t, nil
 }
 
-func (p *ruleParser) kind(v value) (uint32, *SyntaxError) {
-	if i := slices.Index(kindNames, v.text); i >= 0 {
-		return kindBits[i], nil
-	}
-	fix := "did you mean " + kindHints[strings.ToLower(v.text)] + "?"
-	if kindHints[strings.ToLower(v.text)] == "" {
-		fix = suggest(v.text, kindNames, "the kinds are "+strings.Join(kindNames, ", "))
-	}
-	return 0, p.at(v.at(0), fix, "unknown kind of file %q", v.text)
-}
-
-func kindName(bits uint32) string {
-	for i, b := range kindBits {
-		if b == bits {
-			return kindNames[i]
-		}
-	}
-	return "0" + strconv.FormatUint(uint64(bits), 8) // not one that a rule can say; see Check
-}
-
 func (p *ruleParser) perm(v value) (uint32, *SyntaxError) {
 	n, err := strconv.ParseUint(v.text, 8, 32)
 	if err != nil || n > 0o7777 {
 		return 0, p.at(v.at(0), "write an octal number from 0 to 07777, such as 0600", "%q are not permissions", v.text)
 	}
 	return uint32(n), nil
-}
-
-// device reads MAJOR:MINOR as ls -l and /proc/partitions have them; the kernel
-// has 12 and 20 bits for them (include/linux/kdev_t.h).
-func (p *ruleParser) device(v value) (uint64, *SyntaxError) {
-	colon := strings.IndexByte(v.text, ':')
-	if colon < 0 {
-		return 0, p.at(v.at(0), "write MAJOR:MINOR, such as rdev:8:1", "%q is not a device", v.text)
-	}
-	major, err := p.number(v.part(0, colon), "the major number", 0, 1<<12-1)
-	if err != nil {
-		return 0, err
-	}
-	minor, err := p.number(v.part(colon+1, len(v.text)), "the minor number", 0, 1<<20-1)
-	return unix.Mkdev(uint32(major), uint32(minor)), err
 }
 
 // text writes the attributes as a rule does.
@@ -199,17 +156,11 @@ func (a *Attr) text() string {
 	instant("atime", a.Atime)
 	instant("mtime", a.Mtime)
 	instant("ctime", a.Ctime)
-	if a.Kind != nil {
-		add("kind", kindName(*a.Kind))
-	}
 	if a.Perm != nil {
 		add("perm", "0"+strconv.FormatUint(uint64(*a.Perm), 8))
 	}
 	number32("nlink", a.Nlink)
 	number32("uid", a.UID)
 	number32("gid", a.GID)
-	if a.Rdev != nil {
-		add("rdev", strconv.FormatUint(uint64(unix.Major(*a.Rdev)), 10)+":"+strconv.FormatUint(uint64(unix.Minor(*a.Rdev)), 10))
-	}
 	return strings.Join(parts, ",")
 }

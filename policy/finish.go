@@ -54,6 +54,10 @@ func (p *ruleParser) checkActions() *SyntaxError {
 		}
 		return p.at(p.end(), "add error=EIO, latency=100ms or another action of docs/faults.md", "the rule does nothing: no action is given")
 	}
+	if waits := p.given(waitFields); len(waits) > 0 && p.rule.IO.Space != nil {
+		space := p.given([]string{"nospace", "quota"})[0]
+		return p.at(max(waits[0].at, space.at), "write a rule of its own for the wait", "%s and %s cannot stand together", space.name, waits[0].name)
+	}
 	if len(outcomes) < 2 || len(outcomes) == 2 && p.rule.IO.Torn != nil && len(p.rule.IO.Errors) > 0 {
 		return nil
 	}
@@ -152,20 +156,12 @@ func (p *ruleParser) checkTrigger() *SyntaxError {
 	case rests && !pulses:
 		return p.at(idle.at, "add active, how long each pulse is", "idle without active")
 	}
-	io := p.rule.IO
-	if w, ok := p.seen["afterBytes"]; ok && io.Ops&OpsMoving == 0 {
+	w, ok := p.seen["afterBytes"]
+	switch {
+	case ok && p.rule.IO.Space != nil:
+		return p.at(w.at, "add those bytes to nospace or quota", "afterBytes cannot stand with what counts bytes itself")
+	case ok && p.rule.IO.Ops&OpsMoving == 0:
 		return p.at(w.at, "add one of "+OpsMoving.list()+" to op, or use after", "afterBytes counts the bytes of reads and writes: the rule has neither")
-	}
-	if io.Space == nil {
-		return nil
-	}
-	space := p.given([]string{"nospace", "quota"})[0]
-	for _, w := range p.given([]string{"p", "after", "every", "times", "nth", "afterBytes"}) {
-		errno := "ENOSPC"
-		if io.Space.Quota {
-			errno = "EDQUOT"
-		}
-		return p.at(w.at, "say when with delay, active and idle, or use error="+errno+" for single operations", "%s and %s cannot stand together: what is full is full for every operation", space.name, w.name)
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ var (
 	opsLost    = setOf(OpWrite, OpMmapWrite, OpFsync, OpFdatasync, OpFsyncdir)
 	// opsSpace take space, and tell how much there is.
 	opsSpace = setOf(OpWrite, OpMmapWrite, OpFallocate, OpCopyFileRange, OpCreate, OpMkdir, OpMknod, OpSymlink, OpLink, OpTmpfile, OpSetxattr, OpStatfs)
-	opsAttr  = setOf(OpGetattr, OpLookup)
+	opsAttr  = setOf(OpGetattr)
 )
 
 // fit is a field that means something for some operations only.
