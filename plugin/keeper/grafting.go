@@ -128,7 +128,11 @@ func (k *keeper) rollBack(h *held) error {
 	server := k.server
 	k.mu.Unlock()
 	j := k.detachJob(h)
-	j.Dead = !server.alive()
+	if j.Dead = !server.alive(); !j.Dead {
+		if err := server.call(callRules, rulesCall{Layer: h.ID, Start: time.Now()}, nil); err != nil {
+			k.o.Logger.Warn("end the rules", "graft", h.ID, "err", err)
+		}
+	}
 	if _, err := k.detach(h, j, server); err != nil {
 		return fmt.Errorf("%w: %w", errLeft, err)
 	}

@@ -48,6 +48,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	shrink(o.Logger)
 	return k.run(ctx)
 }
 

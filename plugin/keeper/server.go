@@ -43,6 +43,7 @@ func RunServer(o ServerOptions) error {
 	}
 	defer func() { _ = news.Close() }()
 	s := &server{o: o, layers: map[string]*servedLayer{}, news: newNews(news, o.Logger)}
+	shrink(o.Logger)
 	err = conn.Serve(s.handle)
 	s.mu.Lock()
 	orphans := make([]*servedLayer, 0, len(s.layers))
