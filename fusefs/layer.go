@@ -36,7 +36,7 @@ type Layer struct {
 	fuse.RawFileSystem // what is not implemented is answered with ENOSYS
 
 	o      Options
-	server *fuse.Server
+	device *device   // nil until Serve
 	notify *notifier // nil until Serve
 	creds  *credentials
 
@@ -62,10 +62,6 @@ const (
 	stateServing
 	stateClosed
 )
-
-// maxRequest is the size of the largest read or write request (bytes): the
-// kernel's own limit, FUSE_MAX_MAX_PAGES (fs/fuse/fuse_i.h).
-const maxRequest = 1 << 20
 
 // New makes a layer that is not served yet. When it fails, it has closed
 // Options.Device and Options.Root.
@@ -123,39 +119,14 @@ func (l *Layer) Serve() error {
 	}
 	raiseFileLimit(l.o.Logger)
 	unix.Umask(0)
-	// go-fuse closes the device when the connection ends; notifications are written through this duplicate, so that its number cannot be reused under them.
-	device, err := unix.FcntlInt(uintptr(l.o.Device), unix.F_DUPFD_CLOEXEC, 3)
+	d, err := newDevice(l.o.Device, l, l.protocolOptions())
 	if err != nil {
 		_ = unix.Close(l.o.Device)
 		l.finish()
-		return fmt.Errorf("fault layer of %q: duplicate /dev/fuse: %w", l.o.Prefix, err)
-	}
-	server, err := fuse.NewServer(l, fmt.Sprintf("/dev/fd/%d", l.o.Device), &fuse.MountOptions{
-		Name:          "faultgraft",
-		MaxWrite:      maxRequest,
-		MaxBackground: 64,
-		EnableLocks:   true,
-		EnableAcl:     true,
-		DisableSplice: true, // reads go through our own buffer, which a 1 MiB pipe could not hold (fs.pipe-max-size)
-		// Atomic O_TRUNC: an open that truncates is one operation, as for the file system below. KILLPRIV_V2: the kernel neither asks for
-		// security.capability before each write nor chmods; it says when suid and sgid have to go. DONT_MASK: the umask belongs to us, as default ACLs replace it.
-		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_SETXATTR_EXT | fuse.CAP_DONT_MASK |
-			fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_HAS_EXPIRE_ONLY,
-		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
-		Logger:               log.New(&logWriter{l.o.Logger}, "", 0),
-	})
-	if err != nil {
-		_ = unix.Close(device)
-		l.finish()
 		return fmt.Errorf("fault layer of %q: FUSE handshake (is the mount of this /dev/fuse descriptor made?): %w", l.o.Prefix, err)
 	}
-	l.server = server
-	flags := server.KernelSettings().Flags64()
-	l.directMap = flags&fuse.CAP_DIRECT_IO_ALLOW_MMAP != 0
-	l.expireOnly = flags&fuse.CAP_HAS_EXPIRE_ONLY != 0
-	l.notify = &notifier{fd: device, server: server, expire: l.expireOnly, log: l.o.Logger}
 	go func() {
-		server.Serve() // returns when all its readers have, and with them all requests
+		d.wait() // returns when all its readers have ended, and with them all requests
 		l.finish()
 	}()
 	return nil
@@ -179,19 +150,28 @@ func (l *Layer) Close() error {
 
 // finish closes what the layer holds. No request is running any more.
 func (l *Layer) finish() {
-	l.state.Store(stateClosed)
-	l.rules.Swap(&ruleSet{}).end()
+	l.endRules()
 	l.armed.close()
 	l.handles.close()
 	l.nodes.close()
-	if l.notify != nil {
+	if l.device != nil {
 		l.notify.close()
+		_ = unix.Close(l.o.Device) // the connection has ended
 	}
 	close(l.closed)
 }
 
+// endRules ends all rules, and lets none come after them.
+func (l *Layer) endRules() {
+	l.state.Store(stateClosed)
+	l.rules.Swap(&ruleSet{}).end()
+}
+
 // String names the file system, for go-fuse.
 func (l *Layer) String() string { return "faultgraft" }
+
+// newProtocolLog is where go-fuse writes.
+func newProtocolLog(l *slog.Logger) *log.Logger { return log.New(&logWriter{l}, "", 0) }
 
 // logWriter passes go-fuse's messages on.
 type logWriter struct{ l *slog.Logger }

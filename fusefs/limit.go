@@ -70,7 +70,7 @@ func (l *Layer) trim() {
 	l.notify.start(func() {
 		defer l.trimming.Store(false)
 		for _, k := range idle {
-			_ = l.server.EntryNotify(k.dir.id, k.name) // ENOENT: gone by itself
+			_ = l.notify.dropEntry(k.dir.id, k.name) // ENOENT: gone by itself
 		}
 	})
 }

@@ -198,7 +198,7 @@ func over(t testing.TB, s setup) *bench {
 	})
 	must(t, b.Serve())
 	must(t, unix.MoveMount(mount, "", unix.AT_FDCWD, b.mnt, unix.MOVE_MOUNT_F_EMPTY_PATH))
-	noPoll(t, b.mnt, fi.IsDir())
+	noPoll(t, b.mnt, b.back, fi.IsDir())
 	if f := os.NewFile(3, "report"); f != nil {
 		var st unix.Stat_t
 		if unix.Stat(b.mnt, &st) == nil {
@@ -212,9 +212,13 @@ func over(t testing.TB, s setup) *bench {
 // noPoll makes the kernel learn that the file system has no poll. Go registers
 // each file that it opens with epoll, in a call that keeps its processor, so
 // that a process that serves what it opens could wait for itself.
-func noPoll(t testing.TB, mnt string, dir bool) {
+func noPoll(t testing.TB, mnt, back string, dir bool) {
 	if dir {
-		mnt = filepath.Join(mnt, ".go-fuse-epoll-hack") // go-fuse answers for this name itself
+		f, err := os.CreateTemp(back, "poll")
+		must(t, err)
+		must(t, f.Close())
+		defer func() { must(t, os.Remove(f.Name())) }()
+		mnt = filepath.Join(mnt, filepath.Base(f.Name()))
 	}
 	fd, err := unix.Open(mnt, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	must(t, err)

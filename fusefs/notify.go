@@ -16,11 +16,10 @@ import (
 // for requests that are being answered (page locks, a directory's lock), so it
 // is never sent from the goroutine of one, nor with a lock held.
 type notifier struct {
-	server *fuse.Server
+	device *device
 	expire bool
 	log    *slog.Logger
 
-	fd     int // a duplicate of the device
 	mu     sync.Mutex
 	closed bool
 	wg     sync.WaitGroup
@@ -31,25 +30,45 @@ func (n *notifier) close() {
 	n.closed = true
 	n.mu.Unlock()
 	n.wg.Wait()
-	_ = unix.Close(n.fd) // a duplicate
+}
+
+// Notifications (enum fuse_notify_code in include/uapi/linux/fuse.h) are answers without a request.
+func notification(code int32, body unsafe.Pointer, size uintptr, name string) []byte {
+	b := make([]byte, headerSize, headerSize+int(size)+len(name)+1)
+	b = append(b, unsafe.Slice((*byte)(body), size)...)
+	if name != "" {
+		b = append(append(b, name...), 0)
+	}
+	*(*fuse.OutHeader)(unsafe.Pointer(&b[0])) = fuse.OutHeader{Length: uint32(len(b)), Status: code}
+	return b
+}
+
+// send sends a notification, unless the connection is gone.
+func (n *notifier) send(b []byte) error {
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return unix.ENODEV
+	}
+	n.wg.Add(1)
+	n.mu.Unlock()
+	defer n.wg.Done()
+	_, err := n.device.write(b)
+	return err
 }
 
 // expireEntry has the kernel ask again about a name, without dropping it: an
 // invalidation would also unhash the entry, and a process that has it as its
-// working directory would see it as deleted. go-fuse cannot send the flag
-// (FUSE_EXPIRE_ONLY, Linux 6.2).
+// working directory would see it as deleted (FUSE_EXPIRE_ONLY, Linux 6.2).
 func (n *notifier) expireEntry(dir uint64, name string) error {
-	type message struct {
-		fuse.OutHeader
-		fuse.NotifyInvalEntryOut
-	}
-	m := message{
-		OutHeader:           fuse.OutHeader{Status: -fuse.NOTIFY_INVAL_ENTRY},
-		NotifyInvalEntryOut: fuse.NotifyInvalEntryOut{Parent: dir, NameLen: uint32(len(name)), Flags: fuse.EXPIRE_ONLY},
-	}
-	m.Length = uint32(int(unsafe.Sizeof(m)) + len(name) + 1)
-	b := append(append(unsafe.Slice((*byte)(unsafe.Pointer(&m)), unsafe.Sizeof(m)), name...), 0)
-	return retry(func() error { _, err := unix.Write(n.fd, b); return err })
+	o := fuse.NotifyInvalEntryOut{Parent: dir, NameLen: uint32(len(name)), Flags: fuse.EXPIRE_ONLY}
+	return n.send(notification(-fuse.NOTIFY_INVAL_ENTRY, unsafe.Pointer(&o), unsafe.Sizeof(o), name))
+}
+
+// dropEntry has the kernel forget a name.
+func (n *notifier) dropEntry(dir uint64, name string) error {
+	o := fuse.NotifyInvalEntryOut{Parent: dir, NameLen: uint32(len(name))}
+	return n.send(notification(-fuse.NOTIFY_INVAL_ENTRY, unsafe.Pointer(&o), unsafe.Sizeof(o), name))
 }
 
 // start runs f beside the caller, unless the connection is gone; close waits for it.
@@ -119,9 +138,11 @@ func (l *Layer) dropCaches(set *ruleSet) {
 
 // inode drops an inode's pages and attributes, from an offset on; -1 is attributes only.
 func (n *notifier) inode(id uint64, off int64) {
-	// ENOENT: the kernel does not know the inode any more. ENOSYS: the connection is closed.
-	if st := n.server.InodeNotify(id, off, 0); !st.Ok() && st != fuse.ENOENT && st != fuse.ENOSYS && st != fuse.EBADF && st != fuse.ENODEV {
-		n.log.Warn("drop the kernel's cache of a file", "err", st)
+	o := fuse.NotifyInvalInodeOut{Ino: id, Off: off}
+	// ENOENT: the kernel does not know the inode any more. ENODEV, EPERM: the connection is closed.
+	err := n.send(notification(-fuse.NOTIFY_INVAL_INODE, unsafe.Pointer(&o), unsafe.Sizeof(o), ""))
+	if err != nil && err != unix.ENOENT && err != unix.ENODEV && err != unix.EPERM {
+		n.log.Warn("drop the kernel's cache of a file", "err", err)
 	}
 }
 
@@ -129,7 +150,7 @@ func (n *notifier) entry(dir uint64, name string) {
 	if !n.expire {
 		return // asked again when cacheTime is over
 	}
-	if err := n.expireEntry(dir, name); err != nil && err != unix.ENOENT && err != unix.ENOTDIR && err != unix.ENODEV && err != unix.EBADF && err != unix.EPERM {
+	if err := n.expireEntry(dir, name); err != nil && err != unix.ENOENT && err != unix.ENOTDIR && err != unix.ENODEV && err != unix.EPERM {
 		n.log.Warn("expire a name that the kernel has cached", "name", name, "err", err)
 	}
 }

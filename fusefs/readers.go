@@ -1,0 +1,235 @@
+package fusefs
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// reader is one goroutine that reads requests and answers them.
+type reader struct {
+	d *device
+	// turn is even while the reader reads, and odd while it answers. Who raises it from an odd value has replaced the reader.
+	turn   atomic.Uint64
+	unique atomic.Uint64 // the request being answered; 0 for none
+	in     []byte        // room for the largest request
+	out    []byte        // room for an answer without data
+	inMap  []byte        // what in is part of
+	data   []byte        // room for the largest answer with data; nil until needed
+
+	mu          sync.Mutex
+	cancel      chan struct{} // closed by an interrupt
+	interrupted bool
+}
+
+// The payload of a write and the data of a read begin on a page, so that they
+// can go to and come from files that are open with O_DIRECT.
+const (
+	pageSize   = 4096
+	writeStart = int(unsafe.Sizeof(fuse.WriteIn{}))
+	headerSize = int(unsafe.Sizeof(fuse.OutHeader{}))
+	inBytes    = maxRequest + 2*pageSize
+	outBytes   = 512
+)
+
+func (d *device) newReader() (*reader, error) {
+	in, err := mapBuffer(inBytes)
+	if err != nil {
+		return nil, err
+	}
+	r := &reader{d: d, in: in[pageSize-writeStart:], inMap: in, out: make([]byte, outBytes), cancel: make(chan struct{})}
+	d.mu.Lock()
+	d.all[r] = struct{}{}
+	d.mu.Unlock()
+	return r, nil
+}
+
+// mapBuffer allocates outside of Go's heap: pages that were never touched cost
+// nothing, and the garbage collector does not count them.
+func mapBuffer(size int) ([]byte, error) {
+	return unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+}
+
+// dataBuffer gives room for a header and so much data, which begins on a page.
+func (r *reader) dataBuffer(size int) ([]byte, error) {
+	if r.data == nil {
+		b, err := mapBuffer(inBytes)
+		if err != nil {
+			return nil, err
+		}
+		r.data = b
+	}
+	return r.data[pageSize-headerSize : pageSize+size], nil
+}
+
+// free gives the buffers back. Nothing refers to them any more.
+func (r *reader) free() {
+	r.d.mu.Lock()
+	delete(r.d.all, r)
+	r.d.mu.Unlock()
+	_ = unix.Munmap(r.inMap) // only fails for what is not mapped
+	if r.data != nil {
+		_ = unix.Munmap(r.data)
+	}
+}
+
+func (r *reader) header() *fuse.InHeader { return (*fuse.InHeader)(unsafe.Pointer(&r.in[0])) }
+
+// readDevice waits for a request.
+func (r *reader) readDevice() (int, syscall.Errno) {
+	n, _, e := unix.Syscall(unix.SYS_READ, uintptr(r.d.fd), uintptr(unsafe.Pointer(&r.in[0])), uintptr(len(r.in)))
+	return int(n), e
+}
+
+// run reads and answers until another reader is there for it.
+func (r *reader) run() {
+	d := r.d
+	defer d.wg.Done()
+	for {
+		if d.active.Load() > 1 && !d.pending() && d.leave() {
+			r.rest()
+			return
+		}
+		n, e := d.next(r)
+		switch e {
+		case 0:
+		case unix.EINTR, unix.EAGAIN, unix.ENOENT: // ENOENT: it was interrupted before it was read
+			continue
+		default:
+			if e != unix.ENODEV {
+				d.log.Error("read requests from /dev/fuse", "err", e)
+			}
+			d.active.Add(-1)
+			d.end()
+			r.free()
+			return
+		}
+		turn := r.turn.Add(1)
+		d.stir()
+		r.serve(n)
+		if !r.turn.CompareAndSwap(turn, turn+1) { // replaced meanwhile
+			r.rest()
+			return
+		}
+	}
+}
+
+// rest keeps a reader for later, or frees it. Its goroutine ends.
+func (r *reader) rest() {
+	if !r.d.over.Load() {
+		select {
+		case r.d.spare <- r:
+			return
+		default:
+		}
+	}
+	r.free()
+}
+
+// begin says which request is being answered; the answers to come may be interrupted.
+func (r *reader) begin(unique uint64) {
+	r.unique.Store(unique)
+}
+
+// finish ends what begin began.
+func (r *reader) finish() {
+	r.mu.Lock()
+	r.unique.Store(0)
+	if r.interrupted {
+		r.interrupted, r.cancel = false, make(chan struct{})
+	}
+	r.mu.Unlock()
+}
+
+// interrupt tells whoever answers a request to stop waiting, if it is still the one that is meant.
+func (r *reader) interrupt(unique uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.unique.Load() != unique {
+		return false
+	}
+	if !r.interrupted {
+		r.interrupted = true
+		close(r.cancel)
+	}
+	return true
+}
+
+// pending reports whether a request waits to be read.
+func (d *device) pending() bool {
+	p := unix.PollFd{Fd: int32(d.fd), Events: unix.POLLIN}
+	var now unix.Timespec
+	n, _, _ := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	return n == 1
+}
+
+// activate makes a reader read, in a goroutine of its own.
+func (d *device) activate(r *reader) {
+	d.active.Add(1)
+	d.wg.Add(1)
+	go r.run()
+}
+
+// another brings a further reader into the rotation.
+func (d *device) another() {
+	if d.over.Load() {
+		return
+	}
+	select {
+	case r := <-d.spare:
+		d.activate(r)
+		return
+	default:
+	}
+	r, err := d.newReader()
+	if err != nil {
+		d.log.Error("no memory for another reader of requests; those that are there go on", "err", err)
+		return
+	}
+	d.activate(r)
+}
+
+// replace takes a reader out of the rotation that answers a request, and puts
+// another in if it was the last. turn is the one it was seen at.
+func (d *device) replace(r *reader, turn uint64) {
+	if turn%2 == 0 || !r.turn.CompareAndSwap(turn, turn+1) {
+		return // it is done, or was replaced before
+	}
+	if d.active.Add(-1) == 0 {
+		d.another()
+	}
+}
+
+// leave takes a reader out of the rotation, unless it is the last.
+func (d *device) leave() bool {
+	for {
+		n := d.active.Load()
+		if n <= 1 {
+			return false
+		}
+		if d.active.CompareAndSwap(n, n-1) {
+			return true
+		}
+	}
+}
+
+// next reads a request.
+func (d *device) next(r *reader) (int, syscall.Errno) {
+	began := nanotime()
+	if d.active.Load() == 1 {
+		d.polling.wait(d, began)
+	}
+	n, e := r.readDevice()
+	if nanotime()-began > int64(immediate) {
+		d.backlog.Store(0)
+	} else if d.backlog.Add(1) >= backlogLimit && int(d.active.Load()) < runtime.NumCPU() {
+		d.backlog.Store(0)
+		d.another()
+	}
+	return n, e
+}
