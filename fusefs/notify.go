@@ -136,11 +136,15 @@ func (l *Layer) dropCaches(set *ruleSet) {
 	}
 }
 
+func (n *notifier) dropInode(id uint64, off int64) error {
+	o := fuse.NotifyInvalInodeOut{Ino: id, Off: off}
+	return n.send(notification(-fuse.NOTIFY_INVAL_INODE, unsafe.Pointer(&o), unsafe.Sizeof(o), ""))
+}
+
 // inode drops an inode's pages and attributes, from an offset on; -1 is attributes only.
 func (n *notifier) inode(id uint64, off int64) {
-	o := fuse.NotifyInvalInodeOut{Ino: id, Off: off}
+	err := n.dropInode(id, off)
 	// ENOENT: the kernel does not know the inode any more. ENODEV, EPERM: the connection is closed.
-	err := n.send(notification(-fuse.NOTIFY_INVAL_INODE, unsafe.Pointer(&o), unsafe.Sizeof(o), ""))
 	if err != nil && err != unix.ENOENT && err != unix.ENODEV && err != unix.EPERM {
 		n.log.Warn("drop the kernel's cache of a file", "err", err)
 	}
@@ -159,9 +163,9 @@ func (n *notifier) entry(dir uint64, name string) {
 // to the caller without keeping it. It is safe in the goroutine of that request:
 // without pages to drop the kernel waits for nothing.
 func (n *notifier) passOn(id uint64) bool {
-	st := n.server.InodeNotify(id, -1, 0)
-	if !st.Ok() {
-		n.log.Warn("attributes stay as they are: the kernel did not drop those that it has", "err", st)
+	err := n.dropInode(id, -1)
+	if err != nil {
+		n.log.Warn("attributes stay as they are: the kernel did not drop those that it has", "err", err)
 	}
-	return st.Ok()
+	return err == nil
 }
