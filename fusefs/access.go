@@ -1,11 +1,6 @@
 package fusefs
 
 import (
-	"os"
-	"slices"
-	"strconv"
-	"strings"
-
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/faultgraft/faultgraft/policy"
@@ -33,19 +28,8 @@ func inAccess(tid uint32) bool { return inCall(tid, accessCalls) }
 // checks permissions or seeks to the end of a file.
 func inStat(h *fuse.InHeader) bool { return h.Pid != 0 && inCall(h.Pid, statCalls) }
 
-// inCall reports whether a thread that waits in the kernel is in one of these system calls (proc(5), /proc/pid/syscall).
+// inCall reports whether a thread is in one of these system calls.
 func inCall(tid uint32, calls []int) bool {
-	for range 100 { // "running" until it has gone to sleep
-		b, err := os.ReadFile(procOf(tid, "syscall"))
-		if err != nil {
-			return false
-		}
-		call, _, _ := strings.Cut(strings.TrimSpace(string(b)), " ")
-		if call == "running" {
-			continue
-		}
-		nr, err := strconv.Atoi(call)
-		return err == nil && slices.Contains(calls, nr)
-	}
-	return false
+	c, ok := callOf(tid)
+	return ok && c.among(calls)
 }

@@ -9,3 +9,6 @@ var accessCalls = []int{unix.SYS_FACCESSAT, unix.SYS_FACCESSAT2}
 
 // statCalls are the system calls by which a program asks for attributes.
 var statCalls = []int{unix.SYS_FSTAT, unix.SYS_FSTATAT, unix.SYS_STATX, unix.SYS_IO_URING_ENTER}
+
+// chownCalls change an owner.
+var chownCalls = []int{unix.SYS_FCHOWN, unix.SYS_FCHOWNAT}

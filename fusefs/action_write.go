@@ -37,8 +37,17 @@ func (w *write) as(c *change, data []byte) (n int, err error) {
 }
 
 // put writes data at the operation's place, as far as there is space.
-func (w *write) put(data []byte) (int, error) {
-	return w.h.write(data, w.q.offset, w.flags, w.back)
+func (w *write) put(data []byte) (n int, err error) {
+	if w.back && w.h.flags.Load()&(unix.O_APPEND|unix.O_DIRECT) != 0 {
+		if _, err := w.h.alias(true); err != nil { // opened by us, not by the caller
+			return 0, err
+		}
+	}
+	err = w.l.creds.asWriter(w.q.header, func() error {
+		n, err = w.h.write(data, w.q.offset, w.flags, w.back)
+		return err
+	})
+	return n, err
 }
 
 // tear writes a part of data and answers as if it had been all, or with the

@@ -73,24 +73,13 @@ func exeOf(tid uint32) string {
 // innermostPID is the id that a thread's process has in its own PID namespace,
 // 0 if the thread is gone (NStgid of proc(5), /proc/pid/status).
 func innermostPID(tid uint32) uint32 {
-	b, err := os.ReadFile(procOf(tid, "status"))
+	ids := statusLine(tid, "NStgid:")
+	if len(ids) == 0 {
+		return 0
+	}
+	n, err := strconv.ParseUint(ids[len(ids)-1], 10, 32)
 	if err != nil {
 		return 0
 	}
-	for line := range strings.Lines(string(b)) {
-		rest, ok := strings.CutPrefix(line, "NStgid:")
-		if !ok {
-			continue
-		}
-		ids := strings.Fields(rest)
-		if len(ids) == 0 {
-			return 0
-		}
-		n, err := strconv.ParseUint(ids[len(ids)-1], 10, 32)
-		if err != nil {
-			return 0
-		}
-		return uint32(n)
-	}
-	return 0
+	return uint32(n)
 }

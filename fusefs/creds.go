@@ -1,12 +1,8 @@
 package fusefs
 
 import (
-	"bufio"
 	"fmt"
-	"os"
 	"runtime"
-	"strconv"
-	"strings"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -20,11 +16,16 @@ import (
 // would keep set-group-ID bits that the caller may not set.
 type credentials struct {
 	permitted [2]unix.CapUserData
+	writing   [2]unix.CapUserData // those of asWriter
 	groups    []int
 }
 
 // passing are the capabilities that a call on behalf of another user keeps.
 const passing = 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_FOWNER | 1<<unix.CAP_MKNOD
+
+// fileCaps are the capabilities that setfsuid(2) drops with the uid 0 and raises with it.
+const fileCaps = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_FOWNER | 1<<unix.CAP_FSETID |
+	1<<unix.CAP_LINUX_IMMUTABLE | 1<<unix.CAP_MKNOD
 
 func newCredentials() (*credentials, error) {
 	c := &credentials{}
@@ -32,6 +33,10 @@ func newCredentials() (*credentials, error) {
 	if err := unix.Capget(&head, &c.permitted[0]); err != nil {
 		return nil, fmt.Errorf("read own capabilities: %w", err)
 	}
+	// What setfsuid(2) leaves (CAP_FS_MASK of include/uapi/linux/capability.h), without CAP_SYS_RESOURCE; the rest is for checks that come after the open.
+	c.writing = c.permitted
+	c.writing[0].Effective &^= fileCaps | 1<<unix.CAP_SYS_RESOURCE
+	c.writing[0].Effective |= c.permitted[0].Permitted & (1 << unix.CAP_FSETID)
 	g, err := unix.Getgroups()
 	if err != nil {
 		return nil, fmt.Errorf("read own groups: %w", err)
@@ -81,6 +86,27 @@ func (c *credentials) as(h *fuse.InHeader, withGroups bool, f func() error) erro
 	return retry(f)
 }
 
+// asWriter runs f, which changes what an open file holds, so that it takes no
+// block that the caller may not take: not those reserved for root
+// (ext4_has_free_clusters in fs/ext4/balloc.c asks for the fsuid), and none
+// past a quota (ignore_hardlimit in fs/quota/dquot.c asks for
+// CAP_SYS_RESOURCE). Set-ID bits are dropSetID's affair: CAP_FSETID stays.
+func (c *credentials) asWriter(h *fuse.InHeader, f func() error) error {
+	if h.Uid == 0 {
+		return retry(f)
+	}
+	runtime.LockOSThread() // credentials are per thread in the kernel
+	defer runtime.UnlockOSThread()
+	_, _, _ = unix.RawSyscall(unix.SYS_SETFSUID, uintptr(h.Uid), 0, 0)
+	defer func() { _, _, _ = unix.RawSyscall(unix.SYS_SETFSUID, 0, 0, 0) }() // see as
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	now := c.writing
+	if err := unix.Capset(&head, &now[0]); err != nil {
+		return err
+	}
+	return retry(f)
+}
+
 // keep raises what setfsuid dropped from the effective set and the call needs.
 func (c *credentials) keep() error {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -104,45 +130,25 @@ func setgroups(g []uint32) error {
 	return nil
 }
 
-// groupsOf reads the supplementary groups of a thread from /proc. A thread that
-// is gone has none.
-func groupsOf(tid uint32) []uint32 {
-	out := []uint32{}
-	f, err := os.Open("/proc/" + strconv.FormatUint(uint64(tid), 10) + "/status")
-	if err != nil {
-		return out
-	}
-	defer func() { _ = f.Close() }() // read only
-	s := bufio.NewScanner(f)
-	for s.Scan() {
-		rest, ok := strings.CutPrefix(s.Text(), "Groups:")
-		if !ok {
-			continue
-		}
-		for _, w := range strings.Fields(rest) {
-			if g, err := strconv.ParseUint(w, 10, 32); err == nil {
-				out = append(out, uint32(g))
-			}
-		}
-		break
-	}
-	return out
-}
-
 // access checks the caller's rights on an object, with its ids and groups and
 // without capabilities of ours.
 func (c *credentials) access(h *fuse.InHeader, fd int, mask uint32) error {
 	const faccessat2 = 439 // the same on every architecture; AT_EMPTY_PATH since Linux 5.8
-	call := func() error {
+	return c.plainly(h, func() error {
 		empty := [1]byte{}
 		_, _, e := unix.Syscall6(faccessat2, uintptr(fd), uintptr(unsafe.Pointer(&empty[0])), uintptr(mask), unix.AT_EMPTY_PATH|unix.AT_EACCESS, 0, 0)
 		if e != 0 {
 			return e
 		}
 		return nil
-	}
+	})
+}
+
+// plainly runs f, which makes one system call, with the caller's ids and groups
+// and, unless it is root, without the capabilities that pass checks of files.
+func (c *credentials) plainly(h *fuse.InHeader, f func() error) error {
 	if h.Uid == 0 {
-		return call()
+		return retry(f)
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -162,7 +168,7 @@ func (c *credentials) access(h *fuse.InHeader, fd int, mask uint32) error {
 	defer func() { _, _, _ = unix.RawSyscall(unix.SYS_SETFSGID, 0, 0, 0) }()
 	_, _, _ = unix.RawSyscall(unix.SYS_SETFSUID, uintptr(h.Uid), 0, 0)
 	defer func() { _, _, _ = unix.RawSyscall(unix.SYS_SETFSUID, 0, 0, 0) }()
-	return call()
+	return retry(f)
 }
 
 // open opens an existing file with the caller's own rights only.

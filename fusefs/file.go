@@ -56,7 +56,7 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 		return status(err)
 	}
 	if in.Flags&unix.O_TRUNC != 0 && in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
-		if err := dropSetID(fd); err != nil {
+		if err := dropSetID(&in.InHeader, fd); err != nil {
 			_ = unix.Close(fd) // never written
 			return status(err)
 		}
@@ -141,7 +141,7 @@ func (l *Layer) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 		return uint32(len(data)), fuse.OK
 	}
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
-		if err := dropSetID(h.fd); err != nil {
+		if err := dropSetID(&in.InHeader, h.fd); err != nil {
 			return 0, status(err)
 		}
 	}
@@ -226,7 +226,7 @@ func (l *Layer) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Sta
 	if e := l.node(q, h.node); e != 0 {
 		return fuse.Status(e)
 	}
-	return status(retry(func() error { return unix.Fallocate(h.fd, in.Mode, int64(in.Offset), int64(in.Length)) }))
+	return status(l.creds.asWriter(&in.InHeader, func() error { return unix.Fallocate(h.fd, in.Mode, int64(in.Offset), int64(in.Length)) }))
 }
 
 func (l *Layer) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
@@ -240,7 +240,7 @@ func (l *Layer) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) 
 	}
 	offIn, offOut := int64(in.OffIn), int64(in.OffOut)
 	var n int
-	err := retry(func() (err error) {
+	err := l.creds.asWriter(&in.InHeader, func() (err error) {
 		n, err = unix.CopyFileRange(from.fd, &offIn, to.fd, &offOut, int(min(in.Len, 1<<30)), int(in.Flags))
 		return err
 	})

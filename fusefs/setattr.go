@@ -23,7 +23,7 @@ func (l *Layer) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.At
 	if in.Valid&fuse.FATTR_FH != 0 {
 		h = l.handles.get(in.Fh)
 	}
-	if err := l.change(n, h, &in.SetAttrInCommon); err != nil {
+	if err := l.change(&in.InHeader, n, h, &in.SetAttrInCommon); err != nil {
 		return status(err)
 	}
 	var st unix.Statx_t
@@ -36,7 +36,10 @@ func (l *Layer) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.At
 }
 
 // change makes the changes of one SETATTR, in the order in which a file system makes them (notify_change in fs/attr.c).
-func (l *Layer) change(n *node, h *handle, in *fuse.SetAttrInCommon) error {
+func (l *Layer) change(by *fuse.InHeader, n *node, h *handle, in *fuse.SetAttrInCommon) error {
+	if in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_MODE|fuse.FATTR_SIZE|fuse.FATTR_ATIME|fuse.FATTR_MTIME) == 0 {
+		return l.changeNothing(by, n)
+	}
 	if in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID) != 0 {
 		uid, gid := -1, -1
 		if u, ok := in.GetUID(); ok {
@@ -59,7 +62,7 @@ func (l *Layer) change(n *node, h *handle, in *fuse.SetAttrInCommon) error {
 			return err
 		}
 		if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
-			if err := dropSetID(n.fd); err != nil {
+			if err := dropSetID(by, n.fd); err != nil {
 				return err
 			}
 		}
@@ -90,21 +93,40 @@ func truncate(n *node, h *handle, size int64) error {
 	return retry(func() error { return unix.Truncate(magic(n.fd), size) })
 }
 
-// dropSetID clears the set-user-ID bit, and the set-group-ID bit of an
-// executable file, as the kernel does when someone without CAP_FSETID changes a
-// file (setattr_should_drop_suidgid in fs/attr.c).
-func dropSetID(fd int) error {
+// dropSetID clears the set-user-ID bit, and the set-group-ID bit where it means
+// execution or the caller is not in the group, as the kernel does when someone
+// without CAP_FSETID changes a file (setattr_should_drop_suidgid in fs/attr.c).
+func dropSetID(h *fuse.InHeader, fd int) error {
 	var st unix.Statx_t
 	if err := statx(fd, &st); err != nil {
 		return err
 	}
 	mode := uint32(st.Mode) & 0o7777
 	want := mode &^ unix.S_ISUID
-	if mode&unix.S_IXGRP != 0 {
+	if mode&unix.S_ISGID != 0 && (mode&unix.S_IXGRP != 0 || !member(h.Pid, h.Gid, st.Gid)) {
 		want &^= unix.S_ISGID
 	}
 	if want == mode {
 		return nil
 	}
 	return retry(func() error { return unix.Fchmodat(unix.AT_FDCWD, magic(fd), want, 0) })
+}
+
+// changeNothing does what a SETATTR without any attribute is sent for. It is a
+// chown(2) to no owner, which clears set-ID bits all the same and is refused to
+// strangers where it does; or the kernel is about to send FALLOCATE or
+// COPY_FILE_RANGE of someone who may not keep these bits (file_modified in
+// fs/inode.c, and fuse_setattr in fs/fuse/dir.c, which leaves them to the server).
+func (l *Layer) changeNothing(h *fuse.InHeader, n *node) error {
+	if c, ok := callOf(h.Pid); !ok || !c.among(chownCalls) {
+		if !lacks(h.Pid, unix.CAP_FSETID) {
+			return nil // it was about security.capability, which the write below clears
+		}
+		return dropSetID(h, n.fd)
+	}
+	chown := func() error { return unix.Fchownat(n.fd, "", -1, -1, unix.AT_EMPTY_PATH) }
+	if h.Uid == 0 || !lacks(h.Pid, unix.CAP_FOWNER) {
+		return retry(chown)
+	}
+	return l.creds.plainly(h, chown)
 }

@@ -1,0 +1,95 @@
+package fusefs
+
+import (
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// systemCall is what a thread is waiting in.
+type systemCall struct {
+	nr   int
+	args [6]uint64
+}
+
+// callOf tells the system call of a caller, which sleeps in it until its request
+// is answered (proc(5), /proc/pid/syscall). Requests do not always say what they
+// are for. It reports false for a thread that is gone. A 32-bit program's
+// numbers are those of its own table.
+func callOf(tid uint32) (c systemCall, ok bool) {
+	if tid == 0 {
+		return c, false
+	}
+	for range 100 { // "running" until it has gone to sleep
+		b, err := os.ReadFile(procOf(tid, "syscall"))
+		if err != nil {
+			return c, false
+		}
+		words := strings.Fields(string(b))
+		if len(words) > 0 && words[0] == "running" {
+			continue
+		}
+		return parseCall(words)
+	}
+	return c, false
+}
+
+func parseCall(words []string) (c systemCall, ok bool) {
+	if len(words) < 1+len(c.args) {
+		return c, false
+	}
+	nr, err := strconv.Atoi(words[0])
+	if err != nil || nr < 0 {
+		return c, false
+	}
+	c.nr = nr
+	for i := range c.args {
+		if c.args[i], err = strconv.ParseUint(words[1+i], 0, 64); err != nil {
+			return c, false
+		}
+	}
+	return c, true
+}
+
+func (c systemCall) among(list []int) bool { return slices.Contains(list, c.nr) }
+
+// lacks reports whether a thread is without a capability. One that is gone has none.
+func lacks(tid uint32, capability uint) bool {
+	for _, w := range statusLine(tid, "CapEff:") {
+		if set, err := strconv.ParseUint(w, 16, 64); err == nil {
+			return set&(1<<capability) == 0
+		}
+	}
+	return true
+}
+
+// groupsOf reads the supplementary groups of a thread. A thread that is gone has none.
+func groupsOf(tid uint32) []uint32 {
+	out := []uint32{}
+	for _, w := range statusLine(tid, "Groups:") {
+		if g, err := strconv.ParseUint(w, 10, 32); err == nil {
+			out = append(out, uint32(g))
+		}
+	}
+	return out
+}
+
+// statusLine gives the words after a key in /proc/TID/status.
+func statusLine(tid uint32, key string) []string {
+	b, err := os.ReadFile(procOf(tid, "status"))
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, key); ok {
+			return strings.Fields(rest)
+		}
+	}
+	return nil
+}
+
+// member reports whether a caller belongs to a group.
+func member(tid, fsgid, gid uint32) bool {
+	return fsgid == gid || slices.Contains(groupsOf(tid), gid)
+}
