@@ -194,7 +194,7 @@ func prepare(t *testing.T, c opCase) *bench {
 }
 
 // waitFor gives an operation that the caller does not wait for some time.
-func waitFor(t *testing.T, what string, f func() bool) {
+func waitFor(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {

@@ -271,6 +271,7 @@ func (l *Layer) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 		return fuse.EBADF
 	}
 	h.node.locks.drop(func(o *lockOwner) bool { return o.id == in.LockOwner })
+	h.posixOwner.CompareAndSwap(in.LockOwner, 0) // the name may be used again
 	if l.ending.Load() {
 		return fuse.ENOSYS
 	}
@@ -340,11 +341,10 @@ func (l *Layer) release(cancel <-chan struct{}, in *fuse.ReleaseIn, op policy.Op
 	if l.handles.remove(in.Fh) == nil {
 		return
 	}
-	// Locks that are left were taken as OFD locks on this very file: POSIX locks went with FLUSH.
+	// POSIX locks went with FLUSH. What is left are OFD locks whose kind could not be told.
 	h.node.locks.drop(func(o *lockOwner) bool { return o.fh == h.id })
 	l.nodes.opened(h.node, -1)
 	h.close()
-	h.node.locks.wake() // who waits for a flock of this description
 	if h.adopted && l.o.Released != nil {
 		l.o.Released(h.id)
 	}

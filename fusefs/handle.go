@@ -19,6 +19,8 @@ type handle struct {
 	cached  bool          // opened with the page cache, for a kernel that cannot map direct-I/O files
 	flags   atomic.Uint32 // the description's status flags (F_GETFL)
 
+	ofdOwner, posixOwner atomic.Uint64 // lock owners whose kind is known, see ofdLock; 0 is none
+
 	mu      sync.Mutex
 	plain   [2]int          // descriptors of the same file without O_APPEND and O_DIRECT, to read and to write; 0 until needed
 	pending []fuse.DirEntry // directory entries that were read and did not fit into the answer

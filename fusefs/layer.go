@@ -47,6 +47,7 @@ type Layer struct {
 	handles handleTable
 	rules   atomic.Pointer[ruleSet]
 	setting sync.Mutex // one SetRules at a time
+	waits   waitTable
 	trusted trustTable
 	armed   armTable
 

@@ -1,166 +1,43 @@
 package fusefs
 
 import (
-	"os"
-	"strconv"
-	"strings"
-	"sync"
-	"time"
-
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/faultgraft/faultgraft/policy"
 )
 
-// lockOwner is one owner of record locks on a node. The kernel's POSIX locks
-// belong to a process; as the layer's process asks for all owners, each has an
-// open file description of its own, and its locks are OFD locks of that.
-// They conflict with each other and with those of processes that do not go
-// through the layer.
-type lockOwner struct {
-	id    uint64 // the kernel's scrambled name of the owner
-	fd    int
-	pid   uint32 // process of the last request
-	fh    uint64 // handle of the last request
-	spans []span
-}
+// The kernel says neither of a record lock whether it is a POSIX or an OFD lock
+// (fuse_setlk in fs/fuse/file.c); the caller's system call does. flock(2) and OFD
+// locks belong to the description and are set on the description itself. POSIX
+// locks belong to a process, see lockOwner.
 
-// lockTable holds the record locks of a node.
-type lockTable struct {
-	mu      sync.Mutex
-	owners  map[uint64]*lockOwner
-	changed chan struct{} // closed and replaced when a lock may have become free
-}
+// fcntls are the numbers of fcntl(2): ours, and on amd64 those of 32-bit programs.
+var fcntls = []int{unix.SYS_FCNTL, 55, 221}
 
-func (t *lockTable) close() { t.drop(func(*lockOwner) bool { return true }) }
+// Commands of fcntl(2) for OFD locks (include/uapi/asm-generic/fcntl.h).
+const firstOFD, lastOFD = unix.F_OFD_GETLK, unix.F_OFD_SETLKW
 
-// drop lets go of all locks of the owners that match.
-func (t *lockTable) drop(match func(*lockOwner) bool) {
-	t.mu.Lock()
-	any := false
-	for id, o := range t.owners {
-		if match(o) {
-			_ = unix.Close(o.fd) // the description's last descriptor: its locks go with it
-			delete(t.owners, id)
-			any = true
-		}
+// ofdLock reports whether a request is about an OFD lock. The owner of OFD locks
+// is the open file, so that it is one for a handle; that of POSIX locks stays
+// until it closes the file.
+func (h *handle) ofdLock(in *fuse.LkIn) bool {
+	switch in.Owner {
+	case h.ofdOwner.Load():
+		return true
+	case h.posixOwner.Load():
+		return false
 	}
-	t.mu.Unlock()
-	if any {
-		t.wake()
+	c, ok := callOf(in.Pid)
+	if !ok || !c.among(fcntls) {
+		return h.ofd
 	}
-}
-
-// wake has those that wait for a lock try again.
-func (t *lockTable) wake() {
-	t.mu.Lock()
-	if t.changed != nil {
-		close(t.changed)
-		t.changed = nil
+	if firstOFD <= c.args[1] && c.args[1] <= lastOFD {
+		h.ofdOwner.Store(in.Owner)
+		return true
 	}
-	t.mu.Unlock()
-}
-
-func (t *lockTable) wait() <-chan struct{} {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.changed == nil {
-		t.changed = make(chan struct{})
-	}
-	return t.changed
-}
-
-// set asks the file system below for the lock, without waiting.
-func (t *lockTable) set(n *node, in *fuse.LkIn, s span) error {
-	t.mu.Lock()
-	defer t.mu.Unlock() // setting a lock without waiting does not block
-	o := t.owners[in.Owner]
-	if o == nil {
-		if s.typ == unix.F_UNLCK {
-			return nil
-		}
-		fd, err := openForLocks(n)
-		if err != nil {
-			return err
-		}
-		o = &lockOwner{id: in.Owner, fd: fd}
-		if t.owners == nil {
-			t.owners = map[uint64]*lockOwner{}
-		}
-		t.owners[in.Owner] = o
-	}
-	if s.typ != unix.F_UNLCK { // an unlock says no process
-		o.pid, o.fh = in.Lk.Pid, in.Fh
-	}
-	l := s.flock()
-	err := retry(func() error { return unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &l) })
-	if err == nil {
-		o.spans = withSpan(o.spans, s)
-	}
-	if len(o.spans) == 0 {
-		_ = unix.Close(o.fd) // holds nothing
-		delete(t.owners, o.id)
-	}
-	return err
-}
-
-// openForLocks opens the file for locks of both kinds; what the caller may lock was checked by the kernel.
-func openForLocks(n *node) (fd int, err error) {
-	for _, mode := range []int{unix.O_RDWR, unix.O_RDONLY, unix.O_WRONLY} {
-		err = retry(func() error {
-			fd, err = unix.Open(magic(n.fd), mode|unix.O_CLOEXEC, 0)
-			return err
-		})
-		if err == nil {
-			return fd, nil
-		}
-	}
-	return -1, err
-}
-
-// get asks who is in the way of a lock.
-func (t *lockTable) get(n *node, in *fuse.LkIn, s span) (unix.Flock_t, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	l := s.flock()
-	fd := -1
-	if o := t.owners[in.Owner]; o != nil {
-		fd = o.fd
-	} else {
-		var err error
-		if fd, err = openForLocks(n); err != nil {
-			return l, err
-		}
-		defer func() { _ = unix.Close(fd) }() // holds nothing
-	}
-	if err := retry(func() error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &l) }); err != nil {
-		return l, err
-	}
-	if l.Type == unix.F_UNLCK || l.Pid > 0 {
-		return l, nil
-	}
-	// An OFD lock has no process. If it is one of ours we know better.
-	for _, o := range t.owners {
-		for _, h := range o.spans {
-			if o.id != in.Owner && h.overlaps(s) && (h.typ == unix.F_WRLCK || s.typ == unix.F_WRLCK) {
-				l = h.flock()
-				l.Pid = int32(o.pid)
-				return l, nil
-			}
-		}
-	}
-	return l, nil
-}
-
-func spanOf(lk *fuse.FileLock) span {
-	return span{typ: int16(lk.Typ), start: int64(lk.Start), end: int64(min(lk.End, toEnd))}
-}
-
-// holdsOFDLock tells whether a description has OFD locks (fdinfo of proc(5)).
-func holdsOFDLock(fd int) bool {
-	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(fd))
-	return err == nil && strings.Contains(string(b), "OFDLCK")
+	h.posixOwner.Store(in.Owner)
+	return false
 }
 
 func (l *Layer) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
@@ -174,22 +51,23 @@ func (l *Layer) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fu
 	s := spanOf(&in.Lk)
 	var lock unix.Flock_t
 	var err error
-	if h.ofd {
+	if h.ofdLock(in) {
 		lock = s.flock()
 		err = retry(func() error { return unix.FcntlFlock(uintptr(h.fd), unix.F_OFD_GETLK, &lock) })
 	} else {
-		lock, err = h.node.locks.get(h.node, in, s)
+		lock, err = h.node.locks.get(h.node, in.Owner, s)
 	}
 	if err != nil {
 		return status(err)
 	}
 	out.Lk = fuse.FileLock{Typ: uint32(lock.Type)}
 	if lock.Type != unix.F_UNLCK {
-		out.Lk.Start, out.Lk.End = uint64(lock.Start), toEnd
-		if lock.Len != 0 {
-			out.Lk.End = uint64(lock.Start + lock.Len - 1)
-		}
+		held := spanOfFlock(&lock)
+		out.Lk.Start, out.Lk.End = uint64(held.start), uint64(held.end)
 		out.Lk.Pid = uint32(max(lock.Pid, 0))
+		if lock.Pid <= 0 { // an OFD lock below: of one of our owners, or truly one
+			out.Lk.Pid = h.node.locks.holder(in.Owner, held)
+		}
 	}
 	return fuse.OK
 }
@@ -202,16 +80,6 @@ func (l *Layer) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
 	return l.setLock(cancel, in, true)
 }
 
-// How long a waiting lock request sleeps between tries when nothing that the
-// layer knows of changes: holders outside of the layer do not tell it.
-const (
-	firstTry = time.Millisecond
-	lastTry  = 32 * time.Millisecond
-)
-
-// setLock sets a lock, and waits for it if asked to. It waits by trying again:
-// a thread that blocks in fcntl(2) or flock(2) could not be got out of it when
-// the caller is interrupted.
 func (l *Layer) setLock(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fuse.Status {
 	h := l.handles.get(in.Fh)
 	if h == nil {
@@ -220,46 +88,60 @@ func (l *Layer) setLock(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fuse.S
 	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpSetlk, offset: int64(in.Lk.Start)}, h.node); e != 0 {
 		return fuse.Status(e)
 	}
-	for nap := firstTry; ; nap = min(2*nap, lastTry) {
-		changed := h.node.locks.wait() // before the try, so that no change is missed
-		err := h.setLock(in)
-		if in.Lk.Typ == unix.F_UNLCK && err == nil {
-			h.node.locks.wake()
-		}
-		if !wait || (err != unix.EAGAIN && err != unix.EACCES) {
-			return status(err)
-		}
-		t := time.NewTimer(nap)
-		select {
-		case <-cancel:
-			t.Stop()
-			return fuse.EINTR
-		case <-changed:
-		case <-t.C:
-		}
-		t.Stop()
+	switch {
+	case in.LkFlags&fuse.FUSE_LK_FLOCK != 0:
+		return status(h.flock(cancel, in.Lk.Typ, wait))
+	case h.ofdLock(in):
+		return status(h.setOFD(cancel, spanOf(&in.Lk), wait))
 	}
+	return status(l.setPosix(cancel, h, in, wait))
 }
 
-// setLock tries once. flock(2) locks belong to the description, and so do the
-// OFD locks that an adopted one had: these are set on the description itself.
-func (h *handle) setLock(in *fuse.LkIn) error {
-	if in.LkFlags&fuse.FUSE_LK_FLOCK != 0 {
-		how := unix.LOCK_UN
-		switch in.Lk.Typ {
-		case unix.F_RDLCK:
-			how = unix.LOCK_SH
-		case unix.F_WRLCK:
-			how = unix.LOCK_EX
-		}
-		return retry(func() error { return unix.Flock(h.fd, how|unix.LOCK_NB) })
+func (h *handle) flock(cancel <-chan struct{}, typ uint32, wait bool) error {
+	how := unix.LOCK_UN
+	switch typ {
+	case unix.F_RDLCK:
+		how = unix.LOCK_SH
+	case unix.F_WRLCK:
+		how = unix.LOCK_EX
 	}
+	err := retry(func() error { return unix.Flock(h.fd, how|unix.LOCK_NB) })
+	if err != unix.EAGAIN || !wait {
+		return err
+	}
+	return interruptible(cancel, func() error { return unix.Flock(h.fd, how) })
+}
+
+func (h *handle) setOFD(cancel <-chan struct{}, s span, wait bool) error {
+	l := s.flock()
+	err := retry(func() error { return unix.FcntlFlock(uintptr(h.fd), unix.F_OFD_SETLK, &l) })
+	if err != unix.EAGAIN || !wait {
+		return err
+	}
+	return interruptible(cancel, func() error { return unix.FcntlFlock(uintptr(h.fd), unix.F_OFD_SETLKW, &l) })
+}
+
+// setPosix waits on the owner's description, so that the kernel decides who is
+// next, and then books what it got: another thread of the owner may have
+// unlocked it meanwhile.
+func (l *Layer) setPosix(cancel <-chan struct{}, h *handle, in *fuse.LkIn, wait bool) error {
 	s := spanOf(&in.Lk)
-	if h.ofd {
-		l := s.flock()
-		return retry(func() error { return unix.FcntlFlock(uintptr(h.fd), unix.F_OFD_SETLK, &l) })
+	t := &h.node.locks
+	for {
+		err := t.set(h.node, in, s)
+		if err != unix.EAGAIN || !wait {
+			return err
+		}
+		w := &lockWait{owner: in.Owner, node: h.node, span: s}
+		if !l.waits.begin(w) {
+			return unix.EDEADLK
+		}
+		err = t.wait(h.node, cancel, in.Owner, s)
+		l.waits.end(w)
+		if err != nil {
+			return err
+		}
 	}
-	return h.node.locks.set(h.node, in, s)
 }
 
 // PosixLocks are the POSIX locks that a process (tgid) was granted through the
@@ -281,7 +163,7 @@ func (l *Layer) PosixLocks(tgid int, ino uint64) []Lock {
 	return out
 }
 
-// anyLocks reports whether a record lock is held through the layer.
+// anyLocks reports whether a POSIX lock is held through the layer.
 func (l *Layer) anyLocks() bool {
 	l.nodes.mu.RLock()
 	defer l.nodes.mu.RUnlock()

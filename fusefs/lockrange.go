@@ -3,6 +3,7 @@ package fusefs
 import (
 	"math"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,6 +34,18 @@ func (s span) lock() Lock {
 func (s span) flock() unix.Flock_t {
 	l := s.lock()
 	return unix.Flock_t{Type: s.typ, Whence: unix.SEEK_SET, Start: l.Start, Len: l.Len}
+}
+
+func spanOf(lk *fuse.FileLock) span {
+	return span{typ: int16(lk.Typ), start: int64(lk.Start), end: int64(min(lk.End, toEnd))}
+}
+
+func spanOfFlock(l *unix.Flock_t) span {
+	s := span{typ: l.Type, start: l.Start, end: toEnd}
+	if l.Len != 0 {
+		s.end = l.Start + l.Len - 1
+	}
+	return s
 }
 
 func (s span) overlaps(o span) bool { return s.start <= o.end && o.start <= s.end }
