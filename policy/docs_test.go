@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestDocs checks the errors that docs/rules.md shows.
+// TestDocs checks the errors that docs/rules.md shows, and that it has every field.
 func TestDocs(t *testing.T) {
 	page, err := os.ReadFile("../docs/rules.md")
 	if err != nil {
@@ -32,6 +32,13 @@ func TestDocs(t *testing.T) {
 		}
 		if got := syntax.Detail(); got != shown {
 			t.Errorf("the page shows\n%s\nand this is\n%s", shown, got)
+		}
+	}
+	for _, names := range [][]string{fieldNames, opNames[:], groupNames, attrNames} {
+		for _, n := range names {
+			if !strings.Contains(string(page), "`"+n+"`") {
+				t.Errorf("the page does not explain %s", n)
+			}
 		}
 	}
 	if seen < 4 {

@@ -12,19 +12,26 @@ import (
 // the same number always gives the same wait. The result is never negative and
 // never above Cap.
 func (l *Latency) Draw(src *Source) time.Duration {
+	if l.Kind == Fixed {
+		return l.limit(l.Base)
+	}
+	return l.quantile(src.fraction())
+}
+
+// quantile is the wait below which this share of all waits are; share is
+// between 0 and 1, both excluded.
+func (l *Latency) quantile(share float64) time.Duration {
 	base, spread := float64(l.Base), float64(l.Spread)
-	var wait float64
+	wait := base
 	switch l.Kind {
 	case Uniform:
-		wait = base + spread*src.fraction()
+		wait = base + spread*share
 	case Normal:
-		wait = base + spread*math.Sqrt2*math.Erfinv(2*src.fraction()-1)
+		wait = base + spread*math.Sqrt2*math.Erfinv(2*share-1)
 	case Exp:
-		wait = -base * math.Log1p(-src.fraction())
+		wait = -base * math.Log1p(-share)
 	case Pareto:
-		wait = base * math.Pow(1-src.fraction(), -1/l.Shape)
-	default:
-		return l.limit(l.Base)
+		wait = base * math.Pow(1-share, -1/l.Shape)
 	}
 	if !(wait < math.MaxInt64) { // a far tail of Pareto, also when it is infinite
 		return l.limit(math.MaxInt64)

@@ -8,7 +8,6 @@ import (
 
 	"github.com/faultgraft/faultgraft/kernel"
 	"github.com/faultgraft/faultgraft/plugin/graft"
-	"github.com/faultgraft/faultgraft/policy"
 	"github.com/spf13/cobra"
 )
 
@@ -75,45 +74,6 @@ func newDoctorCommand(g *global) *cobra.Command {
 			return err
 		},
 	}
-	g.outputFlag(c)
-	return c
-}
-
-func newValidateCommand(g *global) *cobra.Command {
-	var rules []string
-	c := &cobra.Command{
-		Use:   "validate --rule 'RULE'...",
-		Short: "Check rules without touching anything",
-		Args:  cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			if err := g.checkOutput(); err != nil {
-				return err
-			}
-			if len(rules) == 0 {
-				return errors.New("give a rule with --rule, for instance --rule 'io error=EIO op=fsync path=/data/**'")
-			}
-			var errs []error
-			var parsed []policy.Rule
-			for _, text := range rules {
-				r, err := policy.ParseRule("rule", text, policy.Defaults{})
-				if err != nil {
-					errs = append(errs, detailed(err))
-					continue
-				}
-				parsed = append(parsed, r)
-				if g.output == "table" {
-					if _, err := fmt.Fprintf(c.OutOrStdout(), "ok  %s\n    graft path %s\n", r.String(), policy.GraftPath(r.IO.Path)); err != nil {
-						return err
-					}
-				}
-			}
-			if g.output != "table" {
-				errs = append(errs, g.print(c.OutOrStdout(), parsed))
-			}
-			return errors.Join(errs...)
-		},
-	}
-	c.Flags().StringArrayVar(&rules, "rule", nil, "a rule to check; may be repeated")
 	g.outputFlag(c)
 	return c
 }
