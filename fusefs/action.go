@@ -57,7 +57,7 @@ func actsOn(f *policy.IOFault) policy.OpSet {
 		set &= ops(policy.OpGetattr)
 	}
 	if f.Space != nil {
-		set = 0 // see space: it is asked when the operation is carried out
+		set &= makes // what takes space asks when it is carried out
 	}
 	return set
 }
@@ -71,6 +71,8 @@ func (r *liveRule) able(q *request) bool {
 		return shortened.Has(q.op) && q.size > max(f.Short.Bytes, 1)
 	case f.Attr != nil:
 		return inStat(q.header)
+	case f.Space != nil:
+		return r.space.left() <= 0
 	}
 	return true
 }
@@ -107,6 +109,8 @@ func (c *change) settle(q *request) {
 		e.Action = ActionCorrupt
 	case f.Lost:
 		e.Action = ActionLost
+	case f.Space != nil:
+		e.Action, e.Errno = spaceErrno(f.Space)
 	case f.Attr != nil:
 		e.Action, c.attr = ActionAttr, *f.Attr
 	}

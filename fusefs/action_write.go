@@ -36,8 +36,8 @@ func (w *write) as(c *change, data []byte) (n int, err error) {
 	return n, err
 }
 
-// put writes data at the operation's place, as far as there is space.
-func (w *write) put(data []byte) (n int, err error) {
+// store writes data at the operation's place.
+func (w *write) store(data []byte) (n int, err error) {
 	if w.back && w.h.flags.Load()&(unix.O_APPEND|unix.O_DIRECT) != 0 {
 		if _, err := w.h.alias(true); err != nil { // opened by us, not by the caller
 			return 0, err

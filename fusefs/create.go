@@ -110,10 +110,12 @@ func (l *Layer) remove(q request, dir *node, name string, flags int) fuse.Status
 	if l.nodes.mountedOn(dir, name) {
 		return fuse.EBUSY
 	}
+	n := l.nodes.child(dir, name)
 	if err := retry(func() error { return unix.Unlinkat(dir.fd, name, flags) }); err != nil {
 		return status(err)
 	}
 	l.nodes.unbound(dir, name)
+	l.vanished(n)
 	return fuse.OK
 }
 
@@ -130,6 +132,7 @@ func (l *Layer) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, newName 
 		return fuse.EBUSY
 	}
 	rename := func() error { return unix.Renameat2(from.fd, name, to.fd, newName, uint(in.Flags)) }
+	moves := l.relocating(from, name, to, newName)
 	var err error
 	if in.Flags&unix.RENAME_WHITEOUT != 0 { // makes an object, which belongs to the caller
 		err = l.creds.as(&in.InHeader, false, rename)
@@ -140,6 +143,7 @@ func (l *Layer) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, newName 
 		return status(err)
 	}
 	l.nodes.renamed(from, name, to, newName, in.Flags)
+	moves.done()
 	return fuse.OK
 }
 

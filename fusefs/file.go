@@ -48,10 +48,12 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 		return fuse.Status(e)
 	}
 	fd := -1
+	t := l.truncating(n, in.Flags)
 	err := retry(func() (err error) {
 		fd, err = unix.Open(magic(n.fd), int(in.Flags)&^dropped|unix.O_CLOEXEC, 0)
 		return err
 	})
+	t.done()
 	if err != nil {
 		return status(err)
 	}
@@ -226,7 +228,7 @@ func (l *Layer) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Sta
 	if e := l.node(q, h.node); e != 0 {
 		return fuse.Status(e)
 	}
-	return status(l.creds.asWriter(&in.InHeader, func() error { return unix.Fallocate(h.fd, in.Mode, int64(in.Offset), int64(in.Length)) }))
+	return status(l.fallocate(&q, h, in.Mode))
 }
 
 func (l *Layer) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
@@ -239,10 +241,12 @@ func (l *Layer) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) 
 		return 0, fuse.Status(e)
 	}
 	offIn, offOut := int64(in.OffIn), int64(in.OffOut)
-	var n int
-	err := l.creds.asWriter(&in.InHeader, func() (err error) {
-		n, err = unix.CopyFileRange(from.fd, &offIn, to.fd, &offOut, int(min(in.Len, 1<<30)), int(in.Flags))
-		return err
+	n, err := l.copyRange(&q, from, to, offOut, func(size int) (n int, err error) {
+		err = l.creds.asWriter(&in.InHeader, func() error {
+			n, err = unix.CopyFileRange(from.fd, &offIn, to.fd, &offOut, size, int(in.Flags))
+			return err
+		})
+		return n, err
 	})
 	if err != nil {
 		return 0, status(err)
@@ -344,6 +348,7 @@ func (l *Layer) release(cancel <-chan struct{}, in *fuse.ReleaseIn, op policy.Op
 	// POSIX locks went with FLUSH. What is left are OFD locks whose kind could not be told.
 	h.node.locks.drop(func(o *lockOwner) bool { return o.fh == h.id })
 	l.nodes.opened(h.node, -1)
+	l.vanished(h.node)
 	h.close()
 	if h.adopted && l.o.Released != nil {
 		l.o.Released(h.id)

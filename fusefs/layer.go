@@ -43,13 +43,14 @@ type Layer struct {
 	directMap  bool // the kernel maps direct-I/O files shared (FUSE_DIRECT_IO_ALLOW_MMAP, Linux 6.6)
 	expireOnly bool // the kernel can expire an entry without dropping it (FUSE_HAS_EXPIRE_ONLY, Linux 6.2)
 
-	nodes   nodeTable
-	handles handleTable
-	rules   atomic.Pointer[ruleSet]
-	setting sync.Mutex // one SetRules at a time
-	waits   waitTable
-	trusted trustTable
-	armed   armTable
+	nodes      nodeTable
+	handles    handleTable
+	rules      atomic.Pointer[ruleSet]
+	setting    sync.Mutex // one SetRules at a time
+	waits      waitTable
+	trusted    trustTable
+	armed      armTable
+	spaceLocks spaceLocks
 
 	trimming atomic.Bool
 

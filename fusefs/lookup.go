@@ -237,13 +237,15 @@ func (l *Layer) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.Statf
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if e := l.node(request{cancel: cancel, header: h, op: policy.OpStatfs}, n); e != 0 {
+	q := request{cancel: cancel, header: h, op: policy.OpStatfs}
+	if e := l.node(q, n); e != 0 {
 		return fuse.Status(e)
 	}
 	var s syscall.Statfs_t
 	if err := retry(func() error { return syscall.Fstatfs(n.fd, &s) }); err != nil {
 		return status(err)
 	}
+	l.fitStatfs(&q, n, &s)
 	out.FromStatfsT(&s)
 	return fuse.OK
 }

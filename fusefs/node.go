@@ -35,6 +35,7 @@ type node struct {
 	open     int // handles
 	names    []link
 	last     string // the path it had when its last name went; "" when it never had one
+	freed    bool   // the space it took was given back; see vanished
 	children map[string]*node
 
 	locks lockTable

@@ -27,6 +27,7 @@ type liveRule struct {
 	sees    policy.OpSet // what has to reach the layer because of it
 	counter *policy.Counter
 	bucket  *bucket // of a throttle
+	space   *budget // of nospace and quota
 	hung    hangTable
 	over    chan struct{} // closed when the rule was removed or its time to live is over
 	once    sync.Once
@@ -38,6 +39,10 @@ func newLiveRule(r policy.Rule, start time.Time) *liveRule {
 	v.sees = v.acts
 	if r.IO.Attr != nil {
 		v.sees |= attrOps // none of its attributes may be kept by the kernel
+	}
+	if r.IO.Space != nil {
+		v.sees = r.IO.Ops | takes
+		v.space = &budget{limit: r.IO.Space.Bytes}
 	}
 	if r.IO.Throttle != nil {
 		v.bucket = newBucket(r.IO.Throttle, start)
@@ -59,6 +64,8 @@ func (r *liveRule) end() {
 type ruleSet struct {
 	rules []*liveRule
 	ops   policy.OpSet // what any of them sees
+	// spaces are those of nospace and quota.
+	spaces []*liveRule
 }
 
 func (s *ruleSet) end() {
@@ -134,6 +141,9 @@ func (l *Layer) SetRules(rules []policy.Rule, start time.Time) error {
 func (s *ruleSet) add(r *liveRule) {
 	s.rules = append(s.rules, r)
 	s.ops |= r.sees
+	if r.space != nil {
+		s.spaces = append(s.spaces, r)
+	}
 }
 
 // Rules tells the state of the rules, in their order.

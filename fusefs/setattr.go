@@ -58,7 +58,10 @@ func (l *Layer) change(by *fuse.InHeader, n *node, h *handle, in *fuse.SetAttrIn
 		}
 	}
 	if size, ok := in.GetSize(); ok {
-		if err := truncate(n, h, int64(size)); err != nil {
+		t := l.resizing(n, int64(size))
+		err := truncate(n, h, int64(size))
+		t.done()
+		if err != nil {
 			return err
 		}
 		if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
