@@ -80,7 +80,9 @@ func (l *Layer) truncating(n *node, flags uint32) *tally {
 
 // fallocate changes a file's blocks, as far as there is space: all or nothing.
 func (l *Layer) fallocate(q *request, h *handle, mode uint32) error {
-	do := func() error { return l.creds.asWriter(q.header, func() error { return unix.Fallocate(h.fd, mode, q.offset, q.size) }) }
+	do := func() error {
+		return l.creds.asWriter(q.header, func() error { return unix.Fallocate(h.fd, mode, q.offset, q.size) })
+	}
 	rules := l.spaces(h.node)
 	if len(rules) == 0 {
 		return do()
