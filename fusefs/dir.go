@@ -22,7 +22,7 @@ func (l *Layer) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenO
 		}
 		h = &handle{node: n, dir: true}
 		err := retry(func() (err error) {
-			h.fd, err = unix.Open(magic(n.fd), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			h.fd, err = unix.Open(magic(n.fd), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|int(in.Flags)&unix.O_NOATIME, 0)
 			return err
 		})
 		if err != nil {
