@@ -84,6 +84,7 @@ func TestAfterBytes(t *testing.T) {
 	}{
 		{1, []int64{0, 1, 1}, 3},
 		{4096, []int64{4096, 4096}, 2},
+		{4096, []int64{4096, 0, 1, 0}, 3},
 		{4095, []int64{4096, 4096}, 1},
 		{4097, []int64{4096, 0, -1, 4096}, 4},
 		{10, []int64{3, 3, 3, 3}, 4},
@@ -105,41 +106,35 @@ func TestAfterBytes(t *testing.T) {
 // operations pass as it takes to pass the bytes, and that the triggers after it
 // count from there.
 func TestAfterBytesConcurrent(t *testing.T) {
-	const goroutines, each, size, pass = 64, 1000, 512, 12345
-	c := NewCounter(Trigger{P: 1, AfterBytes: pass * size, After: 100, Times: 50, TTL: time.Minute}, start)
-	var mu sync.Mutex
-	var passed int
-	var numbers, fired []uint64
-	var wg sync.WaitGroup
-	for range goroutines {
-		wg.Go(func() {
-			for range each {
-				n, fire := c.Fire(start, size)
-				mu.Lock()
-				switch {
-				case n == 0:
-					passed++
-				default:
-					numbers = append(numbers, n)
+	const goroutines, each, size, pass, rounds = 8, 30_000, 512, 200_000, 15
+	for range rounds {
+		c := NewCounter(Trigger{P: 1, AfterBytes: pass * size, After: 100, Times: 50, TTL: time.Minute}, start)
+		var numbers, fired [goroutines][]uint64
+		gate := make(chan struct{})
+		var wg sync.WaitGroup
+		for g := range goroutines {
+			wg.Go(func() {
+				<-gate
+				for range each {
+					n, fire := c.Fire(start, size)
+					if n != 0 {
+						numbers[g] = append(numbers[g], n)
+					}
+					if fire {
+						fired[g] = append(fired[g], n)
+					}
 				}
-				if fire {
-					fired = append(fired, n)
-				}
-				mu.Unlock()
-			}
-		})
-	}
-	wg.Wait()
-	if passed != pass || c.Matched() != goroutines*each-pass {
-		t.Errorf("%d operations passed, %d were counted; want %d and %d", passed, c.Matched(), pass, goroutines*each-pass)
-	}
-	slices.Sort(numbers)
-	if len(slices.Compact(numbers)) != goroutines*each-pass || numbers[0] != 1 {
-		t.Errorf("the numbers are not 1 to %d, each once", goroutines*each-pass)
-	}
-	slices.Sort(fired)
-	if len(fired) != 50 || fired[0] != 101 || fired[49] != 150 {
-		t.Errorf("fired at %v, want 101 to 150", fired)
+			})
+		}
+		close(gate)
+		wg.Wait()
+		all, hits := slices.Sorted(slices.Values(slices.Concat(numbers[:]...))), slices.Sorted(slices.Values(slices.Concat(fired[:]...)))
+		if want := goroutines*each - pass; len(all) != want || len(slices.Compact(all)) != want || all[0] != 1 || c.Matched() != uint64(want) {
+			t.Fatalf("%d operations were counted, the numbers of %d; want 1 to %d, each once", c.Matched(), len(all), want)
+		}
+		if len(hits) != 50 || hits[0] != 101 || hits[49] != 150 {
+			t.Fatalf("fired at %v, want 101 to 150", hits)
+		}
 	}
 }
 
