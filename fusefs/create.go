@@ -7,6 +7,9 @@ import (
 	"github.com/faultgraft/faultgraft/policy"
 )
 
+// accessACL is the extended attribute whose entries the mode bits are a part of (acl(5)).
+const accessACL = "system.posix_acl_access"
+
 // defaultACL is the extended attribute whose presence on a directory replaces
 // the umask of who creates something in it (acl(5)).
 const defaultACL = "system.posix_acl_default"

@@ -58,7 +58,7 @@ func (l *Layer) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name strin
 	if err := retry(func() error { return unix.Setxattr(magic(n.fd), name, data, int(in.Flags)) }); err != nil {
 		return status(err)
 	}
-	if in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
+	if in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 && name == accessACL { // set for default lists, too, which leave the mode alone
 		return status(clearSetGID(n.fd))
 	}
 	return fuse.OK
