@@ -30,6 +30,7 @@ const (
 	opSetlkw        = 33
 	opCreate        = 35
 	opInterrupt     = 36
+	opIoctl         = 39
 	opBatchForget   = 42
 	opCopyFileRange = 53 // with a 64-bit answer, Linux 6.18
 )
@@ -41,7 +42,7 @@ var fixed = [...]uintptr{
 	opWrite: unsafe.Sizeof(fuse.WriteIn{}), opRelease: unsafe.Sizeof(fuse.ReleaseIn{}), opFsync: unsafe.Sizeof(fuse.FsyncIn{}),
 	opFlush: unsafe.Sizeof(fuse.FlushIn{}), opGetlk: unsafe.Sizeof(fuse.LkIn{}), opSetlk: unsafe.Sizeof(fuse.LkIn{}),
 	opSetlkw: unsafe.Sizeof(fuse.LkIn{}), opCreate: unsafe.Sizeof(fuse.CreateIn{}), opInterrupt: unsafe.Sizeof(fuse.InterruptIn{}),
-	opBatchForget: unsafe.Sizeof(batchForgetIn{}), opCopyFileRange: unsafe.Sizeof(fuse.CopyFileRangeIn{}),
+	opIoctl: unsafe.Sizeof(fuse.IoctlIn{}), opBatchForget: unsafe.Sizeof(batchForgetIn{}), opCopyFileRange: unsafe.Sizeof(fuse.CopyFileRangeIn{}),
 }
 
 type batchForgetIn struct {
@@ -176,6 +177,8 @@ func (r *reader) dispatch(n int) []byte {
 		return r.reply(st, unsafe.Sizeof(*o))
 	case opInterrupt:
 		return r.interruptRequest(n)
+	case opIoctl:
+		return r.ioctl(n)
 	}
 	return r.reply(fuse.ENOSYS, 0)
 }

@@ -1,7 +1,6 @@
 package fusefs
 
 import (
-	"encoding/binary"
 	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -85,48 +84,4 @@ func (l *Layer) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name strin
 		return fuse.Status(e)
 	}
 	return status(retry(func() error { return unix.Removexattr(magic(n.fd), name) }))
-}
-
-// IoctlHandle is an ioctl(2) request, _IOR('F', 0xf6, uint64). On a file or
-// directory of a layer it returns the handle of the open file. It is answered
-// for processes that are trusted; for everyone else it is ENOTTY, as on any
-// other file system.
-const IoctlHandle = 0x800846f6
-
-// File attribute requests of include/uapi/linux/fs.h, with the argument sizes
-// that the kernel sends for them (fs/fuse/ioctl.c).
-const (
-	getFlags  = 0x80086601 // FS_IOC_GETFLAGS
-	setFlags  = 0x40086602 // FS_IOC_SETFLAGS
-	getXattr  = 0x801c581f // FS_IOC_FSGETXATTR
-	setXattr  = 0x401c5820 // FS_IOC_FSSETXATTR
-	flagBytes = 4
-	attrBytes = 28
-)
-
-// Ioctl passes the requests on that read and change inode flags (lsattr,
-// chattr, project ids), and no other.
-func (l *Layer) Ioctl(cancel <-chan struct{}, in *fuse.IoctlIn, input []byte, out *fuse.IoctlOut, output []byte) fuse.Status {
-	h := l.handles.get(in.Fh)
-	if h == nil {
-		return fuse.EBADF
-	}
-	if in.Cmd == IoctlHandle && len(output) == 8 && l.trusted.has(in.Pid) {
-		binary.NativeEndian.PutUint64(output, h.id)
-		return fuse.OK
-	}
-	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpIoctl}, h.node); e != 0 {
-		return fuse.Status(e)
-	}
-	switch {
-	case in.Cmd == getFlags && len(output) >= flagBytes:
-		return status(ioctl(h.fd, in.Cmd, output))
-	case in.Cmd == getXattr && len(output) == attrBytes:
-		return status(ioctl(h.fd, in.Cmd, output))
-	case in.Cmd == setFlags && len(input) >= flagBytes:
-		return status(ioctl(h.fd, in.Cmd, input))
-	case in.Cmd == setXattr && len(input) == attrBytes:
-		return status(ioctl(h.fd, in.Cmd, input))
-	}
-	return fuse.Status(unix.ENOTTY)
 }
