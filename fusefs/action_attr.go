@@ -62,7 +62,6 @@ func mergeAttr(a, next policy.Attr) policy.Attr {
 	add(&a.Atime, next.Atime)
 	add(&a.Mtime, next.Mtime)
 	add(&a.Ctime, next.Ctime)
-	add(&a.Kind, next.Kind)
 	add(&a.Perm, next.Perm)
 	add(&a.Nlink, next.Nlink)
 	add(&a.UID, next.UID)

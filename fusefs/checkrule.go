@@ -76,7 +76,7 @@ func checkNumbers(f *policy.IOFault) error {
 	return checkAttr(f)
 }
 
-// checkAttr refuses the attributes that the kernel takes from nowhere but the object itself.
+// checkAttr refuses attributes that no file can have.
 func checkAttr(f *policy.IOFault) error {
 	a := f.Attr
 	if a == nil {
@@ -85,9 +85,6 @@ func checkAttr(f *policy.IOFault) error {
 	switch {
 	case *a == policy.Attr{}:
 		return errors.New("it overrides no attribute")
-	case a.Rdev != nil:
-		// fuse_fillattr in fs/fuse/dir.c gives the inode's own number, which is also the device that an open reaches.
-		return errors.New("rdev cannot be overridden: the kernel would open the device of that number instead")
 	case a.Perm != nil && *a.Perm > 0o7777:
 		return fmt.Errorf("perm %#o has more than the lower 12 bits of a mode", *a.Perm)
 	case a.Size != nil && *a.Size > math.MaxInt64:

@@ -22,14 +22,8 @@ type request struct {
 // ops are all names under which rules match the operation.
 func (q *request) ops() policy.OpSet { return q.also.With(q.op) }
 
-var (
-	// sized are the operations that have a number of bytes, placed those at a place of a file.
-	sized = ops(policy.OpRead, policy.OpWrite, policy.OpMmapRead, policy.OpMmapWrite, policy.OpFallocate, policy.OpCopyFileRange)
-	// moving are those that move data.
-	moving = sized &^ ops(policy.OpFallocate)
-	// releasing are those whose answer the kernel does not wait for.
-	releasing = ops(policy.OpRelease, policy.OpReleasedir)
-)
+// releasing are the operations whose answer the kernel does not wait for.
+var releasing = ops(policy.OpRelease, policy.OpReleasedir)
 
 func ops(list ...policy.Op) policy.OpSet {
 	var s policy.OpSet
@@ -42,7 +36,7 @@ func ops(list ...policy.Op) policy.OpSet {
 // place gives place and size of the operation as filters understand them: negative where it has none.
 func (q *request) place() (offset, size int64) {
 	switch {
-	case sized.Has(q.op):
+	case policy.OpsSized.Has(q.op):
 		return q.offset, q.size
 	case q.op == policy.OpLseek:
 		return q.offset, -1
@@ -52,7 +46,7 @@ func (q *request) place() (offset, size int64) {
 
 // bytes is how much data the operation moves.
 func (q *request) bytes() int64 {
-	if moving.Has(q.op) {
+	if policy.OpsMoving.Has(q.op) {
 		return q.size
 	}
 	return 0

@@ -128,7 +128,8 @@ type Throttle struct {
 	BurstOps   float64 `json:"burstOps,omitempty"`
 }
 
-// Attr overrides attributes that stat(2) returns. What is nil stays.
+// Attr overrides attributes that stat(2) returns. What is nil stays. The kind of
+// a file and the number of a device cannot be overridden; see fixedAttrs.
 type Attr struct {
 	Ino    *uint64    `json:"ino,omitempty"`
 	Size   *uint64    `json:"size,omitempty"`
@@ -136,15 +137,11 @@ type Attr struct {
 	Atime  *time.Time `json:"atime,omitempty"`
 	Mtime  *time.Time `json:"mtime,omitempty"`
 	Ctime  *time.Time `json:"ctime,omitempty"`
-	// Kind is the file's type, S_IFMT bits of st_mode.
-	Kind *uint32 `json:"kind,omitempty"`
 	// Perm are the lower 12 bits of st_mode.
 	Perm  *uint32 `json:"perm,omitempty"`
 	Nlink *uint32 `json:"nlink,omitempty"`
 	UID   *uint32 `json:"uid,omitempty"`
 	GID   *uint32 `json:"gid,omitempty"`
-	// Rdev is major and minor as makedev(3) joins them.
-	Rdev *uint64 `json:"rdev,omitempty"`
 }
 
 // Range is a range of whole numbers, both ends included.
