@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -28,12 +29,7 @@ func newOwner(t testing.TB) *owner {
 		if err := unix.Unshare(unix.CLONE_FILES); err != nil {
 			t.Error(err)
 		}
-		// The table is a copy: what is not closed here would hold files open for as long as the thread lives.
-		for _, fd := range descriptors() {
-			if fd > 2 {
-				_ = unix.Close(fd) // the one that lists them is closed by then
-			}
-		}
+		closeFiles()
 		o.tid = unix.Gettid()
 		close(ready)
 		for f := range o.work {
@@ -45,14 +41,20 @@ func newOwner(t testing.TB) *owner {
 	return o
 }
 
-func descriptors() (out []int) {
-	list, _ := os.ReadDir(fmt.Sprintf("/proc/self/task/%d/fd", unix.Gettid()))
+// closeFiles closes the files of the thread's own table, which is a copy: they would
+// stay open for as long as the thread lives. The runtime's epoll descriptor and pipes have to stay.
+func closeFiles() {
+	dir := fmt.Sprintf("/proc/self/task/%d/fd/", unix.Gettid())
+	list, _ := os.ReadDir(dir)
 	for _, e := range list {
-		var fd int
-		_, _ = fmt.Sscan(e.Name(), &fd)
-		out = append(out, fd)
+		to, err := os.Readlink(dir + e.Name())
+		if err != nil || !strings.HasPrefix(to, os.TempDir()) {
+			continue // the descriptor that listed them, or none of the tests'
+		}
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			_ = unix.Close(fd) // only a copy
+		}
 	}
-	return out
 }
 
 // end ends the thread, as a process ends.
