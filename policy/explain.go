@@ -67,7 +67,7 @@ func (f *IOFault) does() []string {
 		steps = append(steps, f.Latency.words())
 	}
 	if f.Hang {
-		steps = append(steps, "hangs until it is let go, killed, or the rule ends")
+		steps = append(steps, "hangs until it is released (faultgraft release), killed, or the rule ends")
 	}
 	switch {
 	case f.Torn != nil:

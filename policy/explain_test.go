@@ -38,7 +38,7 @@ from: 1s after its activation on, in turns 2s active and 3s at rest
 until: a ttl of 10m0s is over
 layer: over /d`},
 		{"io throttle=10MiB/s,200ops/s burst=1MiB,20ops latency=5ms hang op=write path=/d after=100 every=50", `
-does: waits for its turn at 10MiB a second and 200 operations a second, after a rest 1MiB and 20 operations at once; then waits 5ms; then hangs until it is let go, killed, or the rule ends
+does: waits for its turn at 10MiB a second and 200 operations a second, after a rest 1MiB and 20 operations at once; then waits 5ms; then hangs until it is released (faultgraft release), killed, or the rule ends
 on: write
 path: /d
 when: number 101 and each 50 after it

@@ -12,7 +12,7 @@ var opHints = map[string]string{
 	"close": "flush (release cannot report an error)", "truncate": "setattr", "ftruncate": "setattr", "chmod": "setattr",
 	"chown": "setattr", "utimens": "setattr", "utimensat": "setattr", "pread": "read", "readv": "read",
 	"pwrite": "write", "writev": "write", "mmap": "mmap-read or mmap-write", "openat": "open", "getdents": "readdir",
-	"getdents64": "readdir", "readdirplus": "readdir", "sync": "sync", "flock": "setlk", "fcntl": "setlk", "setlkw": "setlk",
+	"getdents64": "readdir", "readdirplus": "readdir", "flock": "setlk", "fcntl": "setlk", "setlkw": "setlk",
 	"rename2": "rename", "renameat": "rename", "unlinkat": "unlink", "creat": "create", "fadvise": "no operation of a file system",
 }
 
