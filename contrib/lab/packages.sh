@@ -2,7 +2,7 @@
 # Checks that the programs and headers of a task are on this machine and, as
 # root on a Debian-like system, installs the packages that are missing.
 #
-#   packages.sh [--check] lab|test|bench|peers|lint...
+#   packages.sh [--check] lab|test|suites|bench|peers|lint...
 #
 # --check only names what is missing (exit status 1) and installs nothing.
 set -euo pipefail
@@ -43,6 +43,10 @@ check() {
       command_from nsenter util-linux
       ;;
     test) c_compiler ;; # -race and the C programs that tests graft onto
+    suites) # other people's tests that run against the layer; without them those are skipped
+      command_from stress-ng stress-ng
+      command_from fio fio
+      ;;
     bench)
       c_compiler
       command_from fio fio
@@ -55,7 +59,7 @@ check() {
       ;;
     lint) command_from shellcheck shellcheck ;;
     *)
-      echo "packages.sh: unknown task '$1': one of lab, test, bench, peers, lint" >&2
+      echo "packages.sh: unknown task '$1': one of lab, test, suites, bench, peers, lint" >&2
       exit 2
       ;;
   esac
