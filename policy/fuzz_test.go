@@ -43,6 +43,13 @@ func FuzzParseRule(f *testing.F) {
 			t.Errorf("out of bounds: %+v", tr)
 		}
 		checkFault(t, r.IO)
+		for _, m := range r.Explain() {
+			for _, c := range m.Name + m.Text {
+				if !printableRune(c) {
+					t.Errorf("the explanation %q would write %q to a terminal", m, c)
+				}
+			}
+		}
 		if top := GraftPath(r.IO.Path); !strings.HasPrefix(top, "/") || strings.Contains(top+"/", "/../") {
 			t.Errorf("graft path %q", top)
 		}
