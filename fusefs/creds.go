@@ -2,7 +2,9 @@ package fusefs
 
 import (
 	"fmt"
+	"log/slog"
 	"runtime"
+	"syscall"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -84,6 +86,26 @@ func (c *credentials) as(h *fuse.InHeader, withGroups bool, f func() error) erro
 		}
 	}
 	return retry(f)
+}
+
+// dropResource takes CAP_SYS_RESOURCE from all threads of the process for good, as
+// most containers have none: with it, what the layer writes for root would pass the
+// quota of a project or of a file's owner. It was needed to raise limits.
+func dropResource(l *slog.Logger) {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var now [2]unix.CapUserData
+	if err := unix.Capget(&head, &now[0]); err != nil {
+		l.Warn("read own capabilities", "err", err)
+		return
+	}
+	if now[0].Effective&(1<<unix.CAP_SYS_RESOURCE) == 0 {
+		return
+	}
+	now[0].Effective &^= 1 << unix.CAP_SYS_RESOURCE
+	_, _, e := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&now[0])), 0)
+	if e != 0 { // ENOTSUP in a program with cgo
+		l.Warn("give CAP_SYS_RESOURCE up; quotas do not bind root", "err", e)
+	}
 }
 
 // asWriter runs f, which changes what an open file holds, so that it takes no

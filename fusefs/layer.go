@@ -120,6 +120,7 @@ func (l *Layer) Serve() error {
 		return errors.New("fault layer: served already")
 	}
 	raiseFileLimit(l.o.Logger)
+	dropResource(l.o.Logger)
 	unix.Umask(0)
 	d, err := newDevice(l.o.Device, l, l.protocolOptions())
 	if err != nil {
