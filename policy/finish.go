@@ -69,7 +69,7 @@ func (p *ruleParser) checkActions() *SyntaxError {
 			}
 		}
 	}
-	return p.at(max(first.at, second.at), "use a rule for each; rules act in the order of their names", "%s and %s cannot stand together", first.name, second.name)
+	return p.at(max(first.at, second.at), "use a rule for each; of two that fire on an operation the first one settles it", "%s and %s cannot stand together", first.name, second.name)
 }
 
 // checkLatency checks the latency against its cap; checkTimes has the ttl.

@@ -38,7 +38,8 @@ descendants, and print the graft's id.
 CONTAINER is an id, the start of an id, or a name, as nerdctl, ctr or Kubernetes
 know it. PATH is as the target sees it; without --path it is taken from the
 rules' path. Every rule ends by itself after its ttl (10 minutes when it has
-none) and the layer is taken off with the last one.
+none) and the layer is taken off with the last one. "faultgraft validate --help"
+lists the fields of a rule.
 
 Over a path that has a graft already the rules are added to that one, without
 stopping the target; see also faultgraft update.
