@@ -102,11 +102,12 @@ func (c *Counter) pass(bytes int64) bool {
 // rule that is not awake and not expired will be: what a cache or a passthrough
 // file keeps from it now, it misses then.
 func (c *Counter) Awake(now time.Time) bool {
-	if c.Expired(now) {
+	t := &c.trigger
+	age := now.Sub(c.start)
+	if age >= t.TTL {
 		return false
 	}
-	t := &c.trigger
-	age := max(now.Sub(c.start), 0) - t.Delay
+	age = max(age, 0) - t.Delay
 	if age < 0 || t.Active <= 0 {
 		return age >= 0
 	}
