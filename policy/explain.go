@@ -295,7 +295,11 @@ func (t *Trigger) when() string {
 	case t.P == 0:
 		parts = append(parts, "but never, because p is 0")
 	case t.P < 1:
-		parts = append(parts, "each with a probability of "+percent(t.P))
+		share := percent(t.P)
+		if len(share) > 8 {
+			share = decimalText(t.P)
+		}
+		parts = append(parts, "each with a probability of "+share)
 	}
 	if t.Times > 0 {
 		parts = append(parts, fmt.Sprintf("at most %d times", t.Times))

@@ -84,6 +84,8 @@ func TestExplainActions(t *testing.T) {
 		"error=EIO op=read offset=1KiB-":      "it touches the file from byte 1024 on, counted from 0",
 		"error=EIO op=read size=1-4KiB":       "it is for 1 byte to 4KiB",
 		"error=EIO op=read p=0":               "all of them, but never, because p is 0",
+		"error=EIO op=read p=1e-9":            "all of them, each with a probability of 1e-09",
+		"error=EIO op=read p=0.1%":            "all of them, each with a probability of 0.1%",
 		"error=EIO op=read every=5":           "the first of each 5",
 		"error=EIO op=read after=5":           "all after the first 5",
 		"corrupt=zero op=write":               "drawn when the rule is applied, and shown there",

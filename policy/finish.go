@@ -13,7 +13,7 @@ func (p *ruleParser) finish() *SyntaxError {
 		}
 	}
 	if len(p.rule.String()) > MaxRuleLength {
-		return p.whole("split it into several rules", "the rule is longer than %d bytes with its special characters escaped", MaxRuleLength)
+		return p.whole("split it into several rules", "the rule is longer than %d bytes when everything in it is written out", MaxRuleLength)
 	}
 	return nil
 }

@@ -303,6 +303,11 @@ func TestParseRuleTooLong(t *testing.T) {
 	if !errors.As(err, &syntax) || !strings.Contains(err.Error(), "the limit is 4096") || len(syntax.Text) > MaxRuleLength {
 		t.Errorf("error %v, with %d bytes of text", err, len(syntax.Text))
 	}
+	glob := "/" + strings.Repeat("[!a]", 60)
+	text = "io error=EIO op=read path=/d exclude=" + strings.Repeat(glob+",", MaxExcludes-1) + glob
+	if _, err := ParseRule("r", text, Defaults{}); err == nil || !strings.Contains(err.Error(), "when everything in it is written out") {
+		t.Errorf("%d bytes that stand for more: error %v", len(text), err)
+	}
 }
 
 func TestDefaults(t *testing.T) {
@@ -374,25 +379,6 @@ func TestCheck(t *testing.T) {
 		r := good()
 		if spoil(&r); r.Check() == nil {
 			t.Errorf("%s: not refused: %v", name, r)
-		}
-	}
-}
-
-func TestSyntaxErrorDetail(t *testing.T) {
-	res := ParseLabels(Subject{Labels: map[string]string{"wal.faultgraft.io": "io\tpath=/ä error=EIOO"}}, Defaults{})
-	if len(res.Problems) != 1 {
-		t.Fatalf("problems: %v", res.Problems)
-	}
-	want := `label wal.faultgraft.io: column 18: unknown errno "EIOO"; did you mean EIO?
-  io path=/ä error=EIOO
-                   ^`
-	if got := res.Problems[0].Detail(); got != want {
-		t.Errorf("got\n%s\nwant\n%s", got, want)
-	}
-	hostile := SyntaxError{Source: "a\x1b[2J", Column: 3, Text: "x\x1b[2J\x00\xff\u202e"}
-	for _, r := range hostile.Detail() {
-		if r != '\n' && !printableRune(r) {
-			t.Errorf("the detail has the character %q", r)
 		}
 	}
 }
