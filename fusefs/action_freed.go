@@ -188,7 +188,7 @@ func (l *Layer) takenBy(n *node) int64 { return (&tally{l: l, n: n, to: -1}).loo
 func (t *nodeTable) free(n *node) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if n.open > 0 || n.freed {
+	if !n.open.none() || n.freed {
 		return false
 	}
 	n.freed = true

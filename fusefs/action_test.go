@@ -54,7 +54,7 @@ func (b *bench) one() fusefs.Event {
 func eio() []policy.WeightedErrno { return []policy.WeightedErrno{{Errno: unix.EIO, Weight: 1}} }
 
 func TestWeightedErrors(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	fd := b.open("f", unix.O_RDONLY)
 	r := fault(t, "read", policy.IOFault{Errors: []policy.WeightedErrno{{Errno: unix.EIO, Weight: 3}, {Errno: unix.ESTALE, Weight: 1}}})
@@ -87,7 +87,7 @@ func TestWeightedErrors(t *testing.T) {
 
 // A short read or write transfers less than was asked for, and says so.
 func TestShort(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	content := strings.Repeat("0123456789abcdef", 1<<12)
 	b.write("f", content)
 	fd := b.open("f", unix.O_RDWR)
@@ -144,7 +144,7 @@ func TestShort(t *testing.T) {
 
 // Corruption changes so many places of at most so many bytes, as the event says; the same seed gives the same bytes.
 func TestCorrupt(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	content := bytes.Repeat([]byte("0123456789abcdef"), 512)
 	b.write("f", string(content))
 	fd := b.open("f", unix.O_RDWR)
@@ -268,7 +268,7 @@ func checkSpoilt(t *testing.T, kind policy.CorruptKind, was, got []byte, at int6
 
 // A torn write leaves whole units of what was written, never all; the program is told that all was.
 func TestTorn(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	const unit = 512
 	old, data := bytes.Repeat([]byte("o"), 8*unit), bytes.Repeat([]byte("N"), 4*unit+100)
 	seen := map[string]bool{}
@@ -356,7 +356,7 @@ func TestTorn(t *testing.T) {
 
 // A lost write is acknowledged and changes nothing; a lost sync does nothing.
 func TestLost(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	fd := b.open("f", unix.O_RDWR)
 	b.faults(fault(t, "write+fsync+fdatasync+fsyncdir", policy.IOFault{Lost: true}))
@@ -420,7 +420,7 @@ func TestHangOnEveryOp(t *testing.T) {
 }
 
 func TestHangIsLeft(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	fd := b.open("f", unix.O_RDONLY)
 	read := func() error { _, err := unix.Pread(fd, make([]byte, 1), 0); return err }
@@ -447,7 +447,7 @@ func TestHangIsLeft(t *testing.T) {
 
 // Cancelling a rule wakes every sleeper at once, whatever it waits for.
 func TestManySleepersWakeAtOnce(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	fd := b.open("f", unix.O_RDONLY)
 	const n = 300
@@ -484,7 +484,7 @@ func TestManySleepersWakeAtOnce(t *testing.T) {
 
 // A throttle lets so much pass in a time, in the order in which it came.
 func TestThrottle(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", strings.Repeat("x", 1<<16))
 	fd := b.open("f", unix.O_RDONLY)
 	for _, c := range []struct {

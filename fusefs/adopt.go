@@ -125,7 +125,7 @@ func (l *Layer) adopt(tid uint32, n *node, flags uint32, dir bool) (*handle, err
 	if st.Ino != n.key.ino || unix.Major(st.Dev) != n.key.major || unix.Minor(st.Dev) != n.key.minor {
 		return nil, unix.ESTALE, true // the path names another object by now
 	}
-	h := &handle{fd: a.Description, node: n, dir: dir, adopted: true}
+	h := &handle{fd: a.Description, node: n, dir: dir, adopted: true, exact: !dir && needsLayer(n, flags)}
 	have, err := unix.FcntlInt(uintptr(a.Description), unix.F_GETFL, 0)
 	if err != nil {
 		return nil, err, true
@@ -184,7 +184,11 @@ func (l *Layer) Description(id uint64) (int, error) {
 	if h == nil {
 		return -1, fmt.Errorf("fault layer of %q: no open file has handle %d", l.o.Prefix, id)
 	}
-	fd, err := unix.FcntlInt(uintptr(h.fd), unix.F_DUPFD_CLOEXEC, 3)
+	own, err := h.file()
+	if err != nil {
+		return -1, fmt.Errorf("fault layer of %q: open the file under handle %d: %w", l.o.Prefix, id, err)
+	}
+	fd, err := unix.FcntlInt(uintptr(own), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return -1, fmt.Errorf("fault layer of %q: duplicate the description of handle %d: %w", l.o.Prefix, id, err)
 	}

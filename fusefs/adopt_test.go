@@ -54,7 +54,7 @@ func sameDescription(t *testing.T, a, b int) bool {
 
 func TestAdoptRegularFile(t *testing.T) {
 	var released atomic.Uint64
-	b := over(t, setup{released: func(h uint64) { released.Store(h) }})
+	b := over(t, setup{direct: true, released: func(h uint64) { released.Store(h) }})
 	b.write("f", "content")
 	orig := b.below("f", unix.O_RDWR)
 	_, err := unix.Seek(orig, 3, unix.SEEK_SET)
@@ -135,7 +135,7 @@ func TestAdoptSharedOffset(t *testing.T) {
 }
 
 func TestAdoptUnlinkedFile(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	orig := b.below("f", unix.O_RDWR)
 	must(t, os.Remove(b.under("f")))

@@ -16,7 +16,7 @@ func ref[T any](v T) *T { return &v }
 
 // F7: what attr overrides is what a program sees, each time, by every call; the rest is true, and all of it is once the rule is gone.
 func TestAttr(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	b.write("g", "content")
 	must(t, os.Mkdir(b.under("d"), 0o755))
@@ -90,7 +90,7 @@ func TestAttr(t *testing.T) {
 
 // Several rules: each attribute is the first rule's that has it, under its trigger.
 func TestAttrRulesMerge(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	first := fault(t, "getattr", policy.IOFault{Path: "/data/f", Attr: &policy.Attr{Size: ref[uint64](1)}})
 	first.Trigger.Every = 2
@@ -108,7 +108,7 @@ func TestAttrRulesMerge(t *testing.T) {
 func TestAttrSizeSparesTheData(t *testing.T) {
 	content := bytes.Repeat([]byte("0123456789abcdef"), 4096)
 	for _, size := range []uint64{10, 5000, 1 << 30} {
-		b := over(t, setup{})
+		b := over(t, setup{direct: true})
 		b.write("f", string(content))
 		want := bytes.Clone(content)
 		fd := b.open("f", unix.O_RDWR)

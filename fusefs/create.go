@@ -81,6 +81,8 @@ func (l *Layer) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *
 	if err != nil {
 		return status(err)
 	}
+	l.nodes.bound(dir, name, n)
+	l.renamed(n)
 	return l.find(dir, name, out)
 }
 
@@ -147,6 +149,10 @@ func (l *Layer) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, newName 
 	}
 	l.nodes.renamed(from, name, to, newName, in.Flags)
 	moves.done()
+	l.renamed(l.nodes.named(to, newName))
+	if in.Flags&unix.RENAME_EXCHANGE != 0 {
+		l.renamed(l.nodes.named(from, name))
+	}
 	return fuse.OK
 }
 

@@ -70,6 +70,7 @@ func newDevice(fd int, l *Layer, o *fuse.MountOptions) (*device, error) {
 	}
 	// Everything that answers may need is there before the first request.
 	l.directMap = d.flags&fuse.CAP_DIRECT_IO_ALLOW_MMAP != 0
+	l.passthrough = d.flags&fuse.CAP_PASSTHROUGH != 0
 	l.expireOnly = d.flags&fuse.CAP_HAS_EXPIRE_ONLY != 0
 	l.device = d
 	l.notify = &notifier{device: d, expire: l.expireOnly, log: l.o.Logger}
@@ -166,6 +167,9 @@ func (d *device) blocking(unique uint64) {
 		d.replace(r, r.turn.Load())
 	}
 }
+
+// blocking is device.blocking, for whoever answers a request.
+func (l *Layer) blocking(h *fuse.InHeader) { l.device.blocking(h.Unique) }
 
 // protocolOptions are what go-fuse negotiates and how it decodes.
 func (l *Layer) protocolOptions() *fuse.MountOptions {

@@ -30,7 +30,6 @@ func (l *Layer) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenO
 		}
 		l.handles.add(h)
 	}
-	l.nodes.opened(n, 1)
 	out.Fh = h.id
 	return fuse.OK
 }

@@ -178,7 +178,7 @@ func (c opCase) where() string {
 }
 
 func prepare(t *testing.T, c opCase) *bench {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	must(t, os.Symlink("f", b.under("sym")))
 	must(t, os.Mkdir(b.under("empty"), 0o755))

@@ -7,29 +7,12 @@ import (
 	"github.com/faultgraft/faultgraft/policy"
 )
 
-// cacheable are the operations whose faults a page cache could hide.
-var cacheable = policy.OpSet(0).With(policy.OpRead).With(policy.OpWrite).With(policy.OpMmapRead).With(policy.OpMmapWrite)
-
 // opened makes a handle of fd and says how the kernel has to treat the file.
 func (l *Layer) opened(fd int, n *node, flags uint32, out *fuse.OpenOut) {
-	h := &handle{fd: fd, node: n}
+	h := &handle{fd: fd, node: n, exact: needsLayer(n, flags)}
 	h.flags.Store(flags &^ dropped)
 	l.handles.add(h)
-	l.announce(h, out)
-}
-
-// announce fills the answer for an open file. Reads and writes go past the page
-// cache, so that every one of them is seen and none is answered with what was
-// true before. Where the kernel cannot map such files shared (before Linux
-// 6.6), files that no rule can match at this moment use the cache instead.
-func (l *Layer) announce(h *handle, out *fuse.OpenOut) {
-	out.Fh = h.id
-	l.nodes.opened(h.node, 1)
-	if !l.directMap && !l.rules.Load().could(cacheable, l.nodes.paths(h.node)) {
-		h.cached = true
-		return
-	}
-	out.OpenFlags |= fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
+	l.enterMode(h, out)
 }
 
 func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
@@ -41,18 +24,17 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 		if err != nil {
 			return status(err)
 		}
-		l.announce(h, out)
+		l.enterMode(h, out)
 		return fuse.OK
 	}
 	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpOpen}, n); e != 0 {
 		return fuse.Status(e)
 	}
-	fd := -1
+	if in.Flags&(unix.O_ACCMODE|unix.O_TRUNC) == unix.O_RDONLY {
+		return l.openToRead(n, in.Flags, out)
+	}
 	t := l.truncating(n, in.Flags)
-	err := retry(func() (err error) {
-		fd, err = unix.Open(magic(n.fd), int(in.Flags)&^dropped|unix.O_CLOEXEC, 0)
-		return err
-	})
+	fd, err := reopen(n, in.Flags)
 	t.done()
 	if err != nil {
 		return status(err)
@@ -67,12 +49,41 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 	return fuse.OK
 }
 
+// openToRead opens a file that will only be read. If the kernel reads it by
+// itself, it has a description of its own, and ours is opened when something
+// else is asked for: most files are only read and closed. One that can be written
+// is opened at once, so that it has its own share of errors of write-back (fsync(2)).
+func (l *Layer) openToRead(n *node, flags uint32, out *fuse.OpenOut) fuse.Status {
+	h := &handle{fd: -1, node: n}
+	h.flags.Store(flags &^ dropped)
+	l.handles.add(h)
+	l.enterMode(h, out)
+	if h.mode == modePassthrough {
+		return fuse.OK
+	}
+	if _, err := h.file(); err != nil {
+		l.handles.remove(h.id)
+		l.leaveMode(h)
+		return status(err)
+	}
+	return fuse.OK
+}
+
+// reopen opens the file of a node anew.
+func reopen(n *node, flags uint32) (fd int, err error) {
+	err = retry(func() error {
+		fd, err = unix.Open(magic(n.fd), int(flags)&^dropped|unix.O_CLOEXEC, 0)
+		return err
+	})
+	return fd, err
+}
+
 // readOp tells a read(2) from a page fault. For a direct-I/O file the kernel
 // names the lock owner with every read(2) (fuse_send_read in fs/fuse/file.c)
 // and with no page that it fills, which happens for memory maps, splice(2) and
 // sendfile(2). Of a cached file it cannot be told.
 func readOp(h *handle, flags uint32) policy.Op {
-	if flags&fuse.READ_LOCKOWNER == 0 && !h.cached {
+	if flags&fuse.READ_LOCKOWNER == 0 && h.mode != modeCached {
 		return policy.OpMmapRead
 	}
 	return policy.OpRead
@@ -96,16 +107,18 @@ func (l *Layer) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	if c.is(ActionShort) {
 		buf = buf[:c.short(len(buf))]
 	}
-	fd := h.fd
+	own, err := h.file()
+	if err != nil {
+		return nil, status(err)
+	}
+	fd := own
 	if h.flags.Load()&unix.O_DIRECT != 0 && q.op == policy.OpMmapRead {
-		alias, err := h.alias(false)
-		if err != nil {
+		if fd, err = h.alias(false); err != nil {
 			return nil, status(err)
 		}
-		fd = alias
 	}
 	n, err := pread(fd, buf, int64(in.Offset))
-	if err == unix.EINVAL && fd == h.fd && h.flags.Load()&unix.O_DIRECT != 0 {
+	if err == unix.EINVAL && fd == own && h.flags.Load()&unix.O_DIRECT != 0 {
 		if fd, err = h.alias(false); err == nil {
 			n, err = pread(fd, buf, int64(in.Offset))
 		}
@@ -240,10 +253,14 @@ func (l *Layer) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) 
 	if _, e := l.decide(q, func() []string { return append(l.nodes.paths(from.node), l.nodes.paths(to.node)...) }); e != 0 {
 		return 0, fuse.Status(e)
 	}
+	source, err := from.file()
+	if err != nil {
+		return 0, status(err)
+	}
 	offIn, offOut := int64(in.OffIn), int64(in.OffOut)
 	n, err := l.copyRange(&q, from, to, offOut, func(size int) (n int, err error) {
 		err = l.creds.asWriter(&in.InHeader, func() error {
-			n, err = unix.CopyFileRange(from.fd, &offIn, to.fd, &offOut, size, int(in.Flags))
+			n, err = unix.CopyFileRange(source, &offIn, to.fd, &offOut, size, int(in.Flags))
 			return err
 		})
 		return n, err
@@ -252,105 +269,4 @@ func (l *Layer) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) 
 		return 0, status(err)
 	}
 	return uint32(n), fuse.OK
-}
-
-// Flush is sent for each close(2). POSIX locks of the closing process go
-// whatever a rule says, because they go with any close.
-// EndFlushes spares a layer that is about to be taken off the FLUSH of each
-// close: the next one is answered with ENOSYS, after which the kernel sends none
-// on this connection (fuse_flush in fs/fuse/file.c). FLUSH is also what ends
-// POSIX locks, so that a layer with such locks goes on as it is, and false is
-// returned. Nothing must run on the layer between the call and its end.
-func (l *Layer) EndFlushes() bool {
-	if l.anyLocks() {
-		return false
-	}
-	l.ending.Store(true)
-	return true
-}
-
-func (l *Layer) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
-	h := l.handles.get(in.Fh)
-	if h == nil {
-		return fuse.EBADF
-	}
-	h.node.locks.drop(func(o *lockOwner) bool { return o.id == in.LockOwner })
-	h.posixOwner.CompareAndSwap(in.LockOwner, 0) // the name may be used again
-	if l.ending.Load() {
-		return fuse.ENOSYS
-	}
-	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpFlush}, h.node); e != 0 {
-		return fuse.Status(e)
-	}
-	if h.dir || h.flags.Load()&unix.O_ACCMODE == unix.O_RDONLY {
-		return fuse.OK
-	}
-	// Closing a duplicate makes a file system below that reports errors at close (NFS, FUSE) report them now.
-	d, err := unix.FcntlInt(uintptr(h.fd), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return status(err)
-	}
-	if err := unix.Close(d); err != nil && err != unix.EINTR {
-		return status(err)
-	}
-	return fuse.OK
-}
-
-// fsyncData is FUSE_FSYNC_FDATASYNC of include/uapi/linux/fuse.h.
-const fsyncData = 1
-
-func (l *Layer) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	op := policy.OpFsync
-	if in.FsyncFlags&fsyncData != 0 {
-		op = policy.OpFdatasync
-	}
-	return l.fsync(cancel, in, op)
-}
-
-func (l *Layer) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	return l.fsync(cancel, in, policy.OpFsyncdir)
-}
-
-func (l *Layer) fsync(cancel <-chan struct{}, in *fuse.FsyncIn, op policy.Op) fuse.Status {
-	h := l.handles.get(in.Fh)
-	if h == nil {
-		return fuse.EBADF
-	}
-	c, e := l.judge(request{cancel: cancel, header: &in.InHeader, op: op}, h.node)
-	if e != 0 {
-		return fuse.Status(e)
-	}
-	if c.is(ActionLost) {
-		l.record(c.event)
-		return fuse.OK
-	}
-	if in.FsyncFlags&fsyncData != 0 {
-		return status(retry(func() error { return unix.Fdatasync(h.fd) }))
-	}
-	return status(retry(func() error { return unix.Fsync(h.fd) }))
-}
-
-func (l *Layer) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
-	l.release(cancel, in, policy.OpRelease)
-}
-
-func (l *Layer) ReleaseDir(in *fuse.ReleaseIn) { l.release(nil, in, policy.OpReleasedir) }
-
-func (l *Layer) release(cancel <-chan struct{}, in *fuse.ReleaseIn, op policy.Op) {
-	h := l.handles.get(in.Fh)
-	if h == nil {
-		return
-	}
-	_ = l.node(request{cancel: cancel, header: &in.InHeader, op: op}, h.node) // nobody waits for a release
-	if l.handles.remove(in.Fh) == nil {
-		return
-	}
-	// POSIX locks went with FLUSH. What is left are OFD locks whose kind could not be told.
-	h.node.locks.drop(func(o *lockOwner) bool { return o.fh == h.id })
-	l.nodes.opened(h.node, -1)
-	l.vanished(h.node)
-	h.close()
-	if h.adopted && l.o.Released != nil {
-		l.o.Released(h.id)
-	}
 }

@@ -30,7 +30,7 @@ func (b *bench) opens(attr *syscall.SysProcAttr, program, name string) bool {
 
 // F2: comm, exe, uid and pid are those of the thread that calls, as its container has them.
 func TestCallerFilters(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	must(t, os.Chmod(b.under(""), 0o755))
 	cat, err := exec.LookPath("cat")
@@ -120,7 +120,7 @@ func TestCallerFilters(t *testing.T) {
 
 // F2: offset and size, exact at both ends.
 func TestRequestFilters(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", string(make([]byte, 1<<16)))
 	fd := b.open("f", unix.O_RDWR)
 	for _, c := range []struct {
@@ -151,7 +151,7 @@ func TestRequestFilters(t *testing.T) {
 
 // F2: afterBytes counts what reads and writes move; delay and pulses count from the activation.
 func TestTriggersOfBytesAndTime(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", string(make([]byte, 1<<16)))
 	fd := b.open("f", unix.O_RDWR)
 	r := fault(t, "read+fsync", policy.IOFault{Errors: eio()})

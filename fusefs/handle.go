@@ -11,12 +11,13 @@ import (
 // handle is one open file of the layer.
 type handle struct {
 	id      uint64
-	fd      int // the description that the file stands for
+	fd      int // the description that the file stands for; -1 for one to read that is not needed yet, see file
 	node    *node
 	dir     bool
 	adopted bool
 	ofd     bool          // the description held OFD locks when it was adopted
-	cached  bool          // opened with the page cache, for a kernel that cannot map direct-I/O files
+	mode    mode          // set before the file is answered
+	exact   bool          // see needsLayer
 	flags   atomic.Uint32 // the description's status flags (F_GETFL)
 
 	ofdOwner, posixOwner atomic.Uint64 // lock owners whose kind is known, see ofdLock; 0 is none
@@ -70,9 +71,26 @@ func (t *handleTable) close() {
 	}
 }
 
+// file is the description that the file stands for.
+func (h *handle) file() (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.fd >= 0 {
+		return h.fd, nil
+	}
+	fd, err := reopen(h.node, h.flags.Load())
+	if err != nil {
+		return -1, err
+	}
+	h.fd = fd
+	return fd, nil
+}
+
 // close gives the descriptors back. What a close could report was reported by FLUSH.
 func (h *handle) close() {
-	_ = unix.Close(h.fd)
+	if h.fd >= 0 {
+		_ = unix.Close(h.fd)
+	}
 	for _, fd := range h.plain {
 		if fd != 0 {
 			_ = unix.Close(fd)

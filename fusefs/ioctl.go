@@ -66,15 +66,18 @@ func (l *Layer) ioctl(cancel <-chan struct{}, in *fuse.IoctlIn, input, output []
 	if !ok || len(input) < r.in || len(output) < r.out {
 		return 0, fuse.Status(unix.ENOTTY)
 	}
+	fd, err := h.file()
+	if err != nil {
+		return 0, status(err)
+	}
 	var arg [maxIoctl]byte
 	copy(arg[:], input[:r.in])
 	call := func() error {
-		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(h.fd), uintptr(in.Cmd), uintptr(unsafe.Pointer(&arg[0]))); e != 0 {
+		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(in.Cmd), uintptr(unsafe.Pointer(&arg[0]))); e != 0 {
 			return e
 		}
 		return nil
 	}
-	var err error
 	if r.caller && lacks(in.Pid, unix.CAP_FOWNER) {
 		err = l.creds.plainly(&in.InHeader, call)
 	} else {

@@ -27,6 +27,11 @@ type Options struct {
 	Record func(Event)
 	// Released, when set, gets the handle of an adopted description whose last descriptor on the layer was closed. It must not block.
 	Released func(handle uint64)
+	// Direct has every read and write reach the layer, whether a rule can match it or not. Files that are open when a rule
+	// comes are then seen by it at once, and nothing is as fast as below.
+	Direct bool
+	// Retire, when set, is called when a file that is open in passthrough mode got a name that a rule matches: see Retired. It must not block.
+	Retire func()
 	// Logger is where the layer says what it could not do; nil discards.
 	Logger *slog.Logger
 }
@@ -40,12 +45,15 @@ type Layer struct {
 	notify *notifier // nil until Serve
 	creds  *credentials
 
-	directMap  bool // the kernel maps direct-I/O files shared (FUSE_DIRECT_IO_ALLOW_MMAP, Linux 6.6)
-	expireOnly bool // the kernel can expire an entry without dropping it (FUSE_HAS_EXPIRE_ONLY, Linux 6.2)
+	directMap   bool // the kernel maps direct-I/O files shared (FUSE_DIRECT_IO_ALLOW_MMAP, Linux 6.6)
+	passthrough bool // the kernel can pass files through (FUSE_PASSTHROUGH, Linux 6.9)
+	expireOnly  bool // the kernel can expire an entry without dropping it (FUSE_HAS_EXPIRE_ONLY, Linux 6.2)
 
 	nodes      nodeTable
 	handles    handleTable
 	rules      atomic.Pointer[ruleSet]
+	coming     atomic.Pointer[ruleSet] // see Expect
+	parked     parking
 	setting    sync.Mutex // one SetRules at a time
 	waits      waitTable
 	trusted    trustTable
@@ -107,6 +115,7 @@ func newLayer(o Options) (*Layer, error) {
 	l.armed.init()
 	l.trusted.init()
 	l.rules.Store(&ruleSet{})
+	l.coming.Store(&ruleSet{})
 	return l, nil
 }
 

@@ -59,7 +59,7 @@ func (l *Layer) trim() {
 	l.nodes.mu.RLock()
 	for _, n := range l.nodes.byID {
 		// Not directories: one may be somebody's working directory, which would then look deleted.
-		if n.kind != unix.S_IFDIR && n.open == 0 && len(n.names) > 0 {
+		if n.kind != unix.S_IFDIR && n.open.none() && len(n.names) > 0 {
 			idle = append(idle, n.names...)
 		}
 		if int64(len(idle)) > b/4 {

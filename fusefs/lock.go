@@ -53,7 +53,10 @@ func (l *Layer) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fu
 	var err error
 	if h.ofdLock(in) {
 		lock = s.flock()
-		err = retry(func() error { return unix.FcntlFlock(uintptr(h.fd), unix.F_OFD_GETLK, &lock) })
+		var fd int
+		if fd, err = h.file(); err == nil {
+			err = retry(func() error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &lock) })
+		}
 	} else {
 		lock, err = h.node.locks.get(h.node, in.Owner, s)
 	}
@@ -88,6 +91,9 @@ func (l *Layer) setLock(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fuse.S
 	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpSetlk, offset: int64(in.Lk.Start)}, h.node); e != 0 {
 		return fuse.Status(e)
 	}
+	if wait {
+		l.blocking(&in.InHeader)
+	}
 	switch {
 	case in.LkFlags&fuse.FUSE_LK_FLOCK != 0:
 		return status(h.flock(cancel, in.Lk.Typ, wait))
@@ -105,20 +111,28 @@ func (h *handle) flock(cancel <-chan struct{}, typ uint32, wait bool) error {
 	case unix.F_WRLCK:
 		how = unix.LOCK_EX
 	}
-	err := retry(func() error { return unix.Flock(h.fd, how|unix.LOCK_NB) })
+	fd, err := h.file()
+	if err != nil {
+		return err
+	}
+	err = retry(func() error { return unix.Flock(fd, how|unix.LOCK_NB) })
 	if err != unix.EAGAIN || !wait {
 		return err
 	}
-	return interruptible(cancel, func() error { return unix.Flock(h.fd, how) })
+	return interruptible(cancel, func() error { return unix.Flock(fd, how) })
 }
 
 func (h *handle) setOFD(cancel <-chan struct{}, s span, wait bool) error {
+	fd, err := h.file()
+	if err != nil {
+		return err
+	}
 	l := s.flock()
-	err := retry(func() error { return unix.FcntlFlock(uintptr(h.fd), unix.F_OFD_SETLK, &l) })
+	err = retry(func() error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l) })
 	if err != unix.EAGAIN || !wait {
 		return err
 	}
-	return interruptible(cancel, func() error { return unix.FcntlFlock(uintptr(h.fd), unix.F_OFD_SETLKW, &l) })
+	return interruptible(cancel, func() error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLKW, &l) })
 }
 
 // setPosix waits on the owner's description, so that the kernel decides who is
@@ -126,7 +140,7 @@ func (h *handle) setOFD(cancel <-chan struct{}, s span, wait bool) error {
 // unlocked it meanwhile.
 func (l *Layer) setPosix(cancel <-chan struct{}, h *handle, in *fuse.LkIn, wait bool) error {
 	s := spanOf(&in.Lk)
-	t := &h.node.locks
+	t := h.node.locks
 	for {
 		err := t.set(h.node, in, s)
 		if err != unix.EAGAIN || !wait {
@@ -181,11 +195,5 @@ func (l *Layer) anyLocks() bool {
 func (t *nodeTable) withIno(ino uint64) []*node {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	var out []*node
-	for k, n := range t.byKey {
-		if k.ino == ino {
-			out = append(out, n)
-		}
-	}
-	return out
+	return t.numbered(ino)
 }

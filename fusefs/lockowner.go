@@ -26,8 +26,17 @@ type lockOwner struct {
 
 // lockTable holds the POSIX locks of a node.
 type lockTable struct {
+	shared int // nodes that have it; guarded by nodeTable.mu
 	mu     sync.Mutex
 	owners map[uint64]*lockOwner
+}
+
+func newLockTable() *lockTable { return &lockTable{shared: 1} }
+
+// share counts the nodes that have the table, and reports whether none is left.
+func (t *lockTable) share(by int) bool {
+	t.shared += by
+	return t.shared == 0
 }
 
 func (t *lockTable) close() { t.drop(func(*lockOwner) bool { return true }) }

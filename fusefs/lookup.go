@@ -45,21 +45,12 @@ func fillAttr(a *fuse.Attr, s *unix.Statx_t) {
 func (l *Layer) answer(n *node, st *unix.Statx_t, out *fuse.EntryOut) {
 	out.NodeId, out.Generation = n.id, 1
 	fillAttr(&out.Attr, st)
+	out.SetAttrTimeout(l.attrTime(n))
 	if l.settling() {
 		return
 	}
-	set := l.rules.Load()
-	if set.ops&(entryOps|attrOps) == 0 {
+	if set := l.rules.Load(); set.ops&entryOps == 0 || !set.could(entryOps, l.nodes.paths(n)) {
 		out.SetEntryTimeout(cacheTime)
-		out.SetAttrTimeout(cacheTime)
-		return
-	}
-	paths := l.nodes.paths(n)
-	if !set.could(entryOps, paths) {
-		out.SetEntryTimeout(cacheTime)
-	}
-	if !set.could(attrOps, paths) {
-		out.SetAttrTimeout(cacheTime)
 	}
 }
 
@@ -68,8 +59,11 @@ func (l *Layer) answer(n *node, st *unix.Statx_t, out *fuse.EntryOut) {
 // on the layer (lseek(2) with SEEK_END trusts it).
 func (l *Layer) settling() bool { return l.trusted.n.Load() > 0 }
 
+// attrTime is how long the kernel may keep attributes: not at all where a rule
+// can act on them, or where it has two inodes of the file and would see what is
+// done through one in that one only (retire.go).
 func (l *Layer) attrTime(n *node) time.Duration {
-	if l.settling() {
+	if l.settling() || l.nodes.split(n) {
 		return 0
 	}
 	set := l.rules.Load()
@@ -81,6 +75,14 @@ func (l *Layer) attrTime(n *node) time.Duration {
 
 // find looks a name up below and answers with its node.
 func (l *Layer) find(dir *node, name string, out *fuse.EntryOut) fuse.Status {
+	if known := l.nodes.named(dir, name); known != nil {
+		// Mostly it is still what it was: its node pins it, so that the same numbers mean the same object.
+		var st unix.Statx_t
+		if statxAt(dir.fd, name, &st) == nil && keyOf(&st) == known.key && l.nodes.again(known) {
+			l.answer(known, &st, out)
+			return fuse.OK
+		}
+	}
 	fd, err := openPath(dir.fd, name)
 	if err != nil {
 		if err == unix.ENOENT {
@@ -143,13 +145,17 @@ func (l *Layer) findToken(a *armedAdoption, out *fuse.EntryOut) fuse.Status {
 	return st
 }
 
-func (l *Layer) Forget(id, lookups uint64) { l.nodes.forget(id, lookups) }
+func (l *Layer) Forget(id, lookups uint64) {
+	if n := l.nodes.forget(id, lookups); n != nil {
+		l.dropBacking(n)
+	}
+}
 
 // attributes reads an object's attributes, through the handle if there is one:
 // its description outlives every name.
 func (l *Layer) attributes(n *node, fh uint64, has bool, st *unix.Statx_t) error {
 	if has {
-		if h := l.handles.get(fh); h != nil {
+		if h := l.handles.get(fh); h != nil && h.fd >= 0 {
 			return statx(h.fd, st)
 		}
 	}

@@ -147,6 +147,7 @@ type setup struct {
 	prefix    string // "/data" if empty
 	noDefault bool   // mount without default_permissions
 	readOnly  bool
+	direct    bool // for tests in which rules come after files are open
 	scope     func(uint32) bool
 	released  func(uint64)
 }
@@ -183,7 +184,7 @@ func over(t testing.TB, s setup) *bench {
 	if s.prefix == "" {
 		s.prefix = "/data"
 	}
-	b.Layer, err = fusefs.New(fusefs.Options{Device: dev, Root: root, Prefix: s.prefix, Scope: s.scope, Released: s.released, Record: func(e fusefs.Event) {
+	b.Layer, err = fusefs.New(fusefs.Options{Device: dev, Root: root, Prefix: s.prefix, Scope: s.scope, Released: s.released, Direct: s.direct, Record: func(e fusefs.Event) {
 		b.mu.Lock()
 		b.events = append(b.events, e)
 		b.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -32,13 +33,13 @@ type node struct {
 
 	// The rest is guarded by nodeTable.mu.
 	lookups  uint64
-	open     int // handles
 	names    []link
 	last     string // the path it had when its last name went; "" when it never had one
 	freed    bool   // the space it took was given back; see vanished
 	children map[string]*node
 
-	locks lockTable
+	open  openFiles
+	locks *lockTable // shared with retired nodes of the same file
 }
 
 // link is one name of a node.
@@ -58,14 +59,18 @@ type nodeTable struct {
 	prefix string
 	byID   map[uint64]*node
 	byKey  map[key]*node
-	next   uint64
+	// retired are nodes that another has replaced, or will when its name is looked up; see retire.go.
+	retired map[key][]*node
+	splits  atomic.Int32 // of them
+	next    uint64
 }
 
 func (t *nodeTable) init(root int, st *unix.Statx_t, prefix string) {
-	t.root = &node{id: fuse.FUSE_ROOT_ID, fd: root, key: keyOf(st), kind: uint32(st.Mode) & unix.S_IFMT, lookups: 1}
+	t.root = &node{id: fuse.FUSE_ROOT_ID, fd: root, key: keyOf(st), kind: uint32(st.Mode) & unix.S_IFMT, lookups: 1, locks: newLockTable()}
 	t.prefix = prefix
 	t.byID = map[uint64]*node{fuse.FUSE_ROOT_ID: t.root}
 	t.byKey = map[key]*node{t.root.key: t.root}
+	t.retired = map[key][]*node{}
 	t.next = fuse.FUSE_ROOT_ID + 1
 }
 
@@ -78,6 +83,7 @@ func (t *nodeTable) close() {
 		delete(t.byID, id)
 	}
 	clear(t.byKey)
+	clear(t.retired)
 }
 
 func (t *nodeTable) get(id uint64) *node {
@@ -100,7 +106,7 @@ func (t *nodeTable) enter(fd int, st *unix.Statx_t, dir *node, name string) *nod
 	t.mu.Lock()
 	n := t.byKey[k]
 	if n == nil {
-		n = &node{id: t.next, fd: fd, key: k, kind: uint32(st.Mode) & unix.S_IFMT}
+		n = &node{id: t.next, fd: fd, key: k, kind: uint32(st.Mode) & unix.S_IFMT, locks: t.locksOf(k)}
 		t.next++
 		t.byID[n.id], t.byKey[k] = n, n
 		fd = -1
@@ -116,29 +122,78 @@ func (t *nodeTable) enter(fd int, st *unix.Statx_t, dir *node, name string) *nod
 	return n
 }
 
-// forget takes back lookups; at none the node goes.
-func (t *nodeTable) forget(id, lookups uint64) {
+// again counts a lookup of a node that is known already, unless it is on its way out.
+func (t *nodeTable) again(n *node) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byKey[n.key] != n {
+		return false
+	}
+	n.lookups++
+	return true
+}
+
+// split reports whether another node is about the same file: one of them is retired.
+func (t *nodeTable) split(n *node) bool {
+	if t.splits.Load() == 0 {
+		return false
+	}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.retired[n.key]) > 0
+}
+
+// forget takes back lookups; at none the node goes, and is returned.
+func (t *nodeTable) forget(id, lookups uint64) *node {
 	t.mu.Lock()
 	n := t.byID[id]
 	if n == nil || n == t.root {
 		t.mu.Unlock()
-		return
+		return nil
 	}
 	if n.lookups -= min(lookups, n.lookups); n.lookups > 0 {
 		t.mu.Unlock()
-		return
+		return nil
 	}
 	delete(t.byID, id)
-	delete(t.byKey, n.key)
+	if t.byKey[n.key] == n {
+		delete(t.byKey, n.key)
+	} else {
+		t.unretire(n)
+	}
 	for _, l := range slices.Clone(n.names) {
 		t.unbind(l.dir, l.name)
 	}
 	for name := range n.children { // without a node here no path can be made of them
 		t.unbind(n, name)
 	}
+	last := n.locks.share(-1)
 	t.mu.Unlock()
 	_ = unix.Close(n.fd) // O_PATH
-	n.locks.close()
+	if last {
+		n.locks.close()
+	}
+	return n
+}
+
+// locksOf are the locks of a file below. The caller holds mu.
+func (t *nodeTable) locksOf(k key) *lockTable {
+	if all := t.retired[k]; len(all) > 0 {
+		all[0].locks.share(1)
+		return all[0].locks
+	}
+	return newLockTable()
+}
+
+// unretire takes a retired node out that goes. The caller holds mu.
+func (t *nodeTable) unretire(n *node) {
+	t.splits.Add(-1)
+	left := slices.DeleteFunc(t.retired[n.key], func(o *node) bool { return o == n })
+	if len(left) == 0 {
+		delete(t.retired, n.key)
+	} else {
+		t.retired[n.key] = left
+	}
 }
 
 // bind records that name in dir is n. The caller holds mu.
@@ -187,6 +242,7 @@ const maxDepth = 2048
 
 // path is one path of the node. The caller holds mu.
 func (t *nodeTable) path(n *node) string {
+	n = t.current(n)
 	var few [24]string
 	parts := few[:0] // the last one first
 	head, total := t.prefix, 0
@@ -216,6 +272,7 @@ func (t *nodeTable) path(n *node) string {
 func (t *nodeTable) paths(n *node) []string {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
+	n = t.current(n)
 	if len(n.names) <= 1 {
 		return []string{t.path(n)}
 	}
@@ -245,6 +302,13 @@ func (t *nodeTable) bound(dir *node, name string, n *node) {
 	t.mu.Lock()
 	t.bind(dir, name, n)
 	t.mu.Unlock()
+}
+
+// named is the node that a name is known to be; nil for none.
+func (t *nodeTable) named(dir *node, name string) *node {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return dir.children[name]
 }
 
 func (t *nodeTable) unbound(dir *node, name string) {
@@ -292,12 +356,6 @@ func (t *nodeTable) setLast(n *node, p string) {
 	t.mu.Unlock()
 }
 
-func (t *nodeTable) opened(n *node, by int) {
-	t.mu.Lock()
-	n.open += by
-	t.mu.Unlock()
-}
-
 // Backing returns an O_PATH duplicate of what lies under the object of the
 // layer that has inode number ino; the caller closes it. rel is the object's
 // path below the layer: it decides when sub-mounts have equal inode numbers.
@@ -305,12 +363,7 @@ func (l *Layer) Backing(ino uint64, rel string) (int, error) {
 	t := &l.nodes
 	t.mu.RLock() // held so that a forget cannot close the number first
 	defer t.mu.RUnlock()
-	var found []*node
-	for k, n := range t.byKey {
-		if k.ino == ino {
-			found = append(found, n)
-		}
-	}
+	found := t.numbered(ino)
 	want := path.Join(t.prefix, rel)
 	at := 0
 	if len(found) > 1 {
@@ -333,8 +386,25 @@ func (l *Layer) Backing(ino uint64, rel string) (int, error) {
 	return fd, nil
 }
 
+// numbered are the nodes with an inode number, one for each file below. The caller holds mu.
+func (t *nodeTable) numbered(ino uint64) []*node {
+	var out []*node
+	for k, n := range t.byKey {
+		if k.ino == ino {
+			out = append(out, n)
+		}
+	}
+	for k, all := range t.retired {
+		if k.ino == ino && t.byKey[k] == nil {
+			out = append(out, all[0])
+		}
+	}
+	return out
+}
+
 // allPaths is paths for a caller that holds mu.
 func (t *nodeTable) allPaths(n *node) []string {
+	n = t.current(n)
 	out := []string{t.path(n)}
 	for i := 1; i < len(n.names); i++ {
 		out = append(out, join(t.path(n.names[i].dir), n.names[i].name))
@@ -342,10 +412,18 @@ func (t *nodeTable) allPaths(n *node) []string {
 	return out
 }
 
+// attrMask is what is asked for.
+const attrMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME | unix.STATX_MNT_ID
+
 // statx reads the attributes of what an O_PATH descriptor refers to.
 func statx(fd int, st *unix.Statx_t) error {
+	return retry(func() error { return unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_NO_AUTOMOUNT, attrMask, st) })
+}
+
+// statxAt reads the attributes of what a name in a directory is.
+func statxAt(dir int, name string, st *unix.Statx_t) error {
 	return retry(func() error {
-		return unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS|unix.STATX_BTIME|unix.STATX_MNT_ID, st)
+		return unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, attrMask, st)
 	})
 }
 

@@ -35,6 +35,13 @@ type liveRule struct {
 }
 
 func newLiveRule(r policy.Rule, start time.Time) *liveRule {
+	v := idleRule(r, start)
+	v.timer = time.AfterFunc(time.Until(v.counter.Expires()), v.expire) // may run before it is assigned
+	return v
+}
+
+// idleRule is a rule that is only asked what it could act on; nobody has to end it.
+func idleRule(r policy.Rule, start time.Time) *liveRule {
 	v := &liveRule{Rule: r, acts: actsOn(r.IO), counter: policy.NewCounter(r.Trigger, start), over: make(chan struct{})}
 	v.sees = v.acts
 	if r.IO.Attr != nil {
@@ -47,7 +54,6 @@ func newLiveRule(r policy.Rule, start time.Time) *liveRule {
 	if r.IO.Throttle != nil {
 		v.bucket = newBucket(r.IO.Throttle, start)
 	}
-	v.timer = time.AfterFunc(time.Until(v.counter.Expires()), v.expire) // may run before it is assigned
 	return v
 }
 
@@ -133,6 +139,10 @@ func (l *Layer) SetRules(rules []policy.Rule, start time.Time) error {
 	if l.state.Load() == stateClosed { // the mount went while we were at it: nobody else ends these
 		next.end()
 		return nil
+	}
+	l.coming.Store(&ruleSet{})
+	if next.ops&cacheable != 0 {
+		l.retire()
 	}
 	l.dropCaches(fresh)
 	return nil

@@ -147,7 +147,7 @@ func noSpace(t *testing.T, b *bench) {
 
 // Sparse files take what their blocks do, however they come to them.
 func TestNoSpaceSparse(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.faults(space(t, 1<<20))
 	fd := b.open("f", unix.O_CREAT|unix.O_RDWR)
 	left := func(want int64, what string) {
@@ -189,7 +189,7 @@ func TestNoSpaceSparse(t *testing.T) {
 
 // A page of a hole that was written through a map and has no space fails in msync.
 func TestNoSpaceMap(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	fd := b.open("f", unix.O_CREAT|unix.O_RDWR)
 	must(t, unix.Ftruncate(fd, 1<<20))
 	mem, err := unix.Mmap(fd, 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
@@ -214,7 +214,7 @@ func TestNoSpaceMap(t *testing.T) {
 
 // However many write at once, no more is written than there is space for, and all of it is.
 func TestNoSpaceUnderThreads(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	const limit = 3_000_000
 	b.faults(space(t, limit))
 	shared := b.open("shared", unix.O_CREAT|unix.O_RDWR)
@@ -249,7 +249,7 @@ func TestNoSpaceUnderThreads(t *testing.T) {
 
 // quota answers EDQUOT; space is counted for its paths only, from its activation, whatever the rule refuses.
 func TestQuota(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	must(t, os.MkdirAll(b.under("in"), 0o755))
 	b.faults(fault(t, "write", policy.IOFault{Path: "/data/in/**", Space: &policy.Space{Bytes: 10_000, Quota: true}}))
 	in, out := b.open("in/f", unix.O_CREAT|unix.O_RDWR), b.open("out", unix.O_CREAT|unix.O_RDWR)

@@ -26,7 +26,7 @@ func TestProbability(t *testing.T) {
 	if testing.Short() || raceDetector {
 		n = 10_000
 	}
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	fd := b.open("f", unix.O_RDONLY)
 	buf := make([]byte, 1)
@@ -75,7 +75,7 @@ func pattern(t *testing.T, fd, n int) string {
 }
 
 func TestTriggers(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	fd := b.open("f", unix.O_RDONLY)
 	for rule, want := range map[string]string{
@@ -102,7 +102,7 @@ func TestTriggers(t *testing.T) {
 
 // times=N is exact however many threads race for it.
 func TestTimesUnderThreads(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	b.rules("io error=EIO op=read times=100")
 	var failed atomic.Int64
@@ -129,7 +129,7 @@ func TestTimesUnderThreads(t *testing.T) {
 }
 
 func TestTimeToLive(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	fd := b.open("f", unix.O_RDONLY)
 	rules := parse(t, "io error=EIO op=read ttl=1m")
@@ -148,7 +148,7 @@ func TestTimeToLive(t *testing.T) {
 }
 
 func TestEqualRuleKeepsItsCounter(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	fd := b.open("f", unix.O_RDONLY)
 	b.rules("io error=EIO op=read times=2")
@@ -163,7 +163,7 @@ func TestEqualRuleKeepsItsCounter(t *testing.T) {
 }
 
 func TestSetRulesRefuses(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.rules("io error=EIO op=read")
 	for _, e := range []syscall.Errno{unix.ENOSYS, 512} {
 		bad := parse(t, "io error=EIO op=fsync")
@@ -179,7 +179,7 @@ func TestSetRulesRefuses(t *testing.T) {
 
 func TestScope(t *testing.T) {
 	var only atomic.Uint32
-	b := over(t, setup{scope: func(tid uint32) bool { return tid == only.Load() }})
+	b := over(t, setup{direct: true, scope: func(tid uint32) bool { return tid == only.Load() }})
 	b.write("f", "content")
 	fd := b.open("f", unix.O_RDONLY)
 	b.rules("io error=EIO op=read")
@@ -204,7 +204,7 @@ func TestScope(t *testing.T) {
 
 // A wait of an hour ends at once when its rule goes, and when a signal comes.
 func TestLatencyIsCancelled(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	fd := b.open("f", unix.O_RDONLY)
 	start := func() (int, chan error) {
@@ -244,7 +244,7 @@ func TestLatencyIsCancelled(t *testing.T) {
 
 // Faults follow the current name of an open file, any of several, and the last of one that has none.
 func TestRulesFollowNames(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	must(t, os.MkdirAll(b.under("a/b"), 0o755))
 	b.write("a/b/f", "content")
 	fd := b.open("a/b/f", unix.O_RDONLY)
@@ -284,7 +284,7 @@ func TestRulesFollowNames(t *testing.T) {
 
 // F7: with a read rule, no read is answered from a cache, whatever was read or mapped before; changes below are seen at once.
 func TestNoStaleReads(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "old content")
 	fd := b.open("f", unix.O_RDONLY)
 	buf := make([]byte, 32)

@@ -22,30 +22,29 @@ func (l *Layer) wait(q *request, r *liveRule, c *change) ended {
 	if f.Throttle != nil {
 		e.Action = ActionThrottle
 		turn := r.bucket.take(e.Time, q.bytes())
-		if how := l.sleep(q, r, e, turn); how != served {
+		if how := r.sleep(q, e, turn); how != served {
 			r.bucket.putBack(q.bytes())
 			return how
 		}
 	}
 	if f.Latency != nil {
 		e.Action = ActionLatency
-		if how := l.sleep(q, r, e, f.Latency.Draw(c.src)); how != served {
+		if how := r.sleep(q, e, f.Latency.Draw(c.src)); how != served {
 			return how
 		}
 	}
 	if f.Hang {
 		e.Action = ActionHang
-		return l.hang(q, r, e)
+		return r.hangs(q, e)
 	}
 	return served
 }
 
 // sleep waits for a time and adds it to the event's latency.
-func (l *Layer) sleep(q *request, r *liveRule, e *Event, d time.Duration) ended {
+func (r *liveRule) sleep(q *request, e *Event, d time.Duration) ended {
 	if d <= 0 {
 		return served
 	}
-	l.device.blocking(q.header.Unique)
 	t := time.NewTimer(d)
 	defer t.Stop()
 	start := time.Now()
@@ -70,9 +69,8 @@ type hangTable struct {
 	letGo chan struct{} // closed and replaced when what hangs is released
 }
 
-// hang waits until something ends it.
-func (l *Layer) hang(q *request, r *liveRule, e *Event) ended {
-	l.device.blocking(q.header.Unique)
+// hangs waits until something ends it.
+func (r *liveRule) hangs(q *request, e *Event) ended {
 	t := &r.hung
 	t.mu.Lock()
 	if t.letGo == nil {

@@ -1,0 +1,119 @@
+package fusefs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+// EndFlushes spares a layer that is about to be taken off the FLUSH of each
+// close: the next one is answered with ENOSYS, after which the kernel sends none
+// on this connection (fuse_flush in fs/fuse/file.c). FLUSH is also what ends
+// POSIX locks, so that a layer with such locks goes on as it is, and false is
+// returned. Nothing must run on the layer between the call and its end.
+func (l *Layer) EndFlushes() bool {
+	if l.anyLocks() {
+		return false
+	}
+	l.ending.Store(true)
+	return true
+}
+
+// Flush is sent for each close(2). POSIX locks of the closing process go
+// whatever a rule says, because they go with any close; but not when a swapper
+// closes a file that it has moved to another inode of the same file below.
+func (l *Layer) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	h := l.handles.get(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	if !l.moving(h.node) {
+		h.node.locks.drop(func(o *lockOwner) bool { return o.id == in.LockOwner })
+		h.posixOwner.CompareAndSwap(in.LockOwner, 0) // the name may be used again
+	}
+	if l.ending.Load() {
+		return fuse.ENOSYS
+	}
+	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpFlush}, h.node); e != 0 {
+		return fuse.Status(e)
+	}
+	if h.dir || h.flags.Load()&unix.O_ACCMODE == unix.O_RDONLY {
+		return fuse.OK
+	}
+	// Closing a duplicate makes a file system below that reports errors at close (NFS, FUSE) report them now.
+	d, err := unix.FcntlInt(uintptr(h.fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return status(err)
+	}
+	if err := unix.Close(d); err != nil && err != unix.EINTR {
+		return status(err)
+	}
+	return fuse.OK
+}
+
+// fsyncData is FUSE_FSYNC_FDATASYNC of include/uapi/linux/fuse.h.
+const fsyncData = 1
+
+func (l *Layer) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	op := policy.OpFsync
+	if in.FsyncFlags&fsyncData != 0 {
+		op = policy.OpFdatasync
+	}
+	return l.fsync(cancel, in, op)
+}
+
+func (l *Layer) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	return l.fsync(cancel, in, policy.OpFsyncdir)
+}
+
+func (l *Layer) fsync(cancel <-chan struct{}, in *fuse.FsyncIn, op policy.Op) fuse.Status {
+	h := l.handles.get(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	c, e := l.judge(request{cancel: cancel, header: &in.InHeader, op: op}, h.node)
+	if e != 0 {
+		return fuse.Status(e)
+	}
+	if c.is(ActionLost) {
+		l.record(c.event)
+		return fuse.OK
+	}
+	fd, err := h.file()
+	if err != nil {
+		return status(err)
+	}
+	l.blocking(&in.InHeader)
+	if in.FsyncFlags&fsyncData != 0 {
+		return status(retry(func() error { return unix.Fdatasync(fd) }))
+	}
+	return status(retry(func() error { return unix.Fsync(fd) }))
+}
+
+func (l *Layer) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
+	l.release(cancel, in, policy.OpRelease)
+}
+
+func (l *Layer) ReleaseDir(in *fuse.ReleaseIn) { l.release(nil, in, policy.OpReleasedir) }
+
+func (l *Layer) release(cancel <-chan struct{}, in *fuse.ReleaseIn, op policy.Op) {
+	h := l.handles.get(in.Fh)
+	if h == nil {
+		return
+	}
+	_ = l.node(request{cancel: cancel, header: &in.InHeader, op: op}, h.node) // nobody waits for a release
+	if l.handles.remove(in.Fh) == nil {
+		return
+	}
+	// POSIX locks went with FLUSH. What is left are OFD locks whose kind could not be told.
+	if !l.moving(h.node) {
+		h.node.locks.drop(func(o *lockOwner) bool { return o.fh == h.id })
+	}
+	l.leaveMode(h)
+	l.vanished(h.node)
+	h.close()
+	if h.adopted && l.o.Released != nil {
+		l.o.Released(h.id)
+	}
+}

@@ -1,0 +1,220 @@
+package fusefs
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+// mode is how the kernel treats the reads, writes and maps of an open file.
+type mode uint8
+
+const (
+	modeNone mode = iota
+	// modeDirect: every read and write is a request, past the page cache, and maps have pages of their own.
+	modeDirect
+	// modePassthrough: the kernel reads, writes and maps the file below by itself (Linux 6.9).
+	modePassthrough
+	// modeMixed is for a file that a rule came to match while others have it open in
+	// passthrough mode: reads and writes are requests ("FOPEN_DIRECT_IO overrides
+	// FOPEN_PASSTHROUGH", fs/fuse/file.c), and maps are of the file below. An inode that is
+	// open in passthrough mode can only be opened so (fuse_file_io_open in fs/fuse/iomode.c).
+	modeMixed
+	// modeCached: through the page cache. For kernels that cannot map direct-I/O files (before Linux 6.6).
+	modeCached
+)
+
+// cacheable are the operations that the layer does not see of a file that is passed through or cached.
+var cacheable = policy.OpSet(0).With(policy.OpRead).With(policy.OpWrite).With(policy.OpMmapRead).With(policy.OpMmapWrite)
+
+// openFiles is how a node is open. What is atomic is changed under mu, and may be
+// read without: mu must not be taken by whoever holds nodeTable.mu.
+type openFiles struct {
+	mu      sync.Mutex
+	through atomic.Int32 // files in passthrough mode, mixed ones among them
+	direct  atomic.Int32 // all others
+	retired atomic.Bool  // see retire.go
+	backing int32        // the kernel's name of the file below; 0 for none
+	refused bool         // the kernel does not take the file below
+	parked  uint64       // place in parking
+}
+
+// none reports whether nobody has the node's file open.
+func (o *openFiles) none() bool { return o.through.Load() == 0 && o.direct.Load() == 0 }
+
+// flags are the answer to an OPEN.
+func (m mode) flags() uint32 {
+	switch m {
+	case modeDirect:
+		return fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
+	case modeMixed:
+		return fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES | fuse.FOPEN_PASSTHROUGH
+	case modePassthrough:
+		return fuse.FOPEN_PASSTHROUGH
+	default:
+		return 0
+	}
+}
+
+// mustSee reports whether a rule that is there, or is about to come, could act on what passthrough or a cache hides.
+func (l *Layer) mustSee(n *node) bool {
+	set, coming := l.rules.Load(), l.coming.Load()
+	if (set.ops|coming.ops)&cacheable == 0 {
+		return false
+	}
+	paths := l.nodes.paths(n)
+	return set.could(cacheable, paths) || coming.could(cacheable, paths)
+}
+
+// enterMode chooses how a handle's file is open, and fills the answer. The
+// rules are looked at under the node's lock: SetRules, which looks at the open
+// files under it after the rules are in force, cannot miss one.
+func (l *Layer) enterMode(h *handle, out *fuse.OpenOut) {
+	out.Fh = h.id
+	o := &h.node.open
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	seen := l.o.Direct || h.exact || l.mustSee(h.node)
+	switch {
+	case o.through.Load() > 0 && (seen || o.retired.Load()):
+		h.mode = modeMixed
+	case o.through.Load() > 0:
+		h.mode = modePassthrough
+	case seen || o.direct.Load() > 0: // a direct file may be mapped, and an inode is not both cached and passed through
+		h.mode = modeDirect
+	case l.passes(h.node):
+		h.mode = modePassthrough
+	case l.directMap:
+		h.mode = modeDirect
+	default:
+		h.mode = modeCached
+	}
+	if h.mode == modeDirect || h.mode == modeCached {
+		o.direct.Add(1)
+	} else {
+		o.through.Add(1)
+		out.BackingID = o.backing
+	}
+	out.OpenFlags |= h.mode.flags()
+}
+
+// needsLayer reports whether the writes of a file have to be requests although
+// no rule is about them, because the kernel's own way would do other than the
+// file system below does (fs/backing-file.c, fs/fuse/passthrough.c, Linux 6.18
+// looked at):
+//   - The file below is opened with the flags of the open(2), so that O_APPEND
+//     could not be taken away again (fcntl(2), RWF_NOAPPEND).
+//   - Set-ID bits and file capabilities would not go with a write.
+func needsLayer(n *node, flags uint32) bool {
+	if flags&unix.O_ACCMODE == unix.O_RDONLY {
+		return false
+	}
+	if flags&unix.O_APPEND != 0 {
+		return true
+	}
+	var st unix.Statx_t
+	if err := statx(n.fd, &st); err != nil || st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+		return true
+	}
+	_, err := unix.Getxattr(magic(n.fd), "security.capability", nil)
+	return err == nil
+}
+
+// leaveMode is for a handle whose file was closed, or could not be opened.
+func (l *Layer) leaveMode(h *handle) {
+	o := &h.node.open
+	o.mu.Lock()
+	switch h.mode {
+	case modeNone: // a directory
+	case modeDirect, modeCached:
+		o.direct.Add(-1)
+	default:
+		o.through.Add(-1)
+	}
+	park := o.none() && o.backing != 0
+	o.mu.Unlock()
+	if park {
+		l.parked.add(l, h.node)
+	}
+}
+
+// passes reports whether the kernel passes the file through, and has it named to
+// it if not yet. The caller holds the lock of n.open.
+func (l *Layer) passes(n *node) bool {
+	o := &n.open
+	if !l.passthrough || o.refused || n.kind != unix.S_IFREG {
+		return false
+	}
+	if o.backing != 0 {
+		return true
+	}
+	id, err := l.device.openBacking(n.fd)
+	if err != nil {
+		// ELOOP: too many file systems on top of each other. EOPNOTSUPP: it cannot do reads and writes like that.
+		o.refused = true
+		l.o.Logger.Debug("a file is not passed through", "ino", n.key.ino, "err", err)
+		return false
+	}
+	o.backing = id
+	return true
+}
+
+// parking keeps the names of files that were closed a short while ago: a file
+// that is opened again and again is not named to the kernel each time.
+type parking struct {
+	mu   sync.Mutex
+	ring [256]*node
+	last uint64
+}
+
+func (p *parking) add(l *Layer, n *node) {
+	p.mu.Lock()
+	p.last++
+	n.open.mu.Lock()
+	n.open.parked = p.last
+	n.open.mu.Unlock()
+	at := p.last % uint64(len(p.ring))
+	old := p.ring[at]
+	p.ring[at] = n
+	oldest := p.last - uint64(len(p.ring))
+	p.mu.Unlock()
+	if old == nil {
+		return
+	}
+	old.open.mu.Lock()
+	idle := old.open.none() && old.open.parked == oldest
+	old.open.mu.Unlock()
+	if idle {
+		l.dropBacking(old)
+	}
+}
+
+// dropBacking gives the kernel's name of a file back, unless it is open.
+func (l *Layer) dropBacking(n *node) {
+	n.open.mu.Lock()
+	defer n.open.mu.Unlock()
+	if n.open.none() && n.open.backing != 0 {
+		l.device.closeBacking(n.open.backing)
+		n.open.backing = 0
+	}
+}
+
+// Expect says which rules are going to be set: files that they can match are
+// opened, and adopted, so that the layer will see what is done to them. SetRules ends it.
+func (l *Layer) Expect(rules []policy.Rule) error {
+	set := &ruleSet{}
+	now := time.Now()
+	for i := range rules {
+		if err := checkRule(&rules[i]); err != nil {
+			return err
+		}
+		set.add(idleRule(rules[i], now))
+	}
+	l.coming.Store(set)
+	return nil
+}

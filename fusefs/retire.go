@@ -1,0 +1,125 @@
+package fusefs
+
+import (
+	"cmp"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// RetiredFile is a file that a rule came to match while it was open in
+// passthrough mode: what is done through these open files does not reach the layer.
+type RetiredFile struct {
+	// Node is the FUSE node id of the inode that is open, Ino the inode number on the layer and below it, which others have too.
+	Node uint64 `json:"node"`
+	Ino uint64 `json:"ino"`
+	// Path is the file's path as the target sees it.
+	Path string `json:"path"`
+}
+
+// An inode of the kernel that is open in passthrough mode stays so until the
+// last of these files is closed (fs/fuse/iomode.c). So a file that a rule comes to
+// match gets another: its node is retired, keeps its number, its open files and
+// its inode, and the next look-up of the name makes a new node of the same
+// file below, with an inode that is open in no way yet. Whoever moves the open
+// files from one to the other finds them by Retired. Both share the locks.
+
+// retire retires the files that a rule has come to match.
+func (l *Layer) retire() {
+	var files []*node
+	l.nodes.mu.RLock()
+	for _, n := range l.nodes.byID {
+		if n.kind == unix.S_IFREG {
+			files = append(files, n)
+		}
+	}
+	l.nodes.mu.RUnlock()
+	for _, n := range files {
+		l.retireNode(n)
+	}
+}
+
+// retireNode retires a node if it has to be.
+func (l *Layer) retireNode(n *node) bool {
+	n.open.mu.Lock()
+	must := !n.open.retired.Load() && n.open.through.Load() > 0 && l.mustSee(n)
+	if must {
+		n.open.retired.Store(true)
+	}
+	n.open.mu.Unlock()
+	if must {
+		l.replaceNode(n)
+	}
+	return must
+}
+
+// renamed is called when something got a new name, by which a rule may match
+// what it did not match before.
+func (l *Layer) renamed(n *node) {
+	if n == nil || l.rules.Load().ops&cacheable == 0 {
+		return
+	}
+	any := false
+	if n.kind == unix.S_IFDIR {
+		before := len(l.Retired())
+		l.retire()
+		any = len(l.Retired()) > before
+	} else {
+		any = l.retireNode(n)
+	}
+	if any && l.o.Retire != nil {
+		l.o.Retire()
+	}
+}
+
+// moving reports whether closes of a node's files are those of a swapper that has moved them elsewhere.
+func (l *Layer) moving(n *node) bool {
+	return l.trusted.n.Load() > 0 && n.open.retired.Load()
+}
+
+// replaceNode has the next look-up of a file make a new node of it.
+func (l *Layer) replaceNode(n *node) {
+	t := &l.nodes
+	t.mu.Lock()
+	if t.byKey[n.key] == n && n != t.root {
+		delete(t.byKey, n.key)
+		t.retired[n.key] = append(t.retired[n.key], n)
+		t.splits.Add(1)
+	}
+	names := slices.Clone(n.names)
+	t.mu.Unlock()
+	if l.notify == nil {
+		return
+	}
+	l.notify.start(func() {
+		l.notify.inode(n.id, -1)
+		for _, k := range names {
+			l.notify.entry(k.dir.id, k.name)
+		}
+	})
+}
+
+// Retired lists the files of which open files do not reach the layer although a
+// rule can match them.
+func (l *Layer) Retired() []RetiredFile {
+	var out []RetiredFile
+	l.nodes.mu.RLock()
+	defer l.nodes.mu.RUnlock()
+	for _, all := range l.nodes.retired {
+		for _, n := range all {
+			if n.open.through.Load() > 0 {
+				out = append(out, RetiredFile{Node: n.id, Ino: n.key.ino, Path: l.nodes.path(l.nodes.current(n))})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b RetiredFile) int { return cmp.Compare(a.Node, b.Node) })
+	return out
+}
+
+// current is the node that stands for a retired one now; its names are followed. The caller holds mu.
+func (t *nodeTable) current(n *node) *node {
+	if next := t.byKey[n.key]; next != nil {
+		return next
+	}
+	return n
+}
