@@ -34,7 +34,8 @@ type call struct {
 // history is what has been done so far: some things tell the layer from a plain
 // directory then, or are no longer the same twice.
 type history struct {
-	Mapped bool // the making of a map, which is an access, is no request of FUSE
+	// The making of a map and a splice at the end of a file are accesses, but no requests of FUSE.
+	Unseen bool
 	// What was written through a map fills holes by whole folios, which are not
 	// of the same size everywhere; of space that was reserved, what is in the
 	// page cache counts as data (mapping_seek_hole_data in mm/filemap.c).

@@ -57,7 +57,7 @@ func (p *process) stat(dir int, name string) string {
 	if st.Mask&unix.STATX_BTIME == 0 {
 		s += " no btime"
 	}
-	if !p.after.Mapped {
+	if !p.after.Unseen {
 		s += " a " + p.moment(st.Atime)
 	}
 	return s + fmt.Sprintf(" blksize %d m %s c %s b %s", st.Blksize, p.moment(st.Mtime), p.moment(st.Ctime), p.moment(st.Btime))
