@@ -191,7 +191,10 @@ func programsBehind() *rapid.Generator[program] {
 		case "mkdir", "rmdir", "unlink", "rename", "link", "symlink", "mknod", "chmod", "chown", "truncate", "utimens", "setxattr", "removexattr", "writefile":
 			behind = append(behind, o)
 		}
-		if !strings.HasPrefix(o.name, "m") || o.name == "mkdir" || o.name == "mknod" { // pages of maps stay: docs/layer.md
+		switch o.name {
+		case "mmap", "mread", "mwrite", "msync", "munmap": // pages of maps stay: docs/layer.md
+		case "pwritev2-append": // is at the end that the kernel knows, also when its time is over
+		default:
 			through = append(through, o)
 		}
 	}
