@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"bytes"
 	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -39,12 +40,39 @@ func (l *Layer) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte)
 	if e := l.node(request{cancel: cancel, header: h, op: policy.OpListxattr, size: int64(len(dest))}, n); e != 0 {
 		return 0, fuse.Status(e)
 	}
+	if lacks(h.Pid, unix.CAP_SYS_ADMIN) {
+		return listUntrusted(n.fd, dest)
+	}
 	size, err := unix.Listxattr(magic(n.fd), dest)
 	if err != nil {
 		return 0, status(err)
 	}
 	return uint32(size), fuse.OK
 }
+
+// listUntrusted lists the attributes as someone without CAP_SYS_ADMIN sees
+// them: file systems leave trusted ones out (xattr(7)).
+func listUntrusted(fd int, dest []byte) (uint32, fuse.Status) {
+	all := make([]byte, xattrListMax)
+	size, err := unix.Listxattr(magic(fd), all)
+	if err != nil {
+		return 0, status(err)
+	}
+	var list []byte
+	for name := range bytes.SplitAfterSeq(all[:size], []byte{0}) {
+		if !bytes.HasPrefix(name, []byte("trusted.")) {
+			list = append(list, name...)
+		}
+	}
+	if len(dest) > 0 && len(dest) < len(list) {
+		return 0, fuse.Status(unix.ERANGE)
+	}
+	copy(dest, list)
+	return uint32(len(list)), fuse.OK
+}
+
+// xattrListMax is XATTR_LIST_MAX of include/uapi/linux/limits.h.
+const xattrListMax = 65536
 
 func (l *Layer) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
 	n := l.nodes.get(in.NodeId)
