@@ -99,7 +99,13 @@ func (l *Layer) ask(set *ruleSet, q request, paths func() []string) (*change, sy
 			continue
 		}
 		c := r.fired(&q, path, n, now)
-		switch l.wait(&q, r, c) {
+		how := l.wait(&q, r, c)
+		if how == interrupted && l.settling() {
+			// A swapper stops the caller's process, which arrives here as a signal does. No program is to see EINTR
+			// for that: the wait is over, and the operation goes on.
+			how = ruleOver
+		}
+		switch how {
 		case interrupted:
 			c.event.Errno = syscall.EINTR
 			l.record(c.event)

@@ -147,7 +147,7 @@ func (l *Layer) leaveMode(h *handle) {
 // it if not yet. The caller holds the lock of n.open.
 func (l *Layer) passes(n *node) bool {
 	o := &n.open
-	if !l.passthrough || o.refused || n.kind != unix.S_IFREG {
+	if !l.passthrough || o.refused || n.kind != unix.S_IFREG || n == l.nodes.root { // no other node can take the root's place, see retire.go
 		return false
 	}
 	if o.backing != 0 {

@@ -12,7 +12,7 @@ import (
 type RetiredFile struct {
 	// Node is the FUSE node id of the inode that is open, Ino the inode number on the layer and below it, which others have too.
 	Node uint64 `json:"node"`
-	Ino uint64 `json:"ino"`
+	Ino  uint64 `json:"ino"`
 	// Path is the file's path as the target sees it.
 	Path string `json:"path"`
 }
@@ -72,9 +72,19 @@ func (l *Layer) renamed(n *node) {
 	}
 }
 
-// moving reports whether closes of a node's files are those of a swapper that has moved them elsewhere.
+// KeepLocks says whether the closes of retired files, and of the files that take
+// their place, leave POSIX locks alone: a swapper moves what is open from one to
+// the other. Whoever has such files must be stopped meanwhile.
+func (l *Layer) KeepLocks(on bool) { l.moved.Store(on) }
+
+// moving reports whether closes of a node's files are those of a swapper that moves them elsewhere.
 func (l *Layer) moving(n *node) bool {
-	return l.trusted.n.Load() > 0 && n.open.retired.Load()
+	if !l.moved.Load() {
+		return false
+	}
+	l.nodes.mu.RLock()
+	defer l.nodes.mu.RUnlock()
+	return len(l.nodes.retired[n.key]) > 0
 }
 
 // replaceNode has the next look-up of a file make a new node of it.

@@ -188,7 +188,7 @@ func TestFaultIsNoReasonNotToStart(t *testing.T) {
 	socket := filepath.Join(dir, "nri.sock")
 	r := startRuntimeSide(t, socket, "", nil, nil)
 	a := startAgent(t, Options{
-		Grafter: n, StateDir: filepath.Join(dir, "state"), NRISocket: socket, ContainerdAddress: filepath.Join(dir, "no.sock"), StartBudget: 20 * time.Millisecond,
+		Grafter: n, StateDir: filepath.Join(dir, "state"), NRISocket: socket, ContainerdAddress: filepath.Join(dir, "no.sock"), StartBudget: 500 * time.Millisecond,
 	})
 	defer free()
 	r.waitSync(t)

@@ -217,6 +217,9 @@ func eventLine(e keeper.Event) string {
 	if e.Path != "" {
 		s += "  " + e.Path
 	}
+	if e.By != "" {
+		s += "  by " + string(e.By)
+	}
 	if e.PauseMs > 0 {
 		s += fmt.Sprintf("  paused %.1f ms", e.PauseMs)
 	}

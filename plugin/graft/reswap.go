@@ -65,29 +65,30 @@ func Reswap(ctx context.Context, o ReswapOptions) (*Report, error) {
 type reswap struct {
 	ReswapOptions
 	adopter
-	files map[uint64]RetiredFile // by node
-	rep   *Report
+	files   map[uint64]RetiredFile // by node
+	keeping bool                   // the server keeps POSIX locks
+	rep     *Report
 }
 
 func (r *reswap) run(ctx context.Context) error {
 	swap := tracer.Options{
 		// Where others see the layer too, nobody but the tree gets faults.
 		Processes: reachableProcesses, Match: r.match, Replace: r.replace, Locks: r.locks,
-		Stopped: r.knowSizes, Step: r.Step, Deadline: r.Deadline, RequireAll: r.RequireAll,
+		Stopped: r.stopped, Step: r.Step, Deadline: r.Deadline, RequireAll: r.RequireAll,
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,
 	}
 	if r.Target.Tree {
 		swap.Processes = r.Target.Processes
 	}
-	t, err := tracer.Swap(ctx, swap)
+	t, err := r.swap(ctx, swap)
 	if err != nil {
 		return err
 	}
 	r.rep.add(t)
 	// Processes without such a file were not stopped, and may have got one from one that was.
 	for range stragglerPasses {
-		t, err := tracer.Swap(ctx, swap)
+		t, err := r.swap(ctx, swap)
 		if err != nil {
 			return errors.Join(err, r.handOver())
 		}
@@ -100,6 +101,26 @@ func (r *reswap) run(ctx context.Context) error {
 		return err
 	}
 	return r.handOver()
+}
+
+func (r *reswap) swap(ctx context.Context, o tracer.Options) (*tracer.Report, error) {
+	t, err := tracer.Swap(ctx, o)
+	if r.keeping {
+		r.keeping = false
+		err = errors.Join(err, r.Server.KeepLocks(false))
+	}
+	return t, err
+}
+
+// stopped runs with every process stopped that has one of the files. From here
+// on each close is ours. One of any file, old or new, would end the locks that its
+// process has on the file below: also of a new one that was only needed to make a map.
+func (r *reswap) stopped() error {
+	if err := r.Server.KeepLocks(true); err != nil {
+		return err
+	}
+	r.keeping = true
+	return r.knowSizes()
 }
 
 // handOver leaves the descriptions with the keeper, for the day the server dies.
@@ -156,21 +177,36 @@ func (r *reswap) replace(d *tracer.Description) (int, error) {
 	defer func() { _ = unix.Close(description) }() // the server has its own
 	name, flags := r.nameOf(d), openFlags(d)
 	if rel, below := relativeTo(r.Layer.Info.Path, name); below && rel != "" {
-		fd, err := r.adoption(d, description, "", name, func() (int, error) {
-			return unix.Openat2(r.mount, rel, &unix.OpenHow{
-				Flags: uint64(flags), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
-			})
-		})
+		fd, err := r.adoption(d, description, "", name, func() (int, error) { return r.openNew(rel, flags) })
 		if err == nil {
 			return fd, nil
 		}
-		// Unlinked, renamed over, or hidden below another mount.
+		// Unlinked, renamed over, hidden below another mount, or looked up by the kernel a moment ago.
 	}
 	token, err := randomName()
 	if err != nil {
 		return -1, err
 	}
 	return r.adoption(d, description, token, name, func() (int, error) { return unix.Openat(r.mount, token, flags, 0) })
+}
+
+// openNew opens a name below the layer that has to lead to the new inode.
+func (r *reswap) openNew(rel string, flags int) (int, error) {
+	fd, err := unix.Openat2(r.mount, rel, &unix.OpenHow{
+		Flags: uint64(flags), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return -1, err
+	}
+	node, err := nodeOf(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if _, old := r.files[node]; err == nil && old {
+		err = errors.New("its name leads to the old inode still")
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // nameOf is what the target calls the file.
@@ -183,7 +219,8 @@ func (r *reswap) nameOf(d *tracer.Description) string {
 	return d.Path
 }
 
-// locks are the POSIX locks that go with the close of the old file.
+// locks are the POSIX locks to take through the new files. They are held all the
+// time; this tells the layer which files they belong to now.
 func (r *reswap) locks(o *tracer.Object) []tracer.Lock {
 	if o.Kind != tracer.Descriptor {
 		return nil

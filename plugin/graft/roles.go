@@ -22,6 +22,9 @@ type Server interface {
 	// EndFlushes has closes of the layer's files no longer wait for the server, if no POSIX lock
 	// depends on them. All that has files of the layer must be stopped.
 	EndFlushes() (bool, error)
+	// KeepLocks says whether closes of retired files, and of those that take their place, leave the POSIX
+	// locks of who closes them alone. All that has such files must be stopped.
+	KeepLocks(on bool) error
 	// PosixLocks lists the POSIX locks that the process holds on the inode through the layer.
 	PosixLocks(pid int, ino uint64) ([]tracer.Lock, error)
 }

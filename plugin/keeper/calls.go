@@ -22,7 +22,7 @@ const (
 	callSwapper = "swapper" // swapperCall, fds: the server's end of a pair with the swapper
 	callEnd     = "end"     // layerCall: let go of a layer that was taken off
 	// server to keeper, on a pair of its own
-	callReleased = "released" // releasedCall: an adopted file saw its last close
+	callNews = "news" // []newsCall
 	// swapper to server, on its pair
 	callArm         = "arm"         // armCall, fds: the description
 	callDisarm      = "disarm"      // int (tid) -> disarmAnswer
@@ -30,6 +30,7 @@ const (
 	callBacking     = "backing"     // backingCall -> fds: O_PATH
 	callLocks       = "locks"       // locksCall -> []tracer.Lock
 	callEndFlushes  = "end flushes" // -> bool
+	callKeepLocks   = "keep locks"  // bool
 	// swapper to keeper
 	callJob       = "job"       // -> job, fds: mount, backing[, peer group], none for an attach
 	callLayer     = "layer"     // graft.LayerInfo, fds: device, mount, backing[, peer group]
@@ -55,8 +56,8 @@ type rulesCall struct {
 	Layer string        `json:"layer"`
 	Rules []policy.Rule `json:"rules"`
 	Start time.Time     `json:"start"`
-	// Live: faults are injected. Until then files are opened as the rules need it, and nobody is faulted.
-	Live bool `json:"live"`
+	// Coming: the rules are not in force yet, but files are opened as they need it.
+	Coming bool `json:"coming,omitempty"`
 }
 
 type layerCall struct {
@@ -73,9 +74,13 @@ type swapperCall struct {
 	PID   int    `json:"pid"`
 }
 
-type releasedCall struct {
-	Layer  string `json:"layer"`
-	Handle uint64 `json:"handle"`
+// newsCall is one thing that happened to a layer.
+type newsCall struct {
+	Layer string `json:"layer"`
+	// Released is the handle of an adopted file that saw its last close.
+	Released uint64 `json:"released,omitempty"`
+	// Retired: a file that is open got a name by which a rule can match it, and has to be moved.
+	Retired bool `json:"retired,omitempty"`
 }
 
 type armCall struct {
@@ -155,6 +160,11 @@ func (s serverLink) EndFlushes() (bool, error) {
 	var ended bool
 	_, err := s.call(callEndFlushes, nil, &ended)
 	return ended, err
+}
+
+func (s serverLink) KeepLocks(on bool) error {
+	_, err := s.call(callKeepLocks, on, nil)
+	return err
 }
 
 func (s serverLink) PosixLocks(pid int, ino uint64) ([]tracer.Lock, error) {

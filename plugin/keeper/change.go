@@ -126,6 +126,10 @@ func (k *keeper) change(id string, c Change) (Graft, error) {
 	}
 	state := h.State
 	k.mu.Unlock()
+	if c.Origin == OriginUser && h.Origin != OriginUser {
+		// The agent would bring it back to what they say.
+		return Graft{}, fmt.Errorf("graft %s: its rules come from the container's %ss: change those, or recover it and inject your own", id, h.Origin)
+	}
 	if state != StateActive {
 		return Graft{}, fmt.Errorf("graft %s is %s: its rules cannot be changed", id, state)
 	}
@@ -144,7 +148,8 @@ func (k *keeper) active(path string, o Origin) *held {
 	return nil
 }
 
-// changeRules does it.
+// changeRules does it. Rules that go stay until files which the new ones need
+// have been moved, so that after a failure everything, counters too, is as it was.
 func (k *keeper) changeRules(h *held, c Change) (Graft, error) {
 	fail := func(err error) (Graft, error) {
 		return Graft{}, fmt.Errorf("change the rules of graft %s: %w", h.ID, err)
@@ -162,6 +167,14 @@ func (k *keeper) changeRules(h *held, c Change) (Graft, error) {
 	server := k.server
 	k.mu.Unlock()
 	rep := &graft.Report{}
+	if len(added) > 0 {
+		if err = k.setRules(server, h, union(next, was), now); err == nil {
+			rep, err = k.cover(h, server, c.Deadline, c.RequireAll)
+		}
+		if err != nil {
+			return fail(errors.Join(err, k.setRules(server, h, was, now)))
+		}
+	}
 	if err := k.setRules(server, h, next, now); err != nil {
 		return fail(err)
 	}
@@ -176,7 +189,7 @@ func (k *keeper) changeRules(h *held, c Change) (Graft, error) {
 	g := h.Graft
 	g.Rules, g.Report, g.Added, g.PauseMs = status, rep, added, float64(rep.Pause)/float64(time.Millisecond)
 	k.mu.Unlock()
-	k.log(Event{Type: EventRules, Graft: h.ID, Path: h.Path, PauseMs: g.PauseMs, Message: describeChange(c.Origin, was, next, rep)})
+	k.log(Event{Type: EventRules, Graft: h.ID, Path: h.Path, By: c.Origin, PauseMs: g.PauseMs, Message: describeChange(was, next, rep)})
 	return g, nil
 }
 
@@ -191,7 +204,18 @@ func checkRules(rules []policy.Rule) error {
 
 // setRules tells the server; start is for those that it does not have yet.
 func (k *keeper) setRules(s *serverClient, h *held, rules []activeRule, start time.Time) error {
-	return s.call(callRules, rulesCall{Layer: h.ID, Rules: plain(rules), Start: start, Live: true}, nil)
+	return s.call(callRules, rulesCall{Layer: h.ID, Rules: plain(rules), Start: start}, nil)
+}
+
+// union is next with what else there was after it.
+func union(next, was []activeRule) []activeRule {
+	all := slices.Clone(next)
+	for _, r := range was {
+		if !has(next, r) {
+			all = append(all, r)
+		}
+	}
+	return all
 }
 
 // has: a rule of a graft is known by its name and its start.
@@ -199,8 +223,8 @@ func has(rules []activeRule, r activeRule) bool {
 	return slices.ContainsFunc(rules, func(o activeRule) bool { return o.Name == r.Name && o.start.Equal(r.start) })
 }
 
-// describeChange is for the event log: who, and what.
-func describeChange(o Origin, was, next []activeRule, rep *graft.Report) string {
+// describeChange is for the event log.
+func describeChange(was, next []activeRule, rep *graft.Report) string {
 	var parts []string
 	for _, r := range next {
 		if !has(was, r) {
@@ -215,10 +239,7 @@ func describeChange(o Origin, was, next []activeRule, rep *graft.Report) string 
 	if len(parts) == 0 {
 		parts = []string{"the rules are the same"}
 	}
-	if o == "" {
-		o = OriginUser
-	}
-	s := fmt.Sprintf("rules changed by %s: %s", o, strings.Join(parts, "; "))
+	s := strings.Join(parts, "; ")
 	if n := len(rep.Swapped); n > 0 {
 		s += fmt.Sprintf("; %d objects moved again, %d processes stopped", n, len(rep.Stopped))
 	}

@@ -35,9 +35,11 @@ type Event struct {
 	Graft  string    `json:"graft,omitempty"`
 	Target string    `json:"target,omitempty"`
 	Name   string    `json:"name,omitempty"`
-	Path   string    `json:"path,omitempty"`
-	Rule   string    `json:"rule,omitempty"`
-	Op     string    `json:"op,omitempty"`
+	// By is who asked for it.
+	By   Origin `json:"by,omitempty"`
+	Path string `json:"path,omitempty"`
+	Rule string `json:"rule,omitempty"`
+	Op   string `json:"op,omitempty"`
 	// Action is what a rule did to the operation.
 	Action string `json:"action,omitempty"`
 	Offset int64  `json:"offset,omitempty"`

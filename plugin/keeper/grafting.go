@@ -61,7 +61,7 @@ func (k *keeper) inject(req Request) (Graft, error) {
 		if made {
 			k.end(h.ID) // the layer was made; that it was never mounted is no reason for it to stay
 		}
-		k.log(Event{Type: EventRefused, Graft: h.ID, Path: h.Path, Message: err.Error()})
+		k.log(Event{Type: EventRefused, Graft: h.ID, Path: h.Path, By: h.Origin, Message: err.Error()})
 		k.endIfIdle()
 		return Graft{}, err
 	}
@@ -80,7 +80,12 @@ func (k *keeper) graft(h *held) (Graft, error) {
 	if err == nil {
 		start := time.Now()
 		h.rules = activate(h.request.Rules, start)
-		if err = k.setRules(server, h, h.rules, start); err != nil {
+		if err = k.setRules(server, h, h.rules, start); err == nil {
+			var again *graft.Report
+			again, err = k.cover(h, server, h.request.Deadline, h.request.RequireAll)
+			rep.Add(again)
+		}
+		if err != nil {
 			err = errors.Join(err, k.rollBack(h))
 		}
 	}
@@ -97,7 +102,7 @@ func (k *keeper) graft(h *held) (Graft, error) {
 	g := h.Graft
 	g.Rules, g.Report = status, rep
 	k.mu.Unlock()
-	k.log(Event{Type: EventGraft, Graft: h.ID, Path: h.Path, PauseMs: h.PauseMs, Message: fmt.Sprintf("%d objects swapped, %d left, %d processes stopped", len(rep.Swapped), len(rep.Skipped), len(rep.Stopped))})
+	k.log(Event{Type: EventGraft, Graft: h.ID, Path: h.Path, By: h.Origin, PauseMs: h.PauseMs, Message: fmt.Sprintf("%d objects swapped, %d left, %d processes stopped", len(rep.Swapped), len(rep.Skipped), len(rep.Stopped))})
 	return g, nil
 }
 

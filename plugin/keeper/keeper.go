@@ -90,6 +90,7 @@ type held struct {
 	status  []RuleStatus // the last that was seen
 	// swapping: a swapper moves objects onto the layer, and originals of files that are closed meanwhile may still come.
 	swapping bool
+	covering bool // coverSoon is about to
 }
 
 // adopt keeps an original for the day the server dies.

@@ -10,18 +10,19 @@ import (
 
 // news carries what a server has to tell its keeper, off the path of the
 // kernel's requests: an adopted file that saw its last close must be let go of,
-// or its flock and the space of an unlinked file stay held.
+// or its flock and the space of an unlinked file stay held; one that a rule can
+// match by its new name has to be moved.
 type news struct {
 	conn   *wire.Conn
 	log    *slog.Logger
 	mu     sync.Mutex
-	queue  []releasedCall
+	queue  []newsCall
 	active bool
 }
 
 func newNews(conn *wire.Conn, log *slog.Logger) *news { return &news{conn: conn, log: log} }
 
-func (n *news) released(c releasedCall) {
+func (n *news) tell(c newsCall) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.queue = append(n.queue, c)
@@ -43,11 +44,11 @@ func (n *news) send() {
 		n.queue = nil
 		n.mu.Unlock()
 		ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
-		_, err := n.conn.Call(ctx, callReleased, all, nil)
+		_, err := n.conn.Call(ctx, callNews, all, nil)
 		cancel()
 		if err != nil {
 			// The keeper has died; all its duplicates went with it.
-			n.log.Debug("tell the keeper of closed files", "files", len(all), "err", err)
+			n.log.Debug("tell the keeper what happened", "news", len(all), "err", err)
 		}
 	}
 }
@@ -55,15 +56,20 @@ func (n *news) send() {
 // newsDesk is the keeper's side.
 func (k *keeper) newsDesk(r *wire.Request) (any, []int, error) {
 	defer wire.CloseAll(r.FDs)
-	var all []releasedCall
+	var all []newsCall
 	if err := r.Decode(&all); err != nil {
 		return nil, nil, err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, c := range all {
-		if h := k.grafts[c.Layer]; h != nil {
-			h.released(c.Handle)
+		h := k.grafts[c.Layer]
+		switch {
+		case h == nil:
+		case c.Retired:
+			k.coverSoon(h)
+		default:
+			h.released(c.Released)
 		}
 	}
 	return nil, nil, nil

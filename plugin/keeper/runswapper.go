@@ -190,13 +190,8 @@ func (d *deskOfSwapper) layer(r *wire.Request) error {
 	if err := d.server.call(callServe, serveCall{Layer: h.ID, Info: h.info, Target: d.k.target, Place: d.k.place}, nil, r.FDs...); err != nil {
 		return err
 	}
-	// The layer knows its rules before a file is opened on it, so that none is opened in a way that the rules could
-	// not reach. Until they are live their clock does not run: these are others, which live a swap longer.
-	coming := slices.Clone(h.request.Rules)
-	for i := range coming {
-		coming[i].Trigger.TTL += swapperDeadline
-	}
-	return d.server.call(callRules, rulesCall{Layer: h.ID, Rules: coming, Start: time.Now()}, nil)
+	// The layer knows its rules before a file is opened on it, so that none is opened in a way that they could not reach.
+	return d.server.call(callRules, rulesCall{Layer: h.ID, Rules: h.request.Rules, Coming: true}, nil)
 }
 
 // dupAll duplicates the descriptors that are there, for an answer that closes what it sent.

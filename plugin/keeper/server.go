@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -87,8 +86,6 @@ type servedLayer struct {
 	layer *fusefs.Layer
 	keep  []int // duplicates of backing, mount[, peer group]
 	log   *faultLog
-	// live: faults are injected; before, the rules only say how files are opened.
-	live *atomic.Bool
 }
 
 func (s *server) handle(r *wire.Request) (any, []int, error) {
@@ -104,11 +101,10 @@ func (s *server) handle(r *wire.Request) (any, []int, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := l.layer.SetRules(c.Rules, c.Start); err != nil {
-			return nil, nil, err
+		if c.Coming {
+			return nil, nil, l.layer.Expect(c.Rules)
 		}
-		l.live.Store(c.Live)
-		return nil, nil, nil
+		return nil, nil, l.layer.SetRules(c.Rules, c.Start)
 	case callStatus:
 		l, err := s.layerOf(r)
 		if err != nil {
@@ -119,6 +115,16 @@ func (s *server) handle(r *wire.Request) (any, []int, error) {
 			out = append(out, RuleStatus{Name: st.Name, Text: st.Text, Matched: st.Matched, Fired: st.Fired, Expires: st.Expires, Expired: st.Expired})
 		}
 		return out, nil, nil
+	case callRetired:
+		l, err := s.layerOf(r)
+		if err != nil {
+			return nil, nil, err
+		}
+		files := []graft.RetiredFile{}
+		for _, f := range l.layer.Retired() {
+			files = append(files, graft.RetiredFile{Node: f.Node, Ino: f.Ino, Path: f.Path})
+		}
+		return files, nil, nil
 	case callRelease:
 		var c releaseCall
 		if err := r.Decode(&c); err != nil {
@@ -179,12 +185,11 @@ func (s *server) serve(r *wire.Request) error {
 		return err
 	}
 	opts := fusefs.Options{Device: dev, Root: root, Prefix: c.Info.Path, Record: log.record, Logger: s.o.Logger}
-	opts.Released = func(handle uint64) { s.news.released(releasedCall{Layer: c.Layer, Handle: handle}) }
-	live, inTree := &atomic.Bool{}, func(uint32) bool { return true }
+	opts.Released = func(handle uint64) { s.news.tell(newsCall{Layer: c.Layer, Released: handle}) }
+	opts.Retire = func() { s.news.tell(newsCall{Layer: c.Layer, Retired: true}) }
 	if c.Place.Tree {
-		inTree = newTreeScope(c.Target.PID).contains
+		opts.Scope = newTreeScope(c.Target.PID).contains
 	}
-	opts.Scope = func(tid uint32) bool { return live.Load() && inTree(tid) }
 	l, err := fusefs.New(opts)
 	if err == nil {
 		err = l.Serve()
@@ -198,7 +203,7 @@ func (s *server) serve(r *wire.Request) error {
 		s.o.Logger.Warn("should the keeper die, the layer can only be taken off while its target lives", "err", err)
 	}
 	s.mu.Lock()
-	s.layers[c.Layer] = &servedLayer{call: c, layer: l, keep: keep, log: log, live: live}
+	s.layers[c.Layer] = &servedLayer{call: c, layer: l, keep: keep, log: log}
 	s.mu.Unlock()
 	return nil
 }
@@ -246,6 +251,7 @@ func (s *server) attachSwapper(r *wire.Request) error {
 		}
 		if h.layer != nil {
 			h.layer.Trust(c.PID, false)
+			h.layer.KeepLocks(false)
 		}
 	}()
 	return nil
@@ -310,6 +316,13 @@ func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
 		return nil, []int{fd}, err
 	case callEndFlushes:
 		return h.layer.EndFlushes(), nil, nil
+	case callKeepLocks:
+		var on bool
+		if err := r.Decode(&on); err != nil {
+			return nil, nil, err
+		}
+		h.layer.KeepLocks(on)
+		return nil, nil, nil
 	case callLocks:
 		var c locksCall
 		if err := r.Decode(&c); err != nil {

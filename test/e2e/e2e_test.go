@@ -215,6 +215,39 @@ func TestExcluded(t *testing.T) {
 	s.nerdctl("rm", "-f", "e2e-excluded", "e2e-included")
 }
 
+// G24: a label that comes to a running container changes its graft in place, of one container among others.
+func TestLabelsChangeInPlace(t *testing.T) {
+	s := newScene(t)
+	id, _ := s.run("e2e-changed", "wal.faultgraft.io="+readFault)
+	other, _ := s.run("e2e-unchanged", "wal.faultgraft.io="+readFault)
+	g, unchanged := s.await(id, keeper.StateActive), s.await(other, keeper.StateActive)
+	if _, err := s.lab.Ctr(s.ctx, "containers", "label", id, "full.faultgraft.io=io error=ENOSPC op=create path=/data/** ttl=5m"); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		now := s.await(id, keeper.StateActive)
+		if len(now.Rules) == 2 {
+			if now.ID != g.ID {
+				t.Errorf("graft %s took the place of %s", now.ID, g.ID)
+			}
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the label is not followed: %+v", now)
+		}
+	}
+	if _, err := s.lab.Nerdctl(s.ctx, "exec", "e2e-changed", "touch", "/data/x"); err == nil || !strings.Contains(err.Error(), "No space left") {
+		t.Errorf("create: %v", err)
+	}
+	if out, ok := s.cat("e2e-changed"); ok {
+		t.Errorf("the rule that stayed: read %q", out)
+	}
+	if now := s.await(other, keeper.StateActive); now.ID != unchanged.ID || len(now.Rules) != 1 {
+		t.Errorf("the other container: %+v, was %+v", now, unchanged)
+	}
+	s.nerdctl("rm", "-f", "e2e-changed", "e2e-unchanged")
+}
+
 // The user's command finds a container by name, without any label, and undoes it.
 func TestInjectByName(t *testing.T) {
 	s := newScene(t)
@@ -229,8 +262,16 @@ func TestInjectByName(t *testing.T) {
 	if out, ok := s.cat("e2e-inject"); ok {
 		t.Errorf("grafted: read %q", out)
 	}
-	if _, err := s.lab.Faultgraft(s.ctx, "inject", "e2e-inject", "--path", "/data", "io error=EIO op=read"); err == nil || !strings.Contains(err.Error(), id) {
-		t.Errorf("a second graft on the same path: %v", err)
+	// Over a path that is grafted the rule is added to that graft.
+	again, err := s.lab.Faultgraft(s.ctx, "inject", "e2e-inject", "--path", "/data", "io error=EROFS op=create ttl=1m")
+	if err != nil || strings.TrimSpace(again) != strings.TrimSpace(id) {
+		t.Errorf("inject once more: graft %q, %v; want %q", again, err, id)
+	}
+	if _, err := s.lab.Nerdctl(s.ctx, "exec", "e2e-inject", "touch", "/data/x"); err == nil || !strings.Contains(err.Error(), "Read-only") {
+		t.Errorf("create: %v", err)
+	}
+	if out, ok := s.cat("e2e-inject"); ok {
+		t.Errorf("with a second rule: read %q", out)
 	}
 	if _, err := s.lab.Faultgraft(s.ctx, "recover", id); err != nil {
 		t.Fatal(err)

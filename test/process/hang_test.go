@@ -1,7 +1,6 @@
 package process
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -17,15 +16,8 @@ func TestReleaseHangingOperations(t *testing.T) {
 	// One target for each, since a holder does one thing at a time.
 	g := r.inject(reader, r.data, "io hang op=read ttl=5m", "io hang op=mkdir ttl=5m")
 	other := r.inject(maker, r.data, "io hang op=mkdir ttl=5m")
-	answer := make(chan string, 2)
-	hang := func(h *holder, command string) {
-		if _, err := fmt.Fprintln(h.in, command); err != nil {
-			t.Fatal(err)
-		}
-		go func() { s, _ := h.out.ReadString('\n'); answer <- strings.TrimSpace(s) }()
-	}
 	// released asks until something was let go: an operation that was begun may not have arrived yet.
-	released := func(want string, args ...string) {
+	released := func(answer <-chan string, want string, args ...string) {
 		t.Helper()
 		for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 			out, err := r.run(append([]string{"release"}, args...)...)
@@ -43,7 +35,7 @@ func TestReleaseHangingOperations(t *testing.T) {
 			t.Errorf("the operation went on to %q, want %q", got, want)
 		}
 	}
-	hang(reader, "pread f 0 10")
+	answer := reader.begin("pread f 0 10")
 	for _, args := range [][]string{{other.ID}, {g.ID, "--rule", "rule-2"}} {
 		if out, err := r.run(append([]string{"release"}, args...)...); err != nil || out != "released 0 operations" {
 			t.Errorf("release %q: %q, %v", args, out, err)
@@ -54,9 +46,8 @@ func TestReleaseHangingOperations(t *testing.T) {
 		t.Fatalf("the read did not hang: %q", got)
 	case <-time.After(200 * time.Millisecond):
 	}
-	released("ok 0123456789", g.ID, "--rule", "rule-1")
-	hang(maker, "mkdir "+r.data+"/d")
-	released("ok", other.ID)
+	released(answer, "ok 0123456789", g.ID, "--rule", "rule-1")
+	released(maker.begin("mkdir %s/d", r.data), "ok", other.ID)
 	for _, c := range []struct {
 		args []string
 		want string
@@ -66,7 +57,7 @@ func TestReleaseHangingOperations(t *testing.T) {
 		}
 	}
 	// What hangs when the graft is taken off goes on too.
-	hang(reader, "mkdir "+r.data+"/e")
+	answer = reader.begin("mkdir %s/e", r.data)
 	time.Sleep(100 * time.Millisecond)
 	r.recover(g)
 	if got := <-answer; got != "ok" {

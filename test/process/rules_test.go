@@ -113,10 +113,10 @@ func TestRulesChangeInPlace(t *testing.T) {
 	var told []string
 	for _, e := range r.events() {
 		if e.Type == keeper.EventRules {
-			told = append(told, e.Message)
+			told = append(told, string(e.By)+" "+e.Message)
 		}
 	}
-	if len(told) != 3 || !strings.Contains(told[0], "by user") || !strings.Contains(told[0], "error=EDQUOT") || !strings.Contains(told[2], "ended rule") {
+	if len(told) != 3 || !strings.Contains(told[0], "user new rule") || !strings.Contains(told[0], "error=EDQUOT") || !strings.Contains(told[2], "ended rule") {
 		t.Errorf("events %q", told)
 	}
 	for i, h := range targets {
