@@ -141,7 +141,7 @@ func (l *Layer) copyRange(q *request, from, to *handle, offOut int64, do func(n 
 		err = statx(fd, &st)
 	}
 	if err == nil {
-		err = statx(from.fd, &src)
+		err = statx(from.node.fd, &src)
 	}
 	if err != nil {
 		return 0, err

@@ -85,7 +85,7 @@ func TestEveryWayIsFaulted(t *testing.T) {
 	content := []byte(strings.Repeat("0123456789abcdef", 1<<11))
 	for _, w := range waysOf(t) {
 		t.Run(w.name, func(t *testing.T) {
-			b := over(t, setup{})
+			b := over(t, setup{direct: true})
 			b.write("f", string(content))
 			fd := b.open("f", unix.O_RDWR)
 			buf := make([]byte, 8192)
@@ -165,7 +165,7 @@ func TestEveryWayIsFaulted(t *testing.T) {
 // The other operations of AIO and io_uring are those of the system calls.
 func TestAsyncSyncAndStat(t *testing.T) {
 	ring, ctx := newUring(t), newAIO(t)
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	fd := b.open("f", unix.O_RDWR)
 	b.faults(fault(t, "fsync", policy.IOFault{Errors: eio()}))
@@ -198,7 +198,7 @@ func TestSameSeedSameLog(t *testing.T) {
 	)
 	var logs, contents [2]string
 	for i := range logs {
-		b := over(t, setup{})
+		b := over(t, setup{direct: true})
 		must(t, b.SetRules(rules, time.Now()))
 		trace(b)
 		var log strings.Builder
@@ -248,7 +248,7 @@ func trace(b *bench) {
 
 // An aborted connection lets whoever waits go, and the layer end.
 func TestAbortWakesSleepers(t *testing.T) {
-	b := over(t, setup{})
+	b := over(t, setup{direct: true})
 	b.write("f", "content")
 	fd := b.open("f", unix.O_RDONLY)
 	r := fault(t, "read", policy.IOFault{Hang: true})
