@@ -311,7 +311,7 @@ func TestParseActionErrors(t *testing.T) {
 		{"io attr=perm:^0800 path=/d", `"0800" are not permissions`, "an octal number"},
 		{"io attr=perm:^10000 path=/d", `"10000" are not permissions`, ""},
 		{"io attr=perm:^rwx path=/d", `"rwx" are not permissions`, ""},
-		{"io attr=size:0,^kind:symlink path=/d", "the attribute kind cannot be overridden", "leave it out"},
+		{"io attr=size:0,^kind:symlink path=/d", "the attribute kind cannot be overridden: an object whose kind changes is a broken one for the kernel, and every call on it fails", "leave it out"},
 		{"io attr=^rdev:8:1 path=/d", "the attribute rdev cannot be overridden", "leave it out"},
 		{"io attr=mtime:^yesterday path=/d", `"yesterday" is not a time`, "2020-01-01T00:00:00Z"},
 		{"io attr=mtime:^2020-13-01 path=/d", "is not a time", ""},

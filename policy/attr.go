@@ -37,7 +37,7 @@ func (p *ruleParser) attr(w word) *SyntaxError {
 		name, v := part.text[:colon], part.part(colon+1, len(part.text))
 		switch {
 		case fixedAttrs[name] != "":
-			return p.at(part.at(0), "leave it out", "the attribute %s cannot be overridden: %s", name, fixedAttrs[name])
+			return p.at(part.at(0), "leave it out", "the attribute %s cannot be overridden: "+fixedAttrs[name], name)
 		case !slices.Contains(attrNames, name):
 			fix := "did you mean " + attrHints[strings.ToLower(name)] + "?"
 			if attrHints[strings.ToLower(name)] == "" {
