@@ -184,14 +184,22 @@ func (l *Layer) vanished(n *node) {
 
 func (l *Layer) takenBy(n *node) int64 { return (&tally{l: l, n: n, to: -1}).look() }
 
-// free reports, once for each node, that no descriptor of it is open.
+// free reports, once for each file, that no descriptor of it is open.
 func (t *nodeTable) free(n *node) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !n.open.none() || n.freed {
-		return false
+	all := append([]*node{n}, t.retired[n.key]...)
+	if now := t.byKey[n.key]; now != nil {
+		all = append(all, now)
 	}
-	n.freed = true
+	for _, o := range all {
+		if !o.open.none() || o.freed {
+			return false
+		}
+	}
+	for _, o := range all {
+		o.freed = true
+	}
 	return true
 }
 
