@@ -185,67 +185,6 @@ func TestAsyncSyncAndStat(t *testing.T) {
 	}
 }
 
-// F3: the same seed and the same calls give the same log, times and threads aside, whatever the rules draw.
-func TestSameSeedSameLog(t *testing.T) {
-	rules := parse(t,
-		"io error=EIO:3,ENOSPC:1,EDQUOT:1 op=write+fsync+unlink p=10% seed=1",
-		"io latency=exp(50us) op=read+write p=20% seed=2",
-		"io short=random op=read+write p=20% seed=3",
-		"io corrupt=random(3,9) op=read+write p=20% seed=4",
-		"io torn=sectors op=write p=20% seed=5",
-		"io lost op=write+fsync p=10% after=5 every=2 seed=6",
-		"io throttle=2000ops/s op=getattr p=30% seed=7",
-	)
-	var logs, contents [2]string
-	for i := range logs {
-		b := over(t, setup{direct: true})
-		must(t, b.SetRules(rules, time.Now()))
-		trace(b)
-		var log strings.Builder
-		for _, e := range b.recorded() {
-			e.Time, e.PID = time.Time{}, 0
-			if e.Action == fusefs.ActionThrottle {
-				e.Latency = 0 // how long a turn is away depends on the time
-			}
-			j, err := e.MarshalJSON()
-			must(t, err)
-			log.Write(append(j, '\n'))
-		}
-		logs[i], contents[i] = log.String(), contentOf(t, b.under("f0"))
-	}
-	if logs[0] != logs[1] {
-		t.Errorf("two runs differ:\n%s\n%s", logs[0], logs[1])
-	}
-	if contents[0] != contents[1] {
-		t.Error("the same faults leave other data")
-	}
-	for _, a := range []string{"error", "latency", "short", "corrupt", "torn", "lost", "throttle"} {
-		if !strings.Contains(logs[0], `"action":"`+a+`"`) {
-			t.Errorf("the trace met no %s", a)
-		}
-	}
-}
-
-// trace makes the same calls each time, whatever they answer.
-func trace(b *bench) {
-	var st unix.Stat_t
-	for i := range 40 {
-		name := b.path("f" + string(rune('0'+i%4)))
-		fd, err := unix.Open(name, unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-		must(b, err)
-		for k := range 6 {
-			_, _ = unix.Pwrite(fd, bytes.Repeat([]byte{byte('a' + k)}, 3000), int64(700*k))
-			_, _ = unix.Pread(fd, make([]byte, 2000), int64(300*k))
-		}
-		_ = unix.Fsync(fd)
-		_ = unix.Close(fd)
-		_ = unix.Stat(name, &st)
-		if i%4 == 3 {
-			_ = unix.Unlink(name)
-		}
-	}
-}
-
 // An aborted connection lets whoever waits go, and the layer end.
 func TestAbortWakesSleepers(t *testing.T) {
 	b := over(t, setup{direct: true})

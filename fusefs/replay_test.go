@@ -17,7 +17,7 @@ import (
 // file; another seed gives another.
 func TestReplay(t *testing.T) {
 	run := func(seed int) ([]fusefs.Event, string) {
-		b := over(t, setup{})
+		b := over(t, setup{direct: true})
 		b.write("f", string(make([]byte, 1<<16)))
 		fd := b.open("f", unix.O_RDWR)
 		var rules []policy.Rule
