@@ -28,7 +28,7 @@ func (b *bench) adopt(fd int, name string, flags int, a fusefs.Adoption) (file i
 	if err != nil || !ok {
 		b.Fatalf("adopt %s: %v, adopted %v", name, err, ok)
 	}
-	b.Cleanup(func() { _ = unix.Close(file) }) // may be closed by the test
+	b.Cleanup(func() { closeBelow(file, b.mnt) })
 	return file, handle
 }
 
@@ -36,7 +36,7 @@ func (b *bench) below(name string, flags int) int {
 	b.Helper()
 	fd, err := unix.Open(b.under(name), flags|unix.O_CLOEXEC, 0o644)
 	must(b, err)
-	b.Cleanup(func() { _ = unix.Close(fd) }) // may be closed by the test
+	b.Cleanup(func() { closeBelow(fd, b.back) })
 	return fd
 }
 

@@ -195,7 +195,7 @@ func (l *Layer) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, o
 		_ = unix.Close(fd) // never written
 		return status(err)
 	}
-	return l.created(fd, path, dir, name, in.Flags, out)
+	return l.created(fd, path, dir, name, &in.InHeader, in.Flags, out)
 }
 
 func (l *Layer) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
@@ -221,7 +221,7 @@ func (l *Layer) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.Cre
 		_ = unix.Close(fd) // never written
 		return status(err)
 	}
-	st := l.created(fd, path, nil, "", in.Flags, out)
+	st := l.created(fd, path, nil, "", &in.InHeader, in.Flags, out)
 	if n := l.nodes.get(out.NodeId); st.Ok() && n != nil {
 		l.nodes.setLast(n, l.nodes.entryPaths(dir, "")[0])
 	}
@@ -229,11 +229,11 @@ func (l *Layer) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.Cre
 }
 
 // created answers with the node and the handle of a new file. It owns both descriptors.
-func (l *Layer) created(fd, path int, dir *node, name string, flags uint32, out *fuse.CreateOut) fuse.Status {
+func (l *Layer) created(fd, path int, dir *node, name string, by *fuse.InHeader, flags uint32, out *fuse.CreateOut) fuse.Status {
 	if st := l.enter(path, dir, name, &out.EntryOut); !st.Ok() {
 		_ = unix.Close(fd) // never written
 		return st
 	}
-	l.opened(fd, l.nodes.get(out.NodeId), flags, &out.OpenOut)
+	l.opened(fd, l.nodes.get(out.NodeId), by, flags, &out.OpenOut)
 	return fuse.OK
 }

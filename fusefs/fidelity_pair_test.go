@@ -48,7 +48,7 @@ func bothIn(t *testing.T, plain, layer *side, f func(s *side)) {
 		must(t, os.Chmod(filepath.Dir(filepath.Dir(s.under)), 0o755))
 		f(s)
 		for _, fd := range s.fds {
-			_ = unix.Close(fd) // may be closed by the test
+			closeBelow(fd, s.dir)
 		}
 	}
 	compare(t, "", plain.said, layer.said)

@@ -8,11 +8,11 @@ import (
 )
 
 // opened makes a handle of fd and says how the kernel has to treat the file.
-func (l *Layer) opened(fd int, n *node, flags uint32, out *fuse.OpenOut) {
+func (l *Layer) opened(fd int, n *node, by *fuse.InHeader, flags uint32, out *fuse.OpenOut) {
 	h := &handle{fd: fd, node: n, exact: needsLayer(n, flags)}
 	h.flags.Store(flags &^ dropped)
 	l.handles.add(h)
-	l.enterMode(h, out)
+	l.enterMode(h, by, out)
 }
 
 func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
@@ -24,14 +24,14 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 		if err != nil {
 			return status(err)
 		}
-		l.enterMode(h, out)
+		l.enterMode(h, &in.InHeader, out)
 		return fuse.OK
 	}
 	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpOpen}, n); e != 0 {
 		return fuse.Status(e)
 	}
 	if in.Flags&(unix.O_ACCMODE|unix.O_TRUNC) == unix.O_RDONLY {
-		return l.openToRead(n, in.Flags, out)
+		return l.openToRead(n, in, out)
 	}
 	t := l.truncating(n, in.Flags)
 	fd, err := reopen(n, in.Flags)
@@ -45,7 +45,7 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 			return status(err)
 		}
 	}
-	l.opened(fd, n, in.Flags, out)
+	l.opened(fd, n, &in.InHeader, in.Flags, out)
 	return fuse.OK
 }
 
@@ -53,11 +53,11 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 // itself, it has a description of its own, and ours is opened when something
 // else is asked for: most files are only read and closed. One that can be written
 // is opened at once, so that it has its own share of errors of write-back (fsync(2)).
-func (l *Layer) openToRead(n *node, flags uint32, out *fuse.OpenOut) fuse.Status {
+func (l *Layer) openToRead(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	h := &handle{fd: -1, node: n}
-	h.flags.Store(flags &^ dropped)
+	h.flags.Store(in.Flags &^ dropped)
 	l.handles.add(h)
-	l.enterMode(h, out)
+	l.enterMode(h, &in.InHeader, out)
 	if h.mode == modePassthrough {
 		return fuse.OK
 	}

@@ -40,6 +40,7 @@ type openFiles struct {
 	direct  atomic.Int32 // all others
 	retired atomic.Bool  // see retire.go
 	backing int32        // the kernel's name of the file below; 0 for none
+	owner   fuse.Owner   // who it was named for
 	refused bool         // the kernel does not take the file below
 	parked  uint64       // place in parking
 }
@@ -74,20 +75,28 @@ func (l *Layer) mustSee(n *node) bool {
 // enterMode chooses how a handle's file is open, and fills the answer. The
 // rules are looked at under the node's lock: SetRules, which looks at the open
 // files under it after the rules are in force, cannot miss one.
-func (l *Layer) enterMode(h *handle, out *fuse.OpenOut) {
+//
+// by is who opens it. The kernel writes to the file below with the credentials of
+// whoever named it (fuse_passthrough_write_iter): on whom they are depends which
+// blocks may be taken, so that a file is passed through to writers with one owner at a time.
+func (l *Layer) enterMode(h *handle, by *fuse.InHeader, out *fuse.OpenOut) {
 	out.Fh = h.id
 	o := &h.node.open
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	seen := l.o.Direct || h.exact || l.mustSee(h.node)
+	foreign := o.owner != by.Owner && h.flags.Load()&unix.O_ACCMODE != unix.O_RDONLY
+	if foreign && o.none() {
+		l.unname(o)
+	}
 	switch {
-	case o.through.Load() > 0 && (seen || o.retired.Load()):
+	case o.through.Load() > 0 && (seen || foreign || o.retired.Load()):
 		h.mode = modeMixed
 	case o.through.Load() > 0:
 		h.mode = modePassthrough
 	case seen || o.direct.Load() > 0: // a direct file may be mapped, and an inode is not both cached and passed through
 		h.mode = modeDirect
-	case l.passes(h.node):
+	case l.passes(h.node, by):
 		h.mode = modePassthrough
 	case l.directMap:
 		h.mode = modeDirect
@@ -145,7 +154,7 @@ func (l *Layer) leaveMode(h *handle) {
 
 // passes reports whether the kernel passes the file through, and has it named to
 // it if not yet. The caller holds the lock of n.open.
-func (l *Layer) passes(n *node) bool {
+func (l *Layer) passes(n *node, by *fuse.InHeader) bool {
 	o := &n.open
 	if !l.passthrough || o.refused || n.kind != unix.S_IFREG || n == l.nodes.root { // no other node can take the root's place, see retire.go
 		return false
@@ -153,14 +162,18 @@ func (l *Layer) passes(n *node) bool {
 	if o.backing != 0 {
 		return true
 	}
-	id, err := l.device.openBacking(n.fd)
+	var id int32
+	err := l.creds.as(by, false, func() (err error) {
+		id, err = l.device.openBacking(n.fd)
+		return err
+	})
 	if err != nil {
 		// ELOOP: too many file systems on top of each other. EOPNOTSUPP: it cannot do reads and writes like that.
 		o.refused = true
 		l.o.Logger.Debug("a file is not passed through", "ino", n.key.ino, "err", err)
 		return false
 	}
-	o.backing = id
+	o.backing, o.owner = id, by.Owner
 	return true
 }
 
@@ -198,9 +211,16 @@ func (p *parking) add(l *Layer, n *node) {
 func (l *Layer) dropBacking(n *node) {
 	n.open.mu.Lock()
 	defer n.open.mu.Unlock()
-	if n.open.none() && n.open.backing != 0 {
-		l.device.closeBacking(n.open.backing)
-		n.open.backing = 0
+	if n.open.none() {
+		l.unname(&n.open)
+	}
+}
+
+// unname gives the kernel's name of a file back. The caller holds the lock, and nobody has the file open.
+func (l *Layer) unname(o *openFiles) {
+	if o.backing != 0 {
+		l.device.closeBacking(o.backing)
+		o.backing = 0
 	}
 }
 
