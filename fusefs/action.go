@@ -94,7 +94,7 @@ func (r *liveRule) fired(q *request, path string, n uint64, now time.Time) *chan
 }
 
 // settle says, once the waiting is over, what the rule does.
-func (c *change) settle(q *request) {
+func (c *change) settle() {
 	f, e := c.rule.IO, &c.event
 	if len(f.Errors) > 0 {
 		e.Errno = policy.PickErrno(f.Errors, c.src)
@@ -127,9 +127,6 @@ func (c *change) pending() bool {
 
 // is reports whether the operation, which need not be changed at all, is changed in this way.
 func (c *change) is(a Action) bool { return c != nil && c.event.Action == a }
-
-// done records a change that was carried out.
-func (l *Layer) done(c *change) { l.record(c.event) }
 
 // merge adds the attributes of c to those that rules before it override; of two rules about one attribute the first one counts.
 func (c *change) merge(next *change) *change {

@@ -81,7 +81,7 @@ func (l *Layer) refuse(q *request, n *node, r *liveRule, who *caller) *change {
 		return nil
 	}
 	c := r.fired(q, path, number, now)
-	c.settle(q)
+	c.settle()
 	return c
 }
 

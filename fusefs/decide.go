@@ -114,7 +114,7 @@ func (l *Layer) ask(set *ruleSet, q request, paths func() []string) (*change, sy
 			l.record(c.event)
 			continue
 		}
-		c.settle(&q)
+		c.settle()
 		if c.pending() {
 			return c, 0
 		}
