@@ -53,8 +53,8 @@ var fieldParsers = map[string]func(*ruleParser, word) *SyntaxError{
 // laterFields are words of the fault language that are not there yet, each with
 // what there is: refused by name, so that nobody takes a typing error for the cause.
 var laterFields = map[string]string{
-	"fsyncfail": "use error=EIO op=fsync+fdatasync for an fsync that fails once per call",
-	"powercut":  "use lost or torn for data that does not reach the file",
+	"fsyncfail": "until then error=EIO op=fsync+fdatasync fails the call and syncs nothing",
+	"powercut":  "until then lost and torn keep data from the file",
 }
 
 // fieldHints are what other tools call a field (Chaos Mesh, strace, tc, fio).
