@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // Limits of what actions do to one operation.
@@ -68,71 +67,6 @@ func (p *ruleParser) errno(v value) (syscall.Errno, uint32, *SyntaxError) {
 
 // maxFuseErrno is the largest errno that the kernel takes in an answer (fs/fuse/dev.c, fuse_dev_do_write).
 const maxFuseErrno = 511
-
-func (p *ruleParser) latency(w word) *SyntaxError {
-	v := w.value
-	name, args, err := p.call(v)
-	if err != nil {
-		return err
-	}
-	io := p.rule.IO
-	if io.Latency == nil { // cap may have come first
-		io.Latency = &Latency{}
-	}
-	l := io.Latency
-	for kind, n := range distributionNames {
-		if n == name.text && kind != int(Fixed) {
-			l.Kind = Distribution(kind)
-		}
-	}
-	want := 2
-	switch {
-	case l.Kind == Fixed && args != nil:
-		return p.at(v.at(0), suggest(name.text, distributionNames[1:], "write uniform, normal, exp or pareto, or a time alone"), "unknown distribution %q", name.text)
-	case l.Kind == Fixed && strings.Contains(v.text, ","):
-		return p.at(v.at(0), "write uniform(10ms,50ms) for a time between two", "latency=%s is not a duration", v.text)
-	case l.Kind == Fixed:
-		l.Base, err = p.duration(v, "latency", false)
-		return err
-	case l.Kind == Exp:
-		want = 1
-	}
-	if len(args) != want {
-		return p.at(v.at(0), "write for instance "+exampleCalls[name.text], "%s takes %s", name.text, [...]string{"", "one value", "two values"}[want])
-	}
-	switch l.Kind {
-	case Uniform:
-		var to time.Duration
-		if l.Base, err = p.duration(args[0], "uniform", true); err != nil {
-			return err
-		}
-		if to, err = p.duration(args[1], "uniform", false); err != nil {
-			return err
-		}
-		if l.Spread = to - l.Base; l.Spread <= 0 {
-			return p.at(args[0].at(0), "write the shorter time first", "uniform(%s,%s) has nothing to draw from", args[0].text, args[1].text)
-		}
-	case Normal:
-		if l.Base, err = p.duration(args[0], "normal", true); err == nil {
-			l.Spread, err = p.duration(args[1], "normal", false)
-		}
-	case Exp:
-		l.Base, err = p.duration(args[0], "exp", false)
-	case Pareto:
-		if l.Base, err = p.duration(args[0], "pareto", false); err == nil {
-			l.Shape, err = p.ratio(args[1], "the tail index", "write for instance pareto(10ms,1.5)")
-		}
-	}
-	return err
-}
-
-func (p *ruleParser) latencyCap(w word) (err *SyntaxError) {
-	if p.rule.IO.Latency == nil {
-		p.rule.IO.Latency = &Latency{}
-	}
-	p.rule.IO.Latency.Cap, err = p.duration(w.value, "cap", false)
-	return err
-}
 
 func (p *ruleParser) hang(word) *SyntaxError {
 	p.rule.IO.Hang = true

@@ -78,6 +78,9 @@ func (p *ruleParser) exclude(w word) *SyntaxError {
 	return nil
 }
 
+// listSize is how many items comm, exe, uid and pid may list.
+const listSize = 16
+
 // globs reads a list of globs over something else than paths of files.
 func (p *ruleParser) globs(w word, one func(value) (string, *SyntaxError)) ([]string, *SyntaxError) {
 	var list []string

@@ -1,9 +1,6 @@
 package policy
 
-import (
-	"strings"
-	"time"
-)
+import "strings"
 
 // finish checks what needs all fields.
 func (p *ruleParser) finish() *SyntaxError {
@@ -70,27 +67,6 @@ func (p *ruleParser) checkActions() *SyntaxError {
 		}
 	}
 	return p.at(max(first.at, second.at), "use a rule for each; of two that fire on an operation the first one settles it", "%s and %s cannot stand together", first.name, second.name)
-}
-
-// checkLatency checks the latency against its cap; checkTimes has the ttl.
-func (p *ruleParser) checkLatency() *SyntaxError {
-	c, capped := p.seen["cap"]
-	if !capped {
-		return nil
-	}
-	l := p.rule.IO.Latency
-	_, waits := p.seen["latency"]
-	switch {
-	case !waits:
-		return p.at(c.at, "add latency=exp(20ms) or another distribution", "cap without latency")
-	case l.Kind == Fixed:
-		return p.at(c.at, "leave it out, or use uniform, normal, exp or pareto", "cap means nothing for a latency that is fixed")
-	case l.Kind != Normal && l.Kind != Exp && l.Cap <= l.Base:
-		return p.at(c.value.at(0), "use a longer one", "cap=%s is not above the shortest latency, %v: each one would be cut", c.value.text, l.Base)
-	case l.Kind == Uniform && l.Cap >= l.Base+l.Spread:
-		return p.at(c.value.at(0), "leave it out", "cap=%s is not below the longest latency, %v: none would be cut", c.value.text, l.Base+l.Spread)
-	}
-	return nil
 }
 
 func (p *ruleParser) checkOps() *SyntaxError {
@@ -190,18 +166,4 @@ func (p *ruleParser) checkTimes() *SyntaxError {
 		return p.at(w.value.at(0), fix, "a delay of %v is not shorter than the rule lives (ttl %v): it would never act", p.rule.Trigger.Delay, ttl)
 	}
 	return nil
-}
-
-// Aged gives the trigger of a rule that has been active for so long already,
-// for a rule that is made anew and keeps its clock.
-func (t Trigger) Aged(by time.Duration) Trigger {
-	t.TTL -= by
-	t.Delay -= by
-	if period := uint64(t.Active) + uint64(t.Idle); t.Delay < 0 && t.Active > 0 && t.Idle > 0 && uint64(-t.Delay) >= period {
-		t.Delay = -time.Duration(uint64(-t.Delay) % period)
-	}
-	if t.Active <= 0 {
-		t.Delay = max(t.Delay, 0)
-	}
-	return t
 }

@@ -89,6 +89,20 @@ type Trigger struct {
 	Seeded bool `json:"seeded,omitempty"`
 }
 
+// Aged gives the trigger of a rule that has been active for so long already,
+// for a rule that is made anew and keeps its clock.
+func (t Trigger) Aged(by time.Duration) Trigger {
+	t.TTL -= by
+	t.Delay -= by
+	if period := uint64(t.Active) + uint64(t.Idle); t.Delay < 0 && t.Active > 0 && t.Idle > 0 && uint64(-t.Delay) >= period {
+		t.Delay = -time.Duration(uint64(-t.Delay) % period)
+	}
+	if t.Active <= 0 {
+		t.Delay = max(t.Delay, 0)
+	}
+	return t
+}
+
 // Check reports why a rule that did not come from ParseRule (but from JSON, for
 // instance) is not one that ParseRule could have made. It does not judge how
 // long the ttl is, which is up to the node and shrinks as time passes.

@@ -23,10 +23,9 @@ var sizeUnits = map[string]int64{
 var unitNames = []string{"KiB", "MiB", "GiB", "TiB", "kB", "MB", "GB", "TB"}
 
 const (
-	sizeFix  = "write bytes, or for instance 4KiB or 1.5MiB (B, KiB, MiB, GiB, TiB; K, M, G and T are the same, kB and MB are powers of 1000)"
-	whole    = "write digits only"
-	bitsFix  = "sizes are in bytes: 8Mbit are 1MB"
-	listSize = 16 // how many items a list of globs or ranges may have
+	sizeFix   = "write bytes, or for instance 4KiB or 1.5MiB (B, KiB, MiB, GiB, TiB; K, M, G and T are the same, kB and MB are powers of 1000)"
+	digitsFix = "write digits only"
+	bitsFix   = "sizes are in bytes: 8Mbit are 1MB"
 )
 
 var sizeForm = regexp.MustCompile(`^([0-9]+(?:\.[0-9]+)?)([^0-9.].*)?$`)
@@ -92,7 +91,7 @@ func (p *ruleParser) number(v value, what string, least, most uint64) (uint64, *
 	n, err := strconv.ParseUint(v.text, 10, 64)
 	switch {
 	case v.text == "" || err != nil && strings.Trim(v.text, "0123456789") != "":
-		return 0, p.at(v.at(0), whole, "%s %q is not a whole number", what, v.text)
+		return 0, p.at(v.at(0), digitsFix, "%s %q is not a whole number", what, v.text)
 	case err != nil || n > most:
 		return 0, p.at(v.at(0), "the largest is "+strconv.FormatUint(most, 10), "%s %s is too large", what, v.text)
 	case n < least:

@@ -56,7 +56,7 @@ func (p *ruleParser) uint(w word, least uint64) (uint64, *SyntaxError) {
 	case err != nil && strings.HasPrefix(v, "-"):
 		return 0, p.at(at, "write a whole number from "+strconv.FormatUint(least, 10), "%s=%s is negative", w.name, v)
 	case err != nil:
-		return 0, p.at(at, "write digits only", "%s=%s is not a whole number", w.name, v)
+		return 0, p.at(at, digitsFix, "%s=%s is not a whole number", w.name, v)
 	case n < least:
 		return 0, p.at(at, "the least is "+strconv.FormatUint(least, 10)+"; leave the field out for no limit", "%s=%s makes no sense", w.name, v)
 	}
