@@ -116,6 +116,9 @@ func (l *Layer) enter(fd int, dir *node, name string, out *fuse.EntryOut) fuse.S
 
 // Lookup implements fuse.RawFileSystem, as do the methods below.
 func (l *Layer) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if name == "." || name == ".." {
+		return l.lookupSelf(h, name, out)
+	}
 	dir := l.nodes.get(h.NodeId)
 	if dir == nil {
 		return fuse.Status(unix.ESTALE)

@@ -35,6 +35,7 @@ type node struct {
 	lookups  uint64
 	names    []link
 	last     string // the path it had when its last name went; "" when it never had one
+	gone     bool   // its last name that was known was removed
 	freed    bool   // the space it took was given back; see vanished
 	children map[string]*node
 
@@ -52,7 +53,7 @@ type link struct {
 const maxNames = 256
 
 // nodeTable maps the kernel's node numbers to nodes. Numbers are never used
-// again, so that a number that the kernel still holds cannot mean another object.
+// again for another object, so that one that the kernel still holds cannot mean it.
 type nodeTable struct {
 	mu     sync.RWMutex
 	root   *node
@@ -63,6 +64,8 @@ type nodeTable struct {
 	retired map[key][]*node
 	splits  atomic.Int32 // of them
 	next    uint64
+
+	forgotten forgottenTable
 }
 
 func (t *nodeTable) init(root int, st *unix.Statx_t, prefix string) {
@@ -103,11 +106,18 @@ func (t *nodeTable) count() int {
 // owns fd. dir and name, if dir is not nil, are where it was found.
 func (t *nodeTable) enter(fd int, st *unix.Statx_t, dir *node, name string) *node {
 	k := keyOf(st)
+	had := t.forgotten.number(k, fd)
 	t.mu.Lock()
 	n := t.byKey[k]
 	if n == nil {
-		n = &node{id: t.next, fd: fd, key: k, kind: uint32(st.Mode) & unix.S_IFMT, locks: t.locksOf(k)}
-		t.next++
+		id := had
+		if id == 0 || t.byID[id] != nil {
+			id = t.next
+			t.next++
+		} else {
+			defer t.forgotten.back(id)
+		}
+		n = &node{id: id, fd: fd, key: k, kind: uint32(st.Mode) & unix.S_IFMT, locks: t.locksOf(k)}
 		t.byID[n.id], t.byKey[k] = n, n
 		fd = -1
 	}
@@ -161,6 +171,8 @@ func (t *nodeTable) forget(id, lookups uint64) *node {
 	} else {
 		t.unretire(n)
 	}
+	remembered := t.byKey[n.key] == nil && n.key.mount == t.root.key.mount
+	path := t.path(n)
 	for _, l := range slices.Clone(n.names) {
 		t.unbind(l.dir, l.name)
 	}
@@ -169,6 +181,9 @@ func (t *nodeTable) forget(id, lookups uint64) *node {
 	}
 	last := n.locks.share(-1)
 	t.mu.Unlock()
+	if remembered {
+		t.forgotten.add(n, path)
+	}
 	_ = unix.Close(n.fd) // O_PATH
 	if last {
 		n.locks.close()
@@ -216,6 +231,16 @@ func (t *nodeTable) bind(dir *node, name string, n *node) {
 	}
 	dir.children[name] = n
 	n.names = append(n.names, link{dir, name})
+	n.gone = false
+}
+
+// remove is unbind for a name that was removed. The caller holds mu.
+func (t *nodeTable) remove(dir *node, name string) {
+	n := dir.children[name]
+	t.unbind(dir, name)
+	if n != nil {
+		n.gone = len(n.names) == 0
+	}
 }
 
 // unbind records that name in dir is nothing. The caller holds mu.
@@ -313,7 +338,7 @@ func (t *nodeTable) named(dir *node, name string) *node {
 
 func (t *nodeTable) unbound(dir *node, name string) {
 	t.mu.Lock()
-	t.unbind(dir, name)
+	t.remove(dir, name)
 	t.mu.Unlock()
 }
 
@@ -337,7 +362,7 @@ func (t *nodeTable) renamed(from *node, name string, to *node, newName string, f
 	if a == b && flags&unix.RENAME_EXCHANGE == 0 {
 		return // two links of one file: rename(2) does nothing
 	}
-	t.unbind(to, newName)
+	t.remove(to, newName)
 	t.unbind(from, name)
 	if a != nil {
 		t.bind(to, newName, a)
