@@ -1,6 +1,7 @@
 package fusefs_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -132,26 +133,34 @@ func TestSameNamespaceCalls(t *testing.T) {
 		{"removexattr", func(p string) error { return unix.Lremovexattr(p, "user.a") }},
 		{"statfs", func(p string) error { var st unix.Statfs_t; return unix.Statfs(p, &st) }},
 	}
-	for _, who := range people {
+	for _, who := range people[:3] { // a stranger may do less than a member
 		t.Run(who.name, func(t *testing.T) {
 			both(t, func(s *side) {
 				names := append(badNames(s), "file", "dir", "full", "link", "dirlink", "fifo", "team", "new", "team/new", "sticky/new", "dir/new", "closed")
 				for _, c := range calls {
 					for _, n := range names {
-						s.room(furnish, func(in *side) {
-							s.as(who.uid, who.gid, who.groups, func() {
-								p := in.path(n)
-								if n == "" {
-									p = ""
-								}
-								s.say("%s %.40q: %s", c.name, n, errnoText(c.call(p)))
-							})
+						err := s.room(furnish, fmt.Sprintf("%s %.40q", c.name, n), func(in *side) (err error) {
+							p := in.path(n)
+							if n == "" {
+								p = ""
+							}
+							s.as(who.uid, who.gid, who.groups, func() { err = c.call(p) })
+							return err
 						})
+						if err == nil && !reads(c.name) {
+							s.leave()
+						}
 					}
+					s.leave() // what failed has changed nothing
 				}
 			})
 		})
 	}
+}
+
+// reads reports whether a call changes nothing when it works.
+func reads(call string) bool {
+	return strings.HasPrefix(call, "access") || call == "open r" || call == "open nofollow" || call == "open directory" || call == "statfs" || call == "chdir"
 }
 
 // Renames and links of each kind to each kind, by different people.
@@ -181,16 +190,21 @@ func TestSameTwoNameCalls(t *testing.T) {
 	}
 	from := []string{"file", "dir", "full", "link", "fifo", "absent", "sticky/theirs", "closed/x", "dir/", ".", "loop", "team"}
 	to := []string{"new", "file", "dir", "full", "link", "dir/new", "team/new", "sticky/theirs", "closed/x", "full/sub", "absent/x", "new/", "..", strings.Repeat("n", 256)}
-	for _, who := range people {
+	for _, who := range people[:3] { // a stranger may do less than a member
 		t.Run(who.name, func(t *testing.T) {
 			both(t, func(s *side) {
 				for _, c := range flags {
 					for _, a := range from {
 						for _, b := range to {
-							s.room(furnish, func(in *side) {
-								s.as(who.uid, who.gid, who.groups, func() { s.say("%s %q %.20q: %s", c.name, a, b, errnoText(c.call(in.path(a), in.path(b)))) })
+							err := s.room(furnish, fmt.Sprintf("%s %q %.20q", c.name, a, b), func(in *side) (err error) {
+								s.as(who.uid, who.gid, who.groups, func() { err = c.call(in.path(a), in.path(b)) })
+								return err
 							})
+							if err == nil {
+								s.leave()
+							}
 						}
+						s.leave() // what failed has changed nothing
 					}
 				}
 			})

@@ -207,9 +207,9 @@ func become(t testing.TB, uid, gid int, groups []int) {
 	}
 }
 
-// room runs f in a directory that furnish has filled, and writes down what f
-// changed. What f left as it was is used again.
-func (s *side) room(furnish, f func(in *side)) {
+// room makes a call in a directory that furnish has filled, and writes down what it
+// gave; see leave.
+func (s *side) room(furnish func(in *side), what string, call func(in *side) error) error {
 	s.Helper()
 	in := &side{TB: s.TB, dir: s.dir + "/room", plain: s.plain}
 	if s.rooms == nil {
@@ -218,11 +218,17 @@ func (s *side) room(furnish, f func(in *side)) {
 		furnish(in)
 		s.rooms = tree(s, in.dir)
 	}
-	f(in)
-	now := tree(s, in.dir)
-	if slices.Equal(now, s.rooms) {
+	return s.did(what, call(in))
+}
+
+// leave writes down what has changed in the directory of room since it was filled, and has the next call get a new one.
+func (s *side) leave() {
+	s.Helper()
+	if s.rooms == nil {
 		return
 	}
+	dir := s.dir + "/room"
+	now := tree(s, dir)
 	for _, line := range now {
 		if !slices.Contains(s.rooms, line) {
 			s.say("  %s", line)
@@ -233,8 +239,10 @@ func (s *side) room(furnish, f func(in *side)) {
 			s.say("  no more: %s", line)
 		}
 	}
-	must(s, os.RemoveAll(in.dir))
-	s.rooms = nil
+	if !slices.Equal(now, s.rooms) {
+		must(s, os.RemoveAll(dir))
+		s.rooms = nil
+	}
 }
 
 // sorted gives the keys of a map in their order.

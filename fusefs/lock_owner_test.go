@@ -48,7 +48,7 @@ func closeFiles() {
 	list, _ := os.ReadDir(dir)
 	for _, e := range list {
 		to, err := os.Readlink(dir + e.Name())
-		if err != nil || !strings.HasPrefix(to, os.TempDir()) {
+		if err != nil || !strings.HasPrefix(to, os.TempDir()+"/Test") {
 			continue // the descriptor that listed them, or none of the tests'
 		}
 		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
