@@ -88,6 +88,8 @@ func (h *handle) file() (int, error) {
 
 // close gives the descriptors back. What a close could report was reported by FLUSH.
 func (h *handle) close() {
+	h.mu.Lock() // nobody has it: for the race detector, which does not see that the kernel orders open and close
+	defer h.mu.Unlock()
 	if h.fd >= 0 {
 		_ = unix.Close(h.fd)
 	}

@@ -44,7 +44,6 @@ func TestFaultsPage(t *testing.T) {
 	}
 	for _, m := range examples {
 		t.Run(m[1], func(t *testing.T) {
-			t.Parallel()
 			r, err := policy.ParseRule("example", m[1], policy.Defaults{})
 			must(t, err)
 			r.EnsureSeed(func() uint64 { return 7 })
