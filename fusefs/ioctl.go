@@ -86,6 +86,9 @@ func (l *Layer) ioctl(cancel <-chan struct{}, in *fuse.IoctlIn, input, output []
 	if err != nil {
 		return 0, status(err)
 	}
+	if r.in > 0 { // the kernel does not expect that it changes a time
+		l.notify.inode(h.node.id, -1)
+	}
 	return copy(output, arg[:r.out]), fuse.OK
 }
 

@@ -34,6 +34,9 @@ type call struct {
 // history is what has been done so far: some things tell the layer from a plain
 // directory then, or are no longer the same twice.
 type history struct {
+	// The map of a file that is passed through keeps the file below, and not, as
+	// on any other file system, a description with its locks.
+	Mapped bool
 	// The making of a map and a splice at the end of a file are accesses, but no requests of FUSE.
 	Unseen bool
 	// What was written through a map fills holes by whole folios, which are not

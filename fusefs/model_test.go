@@ -146,6 +146,7 @@ func (m *model) run(p program) (string, bool) {
 	ok := true
 	var after history
 	for _, c := range append(p[:len(p):len(p)], call{Op: "tree"}) {
+		after.Mapped = after.Mapped || c.Op == "mmap"
 		after.Unseen = after.Unseen || c.Op == "mmap" || c.Op == "sendfile" || c.Op == "splice"
 		after.Filled = after.Filled || c.Op == "mwrite" || c.Op == "fallocate" && c.Flags&unix.FALLOC_FL_PUNCH_HOLE == 0
 		c.After = after
