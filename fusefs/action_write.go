@@ -38,13 +38,13 @@ func (w *write) as(c *change, data []byte) (n int, err error) {
 
 // store writes data at the operation's place.
 func (w *write) store(data []byte) (n int, err error) {
-	if w.back && w.h.flags.Load()&(unix.O_APPEND|unix.O_DIRECT) != 0 {
+	if w.h.flags.Load()&unix.O_DIRECT != 0 || w.back && w.h.flags.Load()&unix.O_APPEND != 0 {
 		if _, err := w.h.alias(true); err != nil { // opened by us, not by the caller
 			return 0, err
 		}
 	}
 	err = w.l.creds.asWriter(w.q.header, func() error {
-		n, err = w.h.write(data, w.q.offset, w.flags, w.back)
+		n, err = w.h.write(data, w.q.offset, w.flags, w.back, int64(len(data)) == w.q.size)
 		return err
 	})
 	return n, err

@@ -157,10 +157,8 @@ func (l *Layer) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, newName 
 }
 
 // dropped are flags that the layer's own file keeps and the description below
-// must not have. O_DIRECT is among them because our buffers are not the
-// caller's and write-back may come through any file; O_CREAT and O_EXCL are
-// done by then.
-const dropped = unix.O_DIRECT | unix.O_NOFOLLOW | unix.O_CREAT | unix.O_EXCL | unix.O_NOCTTY | unix.O_NONBLOCK | fuse.FMODE_EXEC | unix.O_ASYNC
+// must not have; O_CREAT and O_EXCL are done by then.
+const dropped = unix.O_NOFOLLOW | unix.O_CREAT | unix.O_EXCL | unix.O_NOCTTY | unix.O_NONBLOCK | fuse.FMODE_EXEC | unix.O_ASYNC
 
 func (l *Layer) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	dir := l.nodes.get(in.NodeId)

@@ -125,7 +125,7 @@ func TestSameAccessLists(t *testing.T) {
 }
 
 func TestSameTimes(t *testing.T) {
-	both(t, func(s *side) {
+	bothWays(t, func(s *side) {
 		times := func(name string) (st unix.Stat_t) {
 			must(s, unix.Lstat(s.path(name), &st))
 			return st
@@ -222,7 +222,7 @@ func clockTick() {
 
 // What a program is told of an object by any way is the same number.
 func TestSameIdentity(t *testing.T) {
-	both(t, func(s *side) {
+	bothWays(t, func(s *side) {
 		s.make("f", "content", 0o644)
 		must(s, unix.Mkdir(s.path("d"), 0o755))
 		must(s, unix.Link(s.path("f"), s.path("d/hard")))
@@ -276,7 +276,7 @@ func TestSameIdentity(t *testing.T) {
 
 // Limits of names, paths, links, sizes and of the process.
 func TestSameLimits(t *testing.T) {
-	both(t, func(s *side) {
+	bothWays(t, func(s *side) {
 		// far deeper than PATH_MAX, one level at a time
 		name := strings.Repeat("d", 255)
 		at, err := unix.Open(s.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

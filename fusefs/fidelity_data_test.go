@@ -47,7 +47,7 @@ func TestSameFallocate(t *testing.T) {
 		unix.FALLOC_FL_ZERO_RANGE, unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE,
 	}
 	ranges := [][2]int64{{0, 4096}, {4096, 8192}, {100, 5000}, {60000, 20000}, {100000, 10}, {0, 0}, {-1, 10}, {10, -1}, {1 << 62, 1 << 62}, {0, 1 << 50}}
-	both(t, func(s *side) {
+	bothWays(t, func(s *side) {
 		for _, mode := range modes {
 			for _, r := range ranges {
 				name := fmt.Sprintf("f-%x-%d-%d", mode, r[0], r[1])
@@ -126,7 +126,7 @@ func TestSameSetIDBits(t *testing.T) {
 		uid, gid int
 		groups   []int
 	}{{"root", 0, 0, nil}, {"owner", 1234, 5678, []int{4242}}, {"other", 65533, 65533, nil}, {"member", 1300, 4242, nil}}
-	both(t, func(s *side) {
+	bothWays(t, func(s *side) {
 		s.make("source", "source", 0o644)
 		for _, name := range sorted(changes) {
 			for _, w := range who {
@@ -169,7 +169,7 @@ func aligned(n int) []byte {
 }
 
 func TestSameReadsAndWrites(t *testing.T) {
-	both(t, func(s *side) {
+	bothWays(t, func(s *side) {
 		s.make("f", string(pattern2(10000, 3)), 0o644)
 		fd := s.open("f", unix.O_RDWR, 0)
 		buf := make([]byte, 4096)
@@ -240,7 +240,7 @@ func TestSameReadsAndWrites(t *testing.T) {
 }
 
 func TestSameCopyFileRange(t *testing.T) {
-	both(t, func(s *side) {
+	bothWays(t, func(s *side) {
 		s.make("from", string(pattern2(300000, 9)), 0o644)
 		from := s.open("from", unix.O_RDWR, 0)
 		for _, c := range []struct {
@@ -281,7 +281,7 @@ func TestSameCopyFileRange(t *testing.T) {
 
 // A file that is open is worked on whatever became of its names.
 func TestSameNamelessFiles(t *testing.T) {
-	both(t, func(s *side) {
+	bothWays(t, func(s *side) {
 		work := func(what string, fd int) {
 			_, err := unix.Pwrite(fd, []byte("more"), 3)
 			_ = s.did(what+": pwrite", err)
@@ -294,7 +294,7 @@ func TestSameNamelessFiles(t *testing.T) {
 			_ = s.did(what+": fsync", unix.Fsync(fd))
 			var st unix.Stat_t
 			err = unix.Fstat(fd, &st)
-			s.say("%s: mode %o links %d owner %d:%d size %d times %d %d %s", what, st.Mode, st.Nlink, st.Uid, st.Gid, st.Size, st.Atim.Sec, st.Mtim.Sec, errnoText(err))
+			s.say("%s: mode %o links %d owner %d:%d size %d atime %d %s", what, st.Mode, st.Nlink, st.Uid, st.Gid, st.Size, st.Atim.Sec, errnoText(err))
 			for _, flags := range []int{unix.O_RDONLY, unix.O_RDWR, unix.O_RDWR | unix.O_APPEND, unix.O_PATH, unix.O_WRONLY | unix.O_TRUNC} {
 				again, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), flags|unix.O_CLOEXEC, 0)
 				s.say("%s: open again %x: %s", what, flags, errnoText(err))

@@ -40,6 +40,18 @@ func both(t *testing.T, f func(s *side)) {
 	bothIn(t, &side{TB: t, dir: plain, under: plain, plain: true}, &side{TB: t, dir: b.mnt, under: b.back}, f)
 }
 
+// bothWays is both for files that the kernel reads and writes below by itself, and for
+// files that it asks the layer about.
+func bothWays(t *testing.T, f func(s *side)) {
+	for name, direct := range map[string]bool{"passed through": false, "asked about": true} {
+		t.Run(name, func(t *testing.T) {
+			b := over(t, setup{direct: direct})
+			plain := t.TempDir()
+			bothIn(t, &side{TB: t, dir: plain, under: plain, plain: true}, &side{TB: t, dir: b.mnt, under: b.back}, f)
+		})
+	}
+}
+
 func bothIn(t *testing.T, plain, layer *side, f func(s *side)) {
 	t.Helper()
 	for _, s := range []*side{plain, layer} {

@@ -30,7 +30,7 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpOpen}, n); e != 0 {
 		return fuse.Status(e)
 	}
-	if in.Flags&(unix.O_ACCMODE|unix.O_TRUNC) == unix.O_RDONLY {
+	if in.Flags&(unix.O_ACCMODE|unix.O_TRUNC|unix.O_DIRECT) == unix.O_RDONLY { // the file system below has a say in O_DIRECT
 		return l.openToRead(n, in, out)
 	}
 	t := l.truncating(n, in.Flags)
@@ -112,13 +112,15 @@ func (l *Layer) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 		return nil, status(err)
 	}
 	fd := own
-	if h.flags.Load()&unix.O_DIRECT != 0 && q.op == policy.OpMmapRead {
+	if q.op == policy.OpRead {
+		h.follow(in.Flags)
+	} else if h.flags.Load()&unix.O_DIRECT != 0 {
 		if fd, err = h.alias(false); err != nil {
 			return nil, status(err)
 		}
 	}
 	n, err := pread(fd, buf, int64(in.Offset))
-	if err == unix.EINVAL && fd == own && h.flags.Load()&unix.O_DIRECT != 0 {
+	if err == unix.EINVAL && fd == own && h.refusedPart(int64(in.Offset), int64(in.Size), c == nil) {
 		if fd, err = h.alias(false); err == nil {
 			n, err = pread(fd, buf, int64(in.Offset))
 		}
@@ -166,7 +168,8 @@ func (l *Layer) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 }
 
 // write writes at an offset, as the file's status flags of this moment say.
-func (h *handle) write(data []byte, off int64, flags uint32, back bool) (n int, err error) {
+// whole is true if it is all that was asked for.
+func (h *handle) write(data []byte, off int64, flags uint32, back, whole bool) (n int, err error) {
 	if back {
 		fd := h.fd
 		if h.flags.Load()&(unix.O_APPEND|unix.O_DIRECT) != 0 {
@@ -186,7 +189,7 @@ func (h *handle) write(data []byte, off int64, flags uint32, back bool) (n int, 
 		rwf = unix.RWF_DSYNC
 	}
 	n, err = pwrite(h.fd, data, off, rwf)
-	if err == unix.EINVAL && have&unix.O_DIRECT != 0 {
+	if err == unix.EINVAL && h.refusedPart(off, int64(len(data)), whole) {
 		fd, aerr := h.alias(true)
 		if aerr != nil {
 			return 0, aerr

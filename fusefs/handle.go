@@ -20,6 +20,8 @@ type handle struct {
 	exact   bool          // see needsLayer
 	flags   atomic.Uint32 // the description's status flags (F_GETFL)
 
+	cut atomic.Int64 // where a transfer by O_DIRECT goes on, see cutShort
+
 	ofdOwner, posixOwner atomic.Uint64 // lock owners whose kind is known, see ofdLock; 0 is none
 
 	mu      sync.Mutex
@@ -103,18 +105,23 @@ func (h *handle) close() {
 // follow gives the description the status flags that the target has set on its file since it was opened.
 func (h *handle) follow(flags uint32) {
 	have := h.flags.Load()
-	if (have^flags)&mutable&^unix.O_DIRECT == 0 {
+	if (have^flags)&mutable == 0 {
 		return
 	}
-	want := have&^(unix.O_APPEND|unix.O_NOATIME) | flags&(unix.O_APPEND|unix.O_NOATIME)
-	if _, err := unix.FcntlInt(uintptr(h.fd), unix.F_SETFL, int(want)); err == nil {
+	want := have&^mutable | flags&mutable
+	_, err := unix.FcntlInt(uintptr(h.fd), unix.F_SETFL, int(want))
+	if err == unix.EINVAL && want&^have&unix.O_DIRECT != 0 { // below there is none, which fcntl(2) on the layer did not see
+		want &^= unix.O_DIRECT
+		_, err = unix.FcntlInt(uintptr(h.fd), unix.F_SETFL, int(want))
+	}
+	if err == nil {
 		h.flags.Store(want)
 	}
 }
 
-// alias is a descriptor of the same file that takes any offset, length and
-// buffer: page write-back may come through an O_APPEND or O_DIRECT file, and
-// our buffers are not the target's.
+// alias is a descriptor of the same file that takes any offset and length: page
+// write-back may come through an O_APPEND or O_DIRECT file, and so may parts of
+// what a program asked for.
 func (h *handle) alias(write bool) (int, error) {
 	i, mode := 0, unix.O_RDONLY
 	if write {
