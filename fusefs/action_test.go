@@ -176,6 +176,26 @@ func TestCorrupt(t *testing.T) {
 		t.Error("a corrupted read changed the file")
 	}
 
+	same := 0
+	for seed := range uint64(40) {
+		rule := fault(t, "read", policy.IOFault{Corrupt: &policy.Corrupt{Kind: policy.Random, Places: 16, Bytes: 64}})
+		rule.Trigger.Seed = seed
+		b.faults(rule)
+		got := make([]byte, 4096)
+		_, err := unix.Pread(fd, got, 0)
+		must(t, err)
+		for _, p := range b.one().Places {
+			for i := p.Offset; i < p.Offset+p.Size; i++ {
+				if got[i] == content[i] {
+					same++
+				}
+			}
+		}
+	}
+	if same > 0 {
+		t.Errorf("%d random bytes are what they were", same)
+	}
+
 	mine := bytes.Repeat([]byte("abcdefgh"), 1024)
 	sent := slices.Clone(mine)
 	b.faults(fault(t, "write", policy.IOFault{Corrupt: &policy.Corrupt{Kind: policy.Random, Places: 3, Bytes: 4}}))

@@ -44,9 +44,6 @@ func newLiveRule(r policy.Rule, start time.Time) *liveRule {
 func idleRule(r policy.Rule, start time.Time) *liveRule {
 	v := &liveRule{Rule: r, acts: actsOn(r.IO), counter: policy.NewCounter(r.Trigger, start), over: make(chan struct{})}
 	v.sees = v.acts
-	if r.IO.Attr != nil {
-		v.sees |= attrOps // none of its attributes may be kept by the kernel
-	}
 	if r.IO.Space != nil {
 		v.sees = r.IO.Ops | takes
 		v.space = &budget{limit: r.IO.Space.Bytes}

@@ -181,6 +181,19 @@ func TestNoSpaceSparse(t *testing.T) {
 		t.Errorf("copied %d more, %v", n, err)
 	}
 	left(0, "copied")
+	must(t, unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, 1<<16))
+	must(t, unix.Fallocate(to, unix.FALLOC_FL_KEEP_SIZE, 1<<20, 1<<16))
+	left(1<<16, "preallocated past the end")
+	if err := unix.Fallocate(to, unix.FALLOC_FL_KEEP_SIZE, 1<<20, 1<<17); err != unix.ENOSPC {
+		t.Errorf("more than is left, past the end: %v", err)
+	}
+	if err := unix.Fallocate(to, 0x80000000, 1<<20, 4096); err == nil {
+		t.Error("an unknown mode was accepted")
+	}
+	left(1<<16, "what failed takes nothing")
+	_, err = unix.Pwrite(fd, make([]byte, 1<<16), 0)
+	must(t, err)
+	left(0, "filled again")
 	must(t, unix.Ftruncate(fd, 10))
 	left(1<<19+4096-10, "cut within a block")
 	must(t, unix.Ftruncate(fd, 0))
@@ -244,6 +257,32 @@ func TestNoSpaceUnderThreads(t *testing.T) {
 	must(t, unix.Fstat(shared, &st))
 	if got := written.Load() + st.Blocks*512; got > limit || got < limit-8*4096 {
 		t.Errorf("%d bytes were written, %d were there", got, limit)
+	}
+}
+
+// Writers that want the same block at the same moment take it once.
+func TestNoSpaceSameBlock(t *testing.T) {
+	b := over(t, setup{})
+	const limit, blocks, writers = 8 << 20, 400, 6
+	b.faults(space(t, limit))
+	fd := b.open("f", unix.O_CREAT|unix.O_RDWR)
+	must(t, unix.Ftruncate(fd, 1<<30))
+	for block := range int64(blocks) {
+		var wg sync.WaitGroup
+		start := make(chan struct{})
+		for range writers {
+			wg.Go(func() {
+				<-start
+				if _, err := unix.Pwrite(fd, []byte("x"), block*8192); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		close(start)
+		wg.Wait()
+	}
+	if got, want := b.free(), int64(limit-blocks*4096); got != want {
+		t.Errorf("%d bytes are left, want %d", got, want)
 	}
 }
 
