@@ -196,13 +196,7 @@ func eventLine(e keeper.Event) string {
 			s += fmt.Sprintf(" [%d+%d]", e.Offset, e.Size)
 		}
 		s += fmt.Sprintf(" by thread %d", e.PID)
-		switch e.Action {
-		case "", "error", "latency": // told below
-		case "short", "torn":
-			s += fmt.Sprintf(" %s: %d bytes", e.Action, e.Bytes)
-		default:
-			s += " " + e.Action
-		}
+		s += outcome(e)
 		if e.LatencyMs > 0 {
 			s += fmt.Sprintf(" delayed %.3g ms", e.LatencyMs)
 			if e.Cut {
@@ -227,6 +221,26 @@ func eventLine(e keeper.Event) string {
 		s += "  " + e.Message
 	}
 	return s
+}
+
+// outcome is what became of the operation, as far as latency and errno do not tell it.
+func outcome(e keeper.Event) string {
+	switch e.Action {
+	case "", "error", "latency":
+		return ""
+	case "short", "torn", "nospace", "quota":
+		if e.Bytes == 0 && e.Action != "torn" {
+			break // refused: the errno tells
+		}
+		return fmt.Sprintf(" %s: %d bytes", e.Action, e.Bytes)
+	case "corrupt":
+		var n int64
+		for _, p := range e.Places {
+			n += p.Size
+		}
+		return fmt.Sprintf(" corrupt: %d bytes in %d places", n, len(e.Places))
+	}
+	return " " + e.Action
 }
 
 func newRecoverCommand(g *global) *cobra.Command {
