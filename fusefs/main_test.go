@@ -151,6 +151,7 @@ type setup struct {
 	direct    bool // for tests in which rules come after files are open
 	scope     func(uint32) bool
 	released  func(uint64)
+	retire    func()
 }
 
 // over mounts a layer and takes it off at the end of the test.
@@ -185,7 +186,7 @@ func over(t testing.TB, s setup) *bench {
 	if s.prefix == "" {
 		s.prefix = "/data"
 	}
-	b.Layer, err = fusefs.New(fusefs.Options{Device: dev, Root: root, Prefix: s.prefix, Scope: s.scope, Released: s.released, Direct: s.direct, Record: func(e fusefs.Event) {
+	b.Layer, err = fusefs.New(fusefs.Options{Device: dev, Root: root, Prefix: s.prefix, Scope: s.scope, Released: s.released, Direct: s.direct, Retire: s.retire, Record: func(e fusefs.Event) {
 		b.mu.Lock()
 		b.events = append(b.events, e)
 		b.mu.Unlock()

@@ -91,22 +91,38 @@ func (n *notifier) start(f func()) (done chan struct{}) {
 
 var dataOps = policy.OpSet(0).With(policy.OpRead).With(policy.OpMmapRead)
 
+// stale is what the kernel may not use any more of what it has cached of a node.
+type stale struct {
+	node        uint64
+	names       []link
+	attr, pages bool
+}
+
+func (n *notifier) drop(s stale) {
+	switch {
+	case s.pages:
+		n.inode(s.node, 0)
+	case s.attr:
+		n.inode(s.node, -1) // attributes only
+	}
+	for _, k := range s.names {
+		n.entry(k.dir.id, k.name)
+	}
+}
+
 // dropCaches drops what the kernel has cached and one of the rules could act on.
 func (l *Layer) dropCaches(set *ruleSet) {
-	if l.notify == nil || set.ops&(entryOps|attrOps|dataOps) == 0 {
+	if l.notify == nil || set.ops&(entryOps|attrOps|dataOps) == 0 && l.nodes.splits.Load() == 0 {
 		return
-	}
-	type stale struct {
-		node        uint64
-		names       []link
-		attr, pages bool
 	}
 	var all []stale
 	l.nodes.mu.RLock()
 	for id, n := range l.nodes.byID {
 		paths := l.nodes.allPaths(n)
 		s := stale{node: id, attr: set.could(attrOps, paths), pages: n.kind == unix.S_IFREG && set.could(dataOps, paths)}
-		if set.could(entryOps, paths) {
+		retired := n.open.retired.Load() // its names are to be those of another node
+		s.attr = s.attr || retired
+		if retired || set.could(entryOps, paths) {
 			s.names = append(s.names, n.names...)
 		}
 		if s.attr || s.pages || len(s.names) > 0 {
@@ -116,15 +132,7 @@ func (l *Layer) dropCaches(set *ruleSet) {
 	l.nodes.mu.RUnlock()
 	done := l.notify.start(func() {
 		for _, s := range all {
-			switch {
-			case s.pages:
-				l.notify.inode(s.node, 0)
-			case s.attr:
-				l.notify.inode(s.node, -1) // attributes only
-			}
-			for _, k := range s.names {
-				l.notify.entry(k.dir.id, k.name)
-			}
+			l.notify.drop(s)
 		}
 	})
 	t := time.NewTimer(2 * time.Second)

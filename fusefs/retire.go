@@ -25,7 +25,7 @@ type RetiredFile struct {
 // files from one to the other finds them by Retired. Both share the locks.
 
 // retire retires the files that a rule has come to match.
-func (l *Layer) retire() {
+func (l *Layer) retire() (retired []*node) {
 	var files []*node
 	l.nodes.mu.RLock()
 	for _, n := range l.nodes.byID {
@@ -35,39 +35,60 @@ func (l *Layer) retire() {
 	}
 	l.nodes.mu.RUnlock()
 	for _, n := range files {
-		l.retireNode(n)
+		if l.retireNode(n) {
+			retired = append(retired, n)
+		}
 	}
+	return retired
 }
 
-// retireNode retires a node if it has to be.
+// retireNode retires a node if it has to be: the next look-up of its name makes a new one.
 func (l *Layer) retireNode(n *node) bool {
 	n.open.mu.Lock()
-	must := !n.open.retired.Load() && n.open.through.Load() > 0 && l.mustSee(n)
-	if must {
-		n.open.retired.Store(true)
+	defer n.open.mu.Unlock()
+	if n.open.retired.Load() || n.open.through.Load() == 0 || !l.mustSee(n) {
+		return false
 	}
-	n.open.mu.Unlock()
-	if must {
-		l.replaceNode(n)
+	n.open.retired.Store(true)
+	l.nodes.retire(n)
+	return true
+}
+
+func (t *nodeTable) retire(n *node) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byKey[n.key] == n {
+		delete(t.byKey, n.key)
+		t.retired[n.key] = append(t.retired[n.key], n)
+		t.splits.Add(1)
 	}
-	return must
 }
 
 // renamed is called when something got a new name, by which a rule may match
-// what it did not match before.
+// what it did not match before. The kernel is told beside the request: it holds
+// locks of the directory until it is answered.
 func (l *Layer) renamed(n *node) {
 	if n == nil || l.rules.Load().ops&cacheable == 0 {
 		return
 	}
-	any := false
+	var retired []*node
 	if n.kind == unix.S_IFDIR {
-		before := len(l.Retired())
-		l.retire()
-		any = len(l.Retired()) > before
-	} else {
-		any = l.retireNode(n)
+		retired = l.retire()
+	} else if l.retireNode(n) {
+		retired = []*node{n}
 	}
-	if any && l.o.Retire != nil {
+	if len(retired) == 0 {
+		return
+	}
+	l.notify.start(func() {
+		for _, n := range retired {
+			l.nodes.mu.RLock()
+			names := slices.Clone(n.names)
+			l.nodes.mu.RUnlock()
+			l.notify.drop(stale{node: n.id, attr: true, names: names})
+		}
+	})
+	if l.o.Retire != nil {
 		l.o.Retire()
 	}
 }
@@ -85,28 +106,6 @@ func (l *Layer) moving(n *node) bool {
 	l.nodes.mu.RLock()
 	defer l.nodes.mu.RUnlock()
 	return len(l.nodes.retired[n.key]) > 0
-}
-
-// replaceNode has the next look-up of a file make a new node of it.
-func (l *Layer) replaceNode(n *node) {
-	t := &l.nodes
-	t.mu.Lock()
-	if t.byKey[n.key] == n && n != t.root {
-		delete(t.byKey, n.key)
-		t.retired[n.key] = append(t.retired[n.key], n)
-		t.splits.Add(1)
-	}
-	names := slices.Clone(n.names)
-	t.mu.Unlock()
-	if l.notify == nil {
-		return
-	}
-	l.notify.start(func() {
-		l.notify.inode(n.id, -1)
-		for _, k := range names {
-			l.notify.entry(k.dir.id, k.name)
-		}
-	})
 }
 
 // Retired lists the files of which open files do not reach the layer although a
