@@ -12,7 +12,7 @@ import (
 // locks belong to the description and are set on the description itself. POSIX
 // locks belong to a process, see lockOwner.
 
-// fcntls are the numbers of fcntl(2): ours, and on amd64 those of 32-bit programs.
+// fcntls are the numbers of fcntl(2): ours, and those of 32-bit programs on x86 and arm. No call that has one of them otherwise sets locks.
 var fcntls = []int{unix.SYS_FCNTL, 55, 221}
 
 // Commands of fcntl(2) for OFD locks (include/uapi/asm-generic/fcntl.h).
