@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -246,6 +247,61 @@ func TestMoveEndsAWaitWithoutEINTR(t *testing.T) {
 	same(t, before, h.snapshot())
 }
 
+// In a namespace that others share only the tree gets the faults, and only its files are moved.
+func TestMoveInASharedNamespace(t *testing.T) {
+	r := newRig(t)
+	p := r.write("f", "0123456789")
+	h, other := r.startWith(binaries.holder), r.startWith(binaries.holder)
+	g := r.inject(h, r.data, "io error=EACCES op=mkdir ttl=5m")
+	h.ok("open f %s rdwr", p)
+	other.ok("open f %s rdwr", p)
+	u := r.update(g, "io error=EIO op=read ttl=5m")
+	if s := u.Report.Stopped; len(s) != 1 || s[0].PID != h.pid() || len(u.Report.Swapped) != 1 || len(u.Report.Notes) > 0 {
+		t.Errorf("stopped %+v, moved %+v, notes %q", s, u.Report.Swapped, u.Report.Notes)
+	}
+	h.is("EIO", "pread f 0 10")
+	h.is("EIO", "cat %s", p)
+	other.is("ok 0123456789", "pread f 0 10")
+	other.is("ok 0123456789", "cat %s", p)
+	r.recover(g)
+	h.is("ok 0123456789", "pread f 0 10")
+	other.is("ok 0123456789", "pread f 0 10")
+	for _, x := range []*holder{h, other} {
+		if left := onLayer(t, x.pid(), r.data); left != "" {
+			t.Errorf("process %d is on a layer still: %s", x.pid(), left)
+		}
+	}
+}
+
+// The server dies after a move: the keeper has what the new files stand for, also of files that were opened on the layer.
+func TestKillServerAfterAMove(t *testing.T) {
+	r := newRig(t)
+	p, gone := r.write("f", strings.Repeat("0123456789abcdef", 1024)), r.write("gone", "unlinked but open")
+	h := r.start()
+	h.ok("open f %s rdwr", p)
+	h.ok("lseek f 3")
+	h.ok("dup f twin")
+	h.ok("flock f")
+	h.ok("mmap M f 8192 shared")
+	before := h.snapshot()
+	g := r.inject(h, r.data, "io error=EACCES op=mkdir ttl=5m")
+	h.ok("open gone %s rdwr", gone)
+	h.ok("unlink %s", gone)
+	if u := r.update(g, "io error=EIO op=read+write p=0 ttl=5m"); len(u.Report.Swapped) != 4 {
+		t.Errorf("moved %+v", u.Report.Swapped)
+	}
+	r.signal("server", syscall.SIGKILL)
+	for end := time.Now().Add(20 * time.Second); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("still grafted%s", r.logs())
+		}
+	}
+	h.is("ok unlinked but open", "pread gone 0 100")
+	h.is("ok 0123", "peek M 0 4")
+	h.ok("close gone")
+	same(t, before, h.snapshot())
+}
+
 // The C program with every kind of object and every kind of blocking call goes through moves: nothing about them changes.
 func TestEveryKindOfObjectIsMoved(t *testing.T) {
 	bin := buildTarget(t)
@@ -266,6 +322,7 @@ func TestEveryKindOfObjectIsMoved(t *testing.T) {
 				if len(u.Report.Swapped) == 0 || len(u.Report.Notes) > 0 {
 					t.Fatalf("moved %d objects, notes %q", len(u.Report.Swapped), u.Report.Notes)
 				}
+				t.Logf("%d objects moved, stopped for %.1f ms; the graft moved %d, in %.1f ms", len(u.Report.Swapped), u.PauseMs, len(g.Report.Swapped), g.PauseMs)
 				for _, s := range u.Report.Skipped {
 					t.Logf("not moved: %s: %s", &s.Object, s.Reason)
 				}
