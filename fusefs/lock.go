@@ -182,10 +182,7 @@ func (l *Layer) anyLocks() bool {
 	l.nodes.mu.RLock()
 	defer l.nodes.mu.RUnlock()
 	for _, n := range l.nodes.byID {
-		n.locks.mu.Lock()
-		held := len(n.locks.owners) > 0
-		n.locks.mu.Unlock()
-		if held {
+		if n.locks.held() {
 			return true
 		}
 	}

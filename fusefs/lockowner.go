@@ -39,6 +39,12 @@ func (t *lockTable) share(by int) bool {
 	return t.shared == 0
 }
 
+func (t *lockTable) held() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.owners) > 0
+}
+
 func (t *lockTable) close() { t.drop(func(*lockOwner) bool { return true }) }
 
 // drop lets go of all locks of the owners that match.

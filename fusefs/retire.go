@@ -95,8 +95,19 @@ func (l *Layer) renamed(n *node) {
 
 // KeepLocks says whether the closes of retired files, and of the files that take
 // their place, leave POSIX locks alone: a swapper moves what is open from one to
-// the other. Whoever has such files must be stopped meanwhile.
-func (l *Layer) KeepLocks(on bool) { l.moved.Store(on) }
+// the other. Whoever has such files must be stopped meanwhile. It reports whether
+// there are such locks.
+func (l *Layer) KeepLocks(on bool) (held bool) {
+	l.moved.Store(on)
+	l.nodes.mu.RLock()
+	defer l.nodes.mu.RUnlock()
+	for _, all := range l.nodes.retired {
+		if all[0].locks.held() { // one table for all
+			return true
+		}
+	}
+	return false
+}
 
 // moving reports whether closes of a node's files are those of a swapper that moves them elsewhere.
 func (l *Layer) moving(n *node) bool {

@@ -67,7 +67,7 @@ type detachment struct {
 
 func (d *detachment) run(ctx context.Context) error {
 	swap := tracer.Options{
-		Processes: reachableProcesses, Match: d.match, Replace: d.original, Locks: d.locks,
+		Match: d.match, Replace: d.original, Locks: d.locks,
 		Stopped: d.quiesce, Step: d.step, Deadline: d.Deadline,
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,
@@ -81,7 +81,7 @@ func (d *detachment) run(ctx context.Context) error {
 	if err := d.enter(); err != nil {
 		return err
 	}
-	r, err := tracer.Swap(ctx, swap)
+	r, err := swapEverywhere(ctx, d.Target, swap)
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func (d *detachment) run(ctx context.Context) error {
 	}
 	swap.Stopped, swap.Seized, swap.Step = nil, nil, d.Step
 	for range stragglerPasses {
-		r, err := tracer.Swap(ctx, swap)
+		r, err := swapEverywhere(ctx, d.Target, swap)
 		if err != nil {
 			return fmt.Errorf("%w; the layer is off, but some objects may still be on it", err)
 		}

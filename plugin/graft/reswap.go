@@ -67,19 +67,23 @@ type reswap struct {
 	adopter
 	files   map[uint64]RetiredFile // by node
 	keeping bool                   // the server keeps POSIX locks
+	locked  bool                   // there are some
+	known   map[lockKey][]tracer.Lock
 	rep     *Report
+}
+
+// lockKey is what POSIX locks belong to: a process and a file.
+type lockKey struct {
+	pid int
+	ino uint64
 }
 
 func (r *reswap) run(ctx context.Context) error {
 	swap := tracer.Options{
-		// Where others see the layer too, nobody but the tree gets faults.
-		Processes: reachableProcesses, Match: r.match, Replace: r.replace, Locks: r.locks,
+		Match: r.match, Replace: r.replace, Locks: r.locks,
 		Stopped: r.stopped, Step: r.Step, Deadline: r.Deadline, RequireAll: r.RequireAll,
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,
-	}
-	if r.Target.Tree {
-		swap.Processes = r.Target.Processes
 	}
 	t, err := r.swap(ctx, swap)
 	if err != nil {
@@ -104,10 +108,18 @@ func (r *reswap) run(ctx context.Context) error {
 }
 
 func (r *reswap) swap(ctx context.Context, o tracer.Options) (*tracer.Report, error) {
-	t, err := tracer.Swap(ctx, o)
+	var t *tracer.Report
+	var err error
+	if r.Target.Tree { // others see the layer too, but get no faults
+		o.Processes = r.Target.Processes
+		t, err = tracer.Swap(ctx, o)
+	} else {
+		t, err = swapEverywhere(ctx, r.Target, o)
+	}
 	if r.keeping {
 		r.keeping = false
-		err = errors.Join(err, r.Server.KeepLocks(false))
+		_, kerr := r.Server.KeepLocks(false)
+		err = errors.Join(err, kerr)
 	}
 	return t, err
 }
@@ -116,10 +128,11 @@ func (r *reswap) swap(ctx context.Context, o tracer.Options) (*tracer.Report, er
 // on each close is ours. One of any file, old or new, would end the locks that its
 // process has on the file below: also of a new one that was only needed to make a map.
 func (r *reswap) stopped() error {
-	if err := r.Server.KeepLocks(true); err != nil {
+	var err error
+	if r.locked, err = r.Server.KeepLocks(true); err != nil {
 		return err
 	}
-	r.keeping = true
+	r.keeping, r.known = true, map[lockKey][]tracer.Lock{}
 	return r.knowSizes()
 }
 
@@ -222,10 +235,15 @@ func (r *reswap) nameOf(d *tracer.Description) string {
 // locks are the POSIX locks to take through the new files. They are held all the
 // time; this tells the layer which files they belong to now.
 func (r *reswap) locks(o *tracer.Object) []tracer.Lock {
-	if o.Kind != tracer.Descriptor {
+	if o.Kind != tracer.Descriptor || !r.locked {
 		return nil
 	}
+	k := lockKey{o.PID, o.Ino}
+	if l, ok := r.known[k]; ok { // each question takes time in which everything stands still
+		return l
+	}
 	locks, err := r.Server.PosixLocks(o.PID, o.Ino)
+	r.known[k] = locks
 	if err != nil {
 		r.rep.Notes = append(r.rep.Notes, fmt.Sprintf("%s: its POSIX locks are lost: %v", o, err))
 	}

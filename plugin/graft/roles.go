@@ -23,8 +23,8 @@ type Server interface {
 	// depends on them. All that has files of the layer must be stopped.
 	EndFlushes() (bool, error)
 	// KeepLocks says whether closes of retired files, and of those that take their place, leave the POSIX
-	// locks of who closes them alone. All that has such files must be stopped.
-	KeepLocks(on bool) error
+	// locks of who closes them alone. All that has such files must be stopped. It reports whether there are such locks.
+	KeepLocks(on bool) (held bool, err error)
 	// PosixLocks lists the POSIX locks that the process holds on the inode through the layer.
 	PosixLocks(pid int, ino uint64) ([]tracer.Lock, error)
 }

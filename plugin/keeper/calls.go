@@ -30,7 +30,7 @@ const (
 	callBacking     = "backing"     // backingCall -> fds: O_PATH
 	callLocks       = "locks"       // locksCall -> []tracer.Lock
 	callEndFlushes  = "end flushes" // -> bool
-	callKeepLocks   = "keep locks"  // bool
+	callKeepLocks   = "keep locks"  // bool -> bool
 	// swapper to keeper
 	callJob       = "job"       // -> job, fds: mount, backing[, peer group], none for an attach
 	callLayer     = "layer"     // graft.LayerInfo, fds: device, mount, backing[, peer group]
@@ -162,9 +162,10 @@ func (s serverLink) EndFlushes() (bool, error) {
 	return ended, err
 }
 
-func (s serverLink) KeepLocks(on bool) error {
-	_, err := s.call(callKeepLocks, on, nil)
-	return err
+func (s serverLink) KeepLocks(on bool) (bool, error) {
+	var held bool
+	_, err := s.call(callKeepLocks, on, &held)
+	return held, err
 }
 
 func (s serverLink) PosixLocks(pid int, ino uint64) ([]tracer.Lock, error) {

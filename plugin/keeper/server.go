@@ -321,8 +321,7 @@ func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
 		if err := r.Decode(&on); err != nil {
 			return nil, nil, err
 		}
-		h.layer.KeepLocks(on)
-		return nil, nil, nil
+		return h.layer.KeepLocks(on), nil, nil
 	case callLocks:
 		var c locksCall
 		if err := r.Decode(&c); err != nil {

@@ -1,0 +1,42 @@
+package graft
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"github.com/faultgraft/faultgraft/tracer"
+)
+
+// swapEverywhere swaps objects of a layer in whatever processes have them. It looks
+// at every process of the machine once, before any is stopped; while they are
+// stopped only at the target's own and at those that have such objects, because a
+// look at all takes longer than all the rest. An object that comes to another
+// process in that moment is for a later pass.
+func swapEverywhere(ctx context.Context, t Target, o tracer.Options) (*tracer.Report, error) {
+	have := map[int]bool{}
+	match := o.Match
+	o.Match = func(ob *tracer.Object) bool {
+		if !match(ob) {
+			return false
+		}
+		have[ob.PID] = true
+		return true
+	}
+	all := true
+	o.Processes = func() ([]int, error) {
+		if all {
+			all = false
+			return reachableProcesses()
+		}
+		near, err := t.Processes()
+		if err != nil {
+			return nil, err
+		}
+		for _, pid := range near {
+			have[pid] = true
+		}
+		return slices.Sorted(maps.Keys(have)), nil
+	}
+	return tracer.Swap(ctx, o)
+}
