@@ -28,10 +28,10 @@ func main() {
 	}
 	b := &bench{}
 	flag.StringVar(&b.faultgraft, "faultgraft", "bin/faultgraft", "the binary")
-	flag.IntVar(&b.rounds, "rounds", 5, "interleaved rounds; the median counts")
+	flag.IntVar(&b.rounds, "rounds", 5, "interleaved rounds, three times as many for operations on names; the median counts")
 	flag.StringVar(&b.dir, "dir", "", "where to measure (default: the folder for temporary files)")
 	flag.StringVar(&b.only, "only", "", "measure only the rows whose name contains this; \"server\" and \"pause\" are names too")
-	flag.DurationVar(&b.runtime, "fio-runtime", 2*time.Second, "length of one fio run")
+	flag.DurationVar(&b.runtime, "fio-runtime", time.Second, "length of one fio run")
 	flag.Parse()
 	if err := b.run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

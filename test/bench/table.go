@@ -112,7 +112,11 @@ and never fires. Below each figure: its ratio to native; more is better for MB/s
 // measure runs a row at each place in turn, round by round.
 func (b *bench) measure(r row, places []*place) (map[string]float64, error) {
 	got := map[string][]float64{}
-	for range b.rounds {
+	rounds := b.rounds
+	if !r.higher {
+		rounds *= 3 // these are short
+	}
+	for range rounds {
 		for _, p := range places {
 			v, err := r.run(p)
 			if err != nil {
