@@ -1,6 +1,7 @@
 package process
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -65,4 +66,22 @@ func TestReleaseHangingOperations(t *testing.T) {
 	}
 	r.recover(other)
 	same(t, before, reader.snapshot())
+}
+
+// begin gives a command that may not come to its end; the answer comes later.
+func (h *holder) begin(format string, args ...any) <-chan string {
+	h.t.Helper()
+	command := fmt.Sprintf(format, args...)
+	if _, err := fmt.Fprintln(h.in, command); err != nil {
+		h.t.Fatalf("%s: the target is gone: %v", command, err)
+	}
+	answer := make(chan string, 1)
+	go func() {
+		s, err := h.out.ReadString('\n')
+		if err != nil {
+			s = err.Error()
+		}
+		answer <- strings.TrimSpace(s)
+	}()
+	return answer
 }

@@ -323,24 +323,6 @@ func (h *holder) line(command string) string {
 	}
 }
 
-// begin gives a command that may not come to its end; the answer comes later.
-func (h *holder) begin(format string, args ...any) <-chan string {
-	h.t.Helper()
-	command := fmt.Sprintf(format, args...)
-	if _, err := fmt.Fprintln(h.in, command); err != nil {
-		h.t.Fatalf("%s: the target is gone: %v", command, err)
-	}
-	answer := make(chan string, 1)
-	go func() {
-		s, err := h.out.ReadString('\n')
-		if err != nil {
-			s = err.Error()
-		}
-		answer <- strings.TrimSpace(s)
-	}()
-	return answer
-}
-
 // ok gives a command that must succeed, and returns its value.
 func (h *holder) ok(format string, args ...any) string {
 	h.t.Helper()
