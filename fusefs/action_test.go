@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -462,6 +463,23 @@ func TestHangIsLeft(t *testing.T) {
 	b.faults()
 	if err := within(t, c); err != nil {
 		t.Errorf("rule removed: %v", err)
+	}
+}
+
+// A process that hangs can be killed.
+func TestHangIsKilled(t *testing.T) {
+	b := over(t, setup{})
+	b.write("f", "content")
+	for _, op := range []string{"open", "read", "flush", "getattr"} {
+		b.faults()
+		b.faults(fault(t, op, policy.IOFault{Path: "/data/f", Hang: true}))
+		cmd := exec.Command("cat", b.path("f"))
+		must(t, cmd.Start())
+		waitFor(t, op+" hangs", func() bool { return b.Rules()[0].Fired == 1 })
+		must(t, cmd.Process.Kill())
+		_, c := inThread(func() error { _ = cmd.Wait(); return nil })
+		_ = within(t, c)
+		b.faults() // before what the end of the process causes hangs as well
 	}
 }
 
