@@ -42,6 +42,8 @@ var fixed = [...]uintptr{
 	opWrite: unsafe.Sizeof(fuse.WriteIn{}), opRelease: unsafe.Sizeof(fuse.ReleaseIn{}), opFsync: unsafe.Sizeof(fuse.FsyncIn{}),
 	opFlush: unsafe.Sizeof(fuse.FlushIn{}), opGetlk: unsafe.Sizeof(fuse.LkIn{}), opSetlk: unsafe.Sizeof(fuse.LkIn{}),
 	opSetlkw: unsafe.Sizeof(fuse.LkIn{}), opCreate: unsafe.Sizeof(fuse.CreateIn{}), opInterrupt: unsafe.Sizeof(fuse.InterruptIn{}),
+	opSymlink: unsafe.Sizeof(fuse.InHeader{}), opMknod: unsafe.Sizeof(fuse.MknodIn{}), opMkdir: unsafe.Sizeof(fuse.MkdirIn{}),
+	opRmdir: unsafe.Sizeof(fuse.InHeader{}), opRename: unsafe.Sizeof(renameIn{}), opLink: unsafe.Sizeof(fuse.LinkIn{}), opRename2: unsafe.Sizeof(fuse.RenameIn{}),
 	opIoctl: unsafe.Sizeof(fuse.IoctlIn{}), opBatchForget: unsafe.Sizeof(batchForgetIn{}), opCopyFileRange: unsafe.Sizeof(fuse.CopyFileRangeIn{}),
 }
 
@@ -180,7 +182,7 @@ func (r *reader) dispatch(n int) []byte {
 	case opIoctl:
 		return r.ioctl(n)
 	}
-	return r.reply(fuse.ENOSYS, 0)
+	return r.dispatchName(n)
 }
 
 // read answers a READ. The data is put where it is sent from.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"unsafe"
 
@@ -359,4 +360,49 @@ func TestSameNamelessFiles(t *testing.T) {
 		err = unix.Fstat(dir, &st)
 		s.say("links of a removed directory: %d %s", st.Nlink, errnoText(err))
 	})
+}
+
+// Writers that append at once, through descriptions of their own, lose nothing and mix nothing up.
+func TestAppendAtOnce(t *testing.T) {
+	for _, direct := range []bool{false, true} {
+		b := over(t, setup{direct: direct})
+		b.write("log", "")
+		const writers, lines = 6, 200
+		var wg sync.WaitGroup
+		for w := range writers {
+			dir := b.mnt
+			if w%3 == 2 {
+				dir = b.back // behind the layer, too
+			}
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				err := withFile(dir+"/log", unix.O_WRONLY|unix.O_APPEND, func(fd int) error {
+					for i := range lines {
+						if n, err := unix.Write(fd, []byte(fmt.Sprintf("%d:%04d\n", w, i))); err != nil || n != 7 {
+							return fmt.Errorf("%d %w", n, err)
+						}
+					}
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}()
+		}
+		wg.Wait()
+		next := map[string]int{}
+		for _, line := range strings.Split(strings.TrimSuffix(content(b, "log"), "\n"), "\n") {
+			w, i, _ := strings.Cut(line, ":")
+			if i != fmt.Sprintf("%04d", next[w]) {
+				t.Fatalf("direct %v: %q after %d lines of that writer", direct, line, next[w])
+			}
+			next[w]++
+		}
+		for w, n := range next {
+			if n != lines {
+				t.Errorf("direct %v: %d lines of writer %s", direct, n, w)
+			}
+		}
+	}
 }

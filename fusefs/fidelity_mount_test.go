@@ -1,9 +1,11 @@
 package fusefs_test
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -78,5 +80,49 @@ func TestMountPointsAreBusy(t *testing.T) {
 	compare(t, "", want, have)
 	if got, err := os.ReadFile(b.path("m/inside")); err != nil || string(got) != "x" {
 		t.Errorf("the mount was taken off: %q, %v", got, err)
+	}
+}
+
+// Whether a read changes the access time is decided by the mount that lies under the layer.
+func TestSameAccessTimeOptions(t *testing.T) {
+	for name, flags := range map[string]uintptr{"noatime": unix.MS_NOATIME, "nodiratime": unix.MS_NODIRATIME, "relatime": unix.MS_RELATIME, "strictatime": unix.MS_STRICTATIME} {
+		for _, direct := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, " direct ", direct), func(t *testing.T) {
+				top := t.TempDir()
+				for _, d := range []string{"/p", "/b"} {
+					must(t, os.Mkdir(top+d, 0o755))
+				}
+				must(t, unix.Mount(top, top, "", unix.MS_BIND, ""))
+				t.Cleanup(func() { _ = unix.Unmount(top, unix.MNT_DETACH) })
+				must(t, unix.Mount("", top, "", unix.MS_REMOUNT|unix.MS_BIND|flags, ""))
+				b := over(t, setup{back: top + "/b", direct: direct})
+				bothIn(t, &side{TB: t, dir: top + "/p", under: top + "/p", plain: true}, &side{TB: t, dir: b.mnt, under: b.back}, func(s *side) {
+					s.make("f", "content", 0o644)
+					must(s, unix.Mkdir(s.path("d"), 0o755))
+					must(s, unix.Symlink("f", s.path("l")))
+					for _, age := range []int64{10, 100000} { // relatime updates once a day
+						for _, n := range []string{"f", "d", "l"} {
+							at := []unix.Timespec{unix.NsecToTimespec(time.Now().Add(-time.Duration(age) * time.Second).UnixNano()), {Sec: 1}}
+							must(s, unix.UtimesNanoAt(unix.AT_FDCWD, s.path(n), at, unix.AT_SYMLINK_NOFOLLOW))
+							switch n {
+							case "f":
+								_, err := os.ReadFile(s.path(n))
+								must(s, err)
+							case "d":
+								_, err := os.ReadDir(s.path(n))
+								must(s, err)
+							case "l":
+								_, err := os.Readlink(s.path(n))
+								must(s, err)
+							}
+							var st, below unix.Stat_t
+							must(s, unix.Lstat(s.path(n), &st))
+							must(s, unix.Lstat(s.under+"/"+n, &below))
+							s.say("%s, %d s old: changed %v, below %v", n, age, st.Atim != at[0], below.Atim != at[0])
+						}
+					}
+				})
+			})
+		}
 	}
 }

@@ -2,6 +2,7 @@ package fusefs_test
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -210,4 +211,39 @@ func TestSameTwoNameCalls(t *testing.T) {
 			})
 		})
 	}
+}
+
+// No name is special in the root of a layer.
+func TestSameNameOfTheLibrary(t *testing.T) {
+	const name = ".go-fuse-epoll-hack" // go-fuse answers for it by itself
+	both(t, func(s *side) {
+		s.make("f", "x", 0o644)
+		must(s, unix.Mkdir(s.path("d"), 0o755))
+		p := s.path(name)
+		makes := map[string]func() error{
+			"creat":   func() error { return openClose(p, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY, 0o644) },
+			"mkdir":   func() error { return unix.Mkdir(p, 0o755) },
+			"mknod":   func() error { return unix.Mkfifo(p, 0o644) },
+			"symlink": func() error { return unix.Symlink("to", p) },
+			"link":    func() error { return unix.Link(s.path("f"), p) },
+			"rename":  func() error { return unix.Rename(s.path("d"), p) },
+			"exchange": func() error {
+				must(s, os.WriteFile(p, nil, 0o600))
+				return unix.Renameat2(unix.AT_FDCWD, s.path("f"), unix.AT_FDCWD, p, unix.RENAME_EXCHANGE)
+			},
+		}
+		for _, m := range sorted(makes) {
+			s.look(name)
+			_ = s.did(m, makes[m]())
+			s.look(name)
+			if m == "rename" {
+				_ = s.did("rename back", unix.Rename(p, s.path("d")))
+				continue
+			}
+			if err := unix.Unlink(p); err != nil {
+				_ = s.did("unlink", err)
+				_ = s.did("rmdir", unix.Rmdir(p))
+			}
+		}
+	})
 }
