@@ -212,3 +212,39 @@ func TestAbortWakesSleepers(t *testing.T) {
 		t.Errorf("%d events", len(e))
 	}
 }
+
+// Faults cut transfers where O_DIRECT would not let a program cut them.
+func TestFaultsOfDirectIO(t *testing.T) {
+	b := over(t, setup{direct: true})
+	b.write("f", strings.Repeat("o", 1<<16))
+	fd, err := unix.Open(b.path("f"), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err == unix.EINVAL {
+		t.Skip("the file system below has no direct I/O")
+	}
+	must(t, err)
+	defer func() { _ = unix.Close(fd) }()
+	buf, err := unix.Mmap(-1, 0, 1<<14, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	must(t, err)
+	defer func() { _ = unix.Munmap(buf) }()
+	copy(buf, bytes.Repeat([]byte("N"), len(buf)))
+	b.faults(fault(t, "read+write", policy.IOFault{Short: &policy.Short{Bytes: 100}}))
+	if n, err := unix.Pwrite(fd, buf, 0); err != nil || n != 100 {
+		t.Errorf("short write: %d %v", n, err)
+	}
+	if n, err := unix.Pread(fd, buf, 0); err != nil || n != 100 || string(buf[:n]) != strings.Repeat("N", 100) {
+		t.Errorf("short read: %d %v", n, err)
+	}
+	b.recorded()
+	copy(buf, bytes.Repeat([]byte("T"), len(buf)))
+	b.faults(fault(t, "write", policy.IOFault{Torn: &policy.Torn{Kind: policy.Sectors, Unit: 512}}))
+	if n, err := unix.Pwrite(fd, buf, 0); err != nil || n != len(buf) {
+		t.Errorf("torn write: %d %v", n, err)
+	}
+	if got, e := strings.Count(contentOf(t, b.under("f")), "T"), b.one(); int64(got) != e.Bytes || got == 0 {
+		t.Errorf("%d bytes are in the file, event %+v", got, e)
+	}
+	b.faults(space(t, 1000))
+	if n, err := unix.Pwrite(fd, buf, 1<<16); err != nil || n != 1000 {
+		t.Errorf("the write that crosses the limit: %d %v", n, err)
+	}
+}
