@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -238,19 +237,12 @@ func TestSameIdentity(t *testing.T) {
 				here.Rdev_minor == under.Rdev_minor && here.Rdev_major == under.Rdev_major, here.Nlink == under.Nlink, here.Mask)
 		}
 		dir := s.open(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
-		buf := make([]byte, 4096)
-		n, err := unix.Getdents(dir, buf)
-		must(s, err)
-		for p := buf[:n]; len(p) > 0; {
-			d := (*unix.Dirent)(unsafe.Pointer(&p[0]))
-			name := string(p[19:d.Reclen])
-			name = name[:strings.IndexByte(name, 0)]
+		for _, e := range entries(s, dir, 4096) {
 			var st unix.Stat_t
-			must(s, unix.Lstat(s.under+"/"+name, &st))
-			if name != ".." {
-				s.say("entry %s: same ino %v type %d", name, st.Ino == d.Ino, d.Type)
+			must(s, unix.Lstat(s.under+"/"+e.name, &st))
+			if e.name != ".." {
+				s.say("entry %s: same ino %v type %d", e.name, st.Ino == e.ino, e.kind)
 			}
-			p = p[d.Reclen:]
 		}
 		// maps and locks name it, too
 		fd := s.open("f", unix.O_RDWR, 0)

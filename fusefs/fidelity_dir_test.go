@@ -2,13 +2,13 @@ package fusefs_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,6 +16,7 @@ import (
 // entry is one of a directory as getdents64(2) gives it.
 type entry struct {
 	name string
+	ino  uint64
 	off  int64
 	kind uint8
 }
@@ -26,11 +27,12 @@ func entries(t testing.TB, fd, size int) (out []entry) {
 	buf := make([]byte, size)
 	n, err := unix.Getdents(fd, buf)
 	must(t, err)
-	for p := buf[:n]; len(p) > 0; {
-		d := (*unix.Dirent)(unsafe.Pointer(&p[0]))
-		name := p[19:d.Reclen]
-		out = append(out, entry{string(name[:bytes.IndexByte(name, 0)]), d.Off, d.Type})
-		p = p[d.Reclen:]
+	for p := buf[:n]; len(p) > 0; { // struct linux_dirent64 of getdents(2)
+		name := p[19:binary.NativeEndian.Uint16(p[16:])]
+		out = append(out, entry{
+			name: string(name[:bytes.IndexByte(name, 0)]), ino: binary.NativeEndian.Uint64(p), off: int64(binary.NativeEndian.Uint64(p[8:])), kind: p[18],
+		})
+		p = p[binary.NativeEndian.Uint16(p[16:]):]
 	}
 	return out
 }
@@ -166,11 +168,11 @@ func TestSameInotify(t *testing.T) {
 			_ = s.did(c.name, c.call())
 			buf := make([]byte, 64<<10)
 			n, err := unix.Read(in, buf)
-			for p := buf[:max(n, 0)]; len(p) > 0; {
-				e := (*unix.InotifyEvent)(unsafe.Pointer(&p[0]))
-				name := strings.TrimRight(string(p[unix.SizeofInotifyEvent:unix.SizeofInotifyEvent+e.Len]), "\x00")
-				s.say("  %d %#x %s", e.Wd, e.Mask, name)
-				p = p[unix.SizeofInotifyEvent+e.Len:]
+			for p := buf[:max(n, 0)]; len(p) > 0; { // struct inotify_event of inotify(7)
+				end := unix.SizeofInotifyEvent + binary.NativeEndian.Uint32(p[12:])
+				name := strings.TrimRight(string(p[unix.SizeofInotifyEvent:end]), "\x00")
+				s.say("  %d %#x %s", binary.NativeEndian.Uint32(p), binary.NativeEndian.Uint32(p[4:]), name)
+				p = p[end:]
 			}
 			if err != nil {
 				s.say("  %s", errnoText(err))

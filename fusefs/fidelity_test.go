@@ -308,19 +308,13 @@ func TestDirectoryPositionsAreThoseBelow(t *testing.T) {
 		b.write(fmt.Sprintf("file-%04d", i), "")
 	}
 	read := func(fd int) (all []string, offs []int64) {
-		buf := make([]byte, 4096)
 		for {
-			n, err := unix.Getdents(fd, buf)
-			must(t, err)
-			if n == 0 {
+			some := entries(t, fd, 4096)
+			if len(some) == 0 {
 				return all, offs
 			}
-			for p := buf[:n]; len(p) > 0; {
-				d := (*unix.Dirent)(unsafe.Pointer(&p[0]))
-				name := p[19:d.Reclen]
-				all = append(all, string(name[:bytes.IndexByte(name, 0)]))
-				offs = append(offs, d.Off)
-				p = p[d.Reclen:]
+			for _, e := range some {
+				all, offs = append(all, e.name), append(offs, e.off)
 			}
 		}
 	}

@@ -305,3 +305,56 @@ func TestOFDLockIsOfTheDescription(t *testing.T) {
 		t.Error("no description below holds the lock")
 	}
 }
+
+// An aborted connection lets go of who waits for locks held elsewhere, and many waits leave no descriptor.
+func TestAbortEndsLockWaits(t *testing.T) {
+	count := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		must(t, err)
+		return len(list)
+	}
+	b := over(t, setup{})
+	b.write("f", "content")
+	below := b.below("f", unix.O_RDWR)
+	must(t, ofdlk(below, unix.F_WRLCK, 0, 0))
+	must(t, unix.Flock(below, unix.LOCK_EX))
+	fd := b.open("f", unix.O_RDWR)
+	before := count()
+	var results []chan error
+	for _, wait := range []func() error{
+		func() error { return lock(fd, unix.F_SETLKW, unix.F_WRLCK, 0, 1) },
+		func() error { return lock(fd, unix.F_SETLKW, unix.F_RDLCK, 5, 1) },
+		func() error { return lock(fd, unix.F_OFD_SETLKW, unix.F_WRLCK, 0, 1) },
+		func() error { return unix.Flock(fd, unix.LOCK_SH) },
+	} {
+		for range 5 {
+			_, c := inThread(wait)
+			results = append(results, c)
+		}
+	}
+	waitFor(t, "all to wait below", func() bool {
+		locks, err := os.ReadFile("/proc/locks")
+		must(t, err)
+		var st unix.Stat_t
+		must(t, unix.Stat(b.under("f"), &st))
+		waiting := 0
+		for _, line := range strings.Split(string(locks), "\n") {
+			if strings.Contains(line, "->") && strings.Contains(line, fmt.Sprintf(":%d ", st.Ino)) {
+				waiting++
+			}
+		}
+		return waiting == len(results)
+	})
+	if n := count(); n > before+1 { // one owner of POSIX locks
+		t.Errorf("%d descriptors more for %d waits of one process", n-before, len(results))
+	}
+	must(t, unix.Unmount(b.mnt, unix.MNT_FORCE|unix.MNT_DETACH))
+	for _, c := range results {
+		if err := within2(t, c); err == nil {
+			t.Error("a wait on an aborted connection succeeded")
+		}
+	}
+	ended := make(chan error, 1)
+	go func() { b.Wait(); ended <- nil }()
+	_ = within2(t, ended)
+}
