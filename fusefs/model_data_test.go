@@ -11,9 +11,9 @@ import (
 // Opening, reading and writing.
 
 var (
-	openNames  = []string{"O_TMPFILE", "O_DIRECTORY", "O_SYNC", "O_CREAT", "O_EXCL", "O_TRUNC", "O_APPEND", "O_NOFOLLOW", "O_PATH", "O_DSYNC", "O_NOATIME", "O_WRONLY", "O_RDWR"}
+	openNames  = []string{"O_DIRECT", "O_TMPFILE", "O_DIRECTORY", "O_SYNC", "O_CREAT", "O_EXCL", "O_TRUNC", "O_APPEND", "O_NOFOLLOW", "O_PATH", "O_DSYNC", "O_NOATIME", "O_WRONLY", "O_RDWR"}
 	openValues = []int{
-		unix.O_TMPFILE, unix.O_DIRECTORY, unix.O_SYNC, unix.O_CREAT, unix.O_EXCL, unix.O_TRUNC, unix.O_APPEND, unix.O_NOFOLLOW, unix.O_PATH,
+		unix.O_DIRECT, unix.O_TMPFILE, unix.O_DIRECTORY, unix.O_SYNC, unix.O_CREAT, unix.O_EXCL, unix.O_TRUNC, unix.O_APPEND, unix.O_NOFOLLOW, unix.O_PATH,
 		unix.O_DSYNC, unix.O_NOATIME, unix.O_WRONLY, unix.O_RDWR,
 	}
 )
@@ -39,7 +39,7 @@ var _ = register(
 			c.FD, c.Path, c.Mode = drawSlot(t), drawPath(t), drawMode(t)
 			c.Flags = drawAccess(t) | pick(t, 0, unix.O_CREAT, unix.O_CREAT, unix.O_CREAT|unix.O_EXCL, unix.O_CREAT|unix.O_TRUNC, unix.O_TRUNC,
 				unix.O_APPEND, unix.O_CREAT|unix.O_APPEND, unix.O_NOFOLLOW, unix.O_DIRECTORY, unix.O_PATH, unix.O_PATH|unix.O_NOFOLLOW,
-				unix.O_SYNC, unix.O_DSYNC|unix.O_APPEND, unix.O_NOATIME, unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW)
+				unix.O_SYNC, unix.O_DSYNC|unix.O_APPEND, unix.O_NOATIME, unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, unix.O_DIRECT, unix.O_DIRECT|unix.O_APPEND)
 		},
 		run: func(p *process, side int, c call) string {
 			// O_NONBLOCK: an open of a FIFO would wait for its other end
@@ -99,45 +99,47 @@ var _ = register(
 			c.FD, c.Flags = drawSlot(t), pick(t, unix.O_APPEND, 0, unix.O_NOATIME)
 		},
 		run: func(p *process, side int, c call) string {
-			_, err := unix.FcntlInt(uintptr(p.fds[side][c.FD]), unix.F_SETFL, c.Flags|unix.O_NONBLOCK)
+			have, _ := unix.FcntlInt(uintptr(p.fds[side][c.FD]), unix.F_GETFL, 0) // fails again below
+			// O_DIRECT stays: of a file that is passed through the kernel does not heed a change of it
+			_, err := unix.FcntlInt(uintptr(p.fds[side][c.FD]), unix.F_SETFL, c.Flags|unix.O_NONBLOCK|max(have, 0)&unix.O_DIRECT)
 			got, gerr := unix.FcntlInt(uintptr(p.fds[side][c.FD]), unix.F_GETFL, 0)
 			return result(err) + " " + number(int64(got), gerr)
 		},
 		show: func(c call) string { return fmt.Sprintf("fcntl(fd%d, F_SETFL, %s)", c.FD, showFlags(c.Flags)) },
 	},
 	rw("read", 40, func(fd int, c call) (int, []byte, error) {
-		b := make([]byte, c.Len)
+		b := aligned(int(c.Len))
 		n, err := unix.Read(fd, b)
 		return n, b, err
 	}),
 	rw("pread", 40, func(fd int, c call) (int, []byte, error) {
-		b := make([]byte, c.Len)
+		b := aligned(int(c.Len))
 		n, err := unix.Pread(fd, b, c.Off)
 		return n, b, err
 	}),
 	rw("preadv", 10, func(fd int, c call) (int, []byte, error) {
-		b := make([]byte, c.Len)
+		b := aligned(int(c.Len))
 		n, err := unix.Preadv(fd, parts(b), c.Off)
 		return n, b, err
 	}),
 	rw("write", 40, func(fd int, c call) (int, []byte, error) {
-		n, err := unix.Write(fd, data(c.Len, c.Seed))
+		n, err := unix.Write(fd, alignedData(c))
 		return n, nil, err
 	}),
 	rw("pwrite", 50, func(fd int, c call) (int, []byte, error) {
-		n, err := unix.Pwrite(fd, data(c.Len, c.Seed), c.Off)
+		n, err := unix.Pwrite(fd, alignedData(c), c.Off)
 		return n, nil, err
 	}),
 	rw("pwritev", 10, func(fd int, c call) (int, []byte, error) {
-		n, err := unix.Pwritev(fd, parts(data(c.Len, c.Seed)), c.Off)
+		n, err := unix.Pwritev(fd, parts(alignedData(c)), c.Off)
 		return n, nil, err
 	}),
 	rw("pwritev2-append", 4, func(fd int, c call) (int, []byte, error) {
-		n, err := unix.Pwritev2(fd, parts(data(c.Len, c.Seed)), c.Off, unix.RWF_APPEND)
+		n, err := unix.Pwritev2(fd, parts(alignedData(c)), c.Off, unix.RWF_APPEND)
 		return n, nil, err
 	}),
 	rw("pwritev2-dsync", 2, func(fd int, c call) (int, []byte, error) {
-		n, err := unix.Pwritev2(fd, parts(data(c.Len, c.Seed)), c.Off, unix.RWF_DSYNC)
+		n, err := unix.Pwritev2(fd, parts(alignedData(c)), c.Off, unix.RWF_DSYNC)
 		return n, nil, err
 	}),
 	op{
@@ -251,10 +253,22 @@ func rw(name string, weight int, f func(fd int, c call) (int, []byte, error)) op
 	}
 }
 
-// parts cuts a buffer into three.
+// parts cuts a buffer into three, on page borders if it is large.
 func parts(b []byte) [][]byte {
 	third := len(b) / 3
-	return [][]byte{b[:third], b[third : third+third/2], b[third+third/2:]}
+	if third > pageSize {
+		third -= third % pageSize
+	}
+	return [][]byte{b[:third], b[third : 2*third], b[2*third:]}
+}
+
+const pageSize = 4096
+
+// alignedData lies as O_DIRECT needs it: of how it lies FUSE does not tell.
+func alignedData(c call) []byte {
+	b := aligned(int(c.Len))
+	copy(b, data(c.Len, c.Seed))
+	return b
 }
 
 // transfer is a call that moves data between two files. How much it moves at

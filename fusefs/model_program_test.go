@@ -227,6 +227,24 @@ var ruleSets = [][]string{
 	{},
 }
 
+// unswapped leaves out what tells the two inodes apart that a file has to the
+// kernel when a rule comes while it is open, until what is open is swapped (which
+// is not fusefs's affair): what one does not know of the size, and of the mode,
+// that was changed through the other.
+func unswapped(p program) program {
+	var out program
+	for _, c := range p {
+		switch c.Op {
+		case "open", "reopen", "tmpfile", "setfl":
+			c.Flags &^= unix.O_APPEND
+		case "pwritev2-append", "copy_file_range", "become":
+			continue
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
 // ruleOp is the change of rules, at the layer only.
 func ruleOp(weight int) op {
 	o := op{

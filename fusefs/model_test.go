@@ -52,7 +52,7 @@ func TestModel(t *testing.T) {
 // and go: files turn from passed through to direct I/O and back while they are open.
 func TestModelWhileRulesChange(t *testing.T) {
 	runModel(t, variant{
-		draw:    programs(append(allOps(), ruleOp(120))),
+		draw:    rapid.Map(programs(append(allOps(), ruleOp(120))), unswapped),
 		prepare: func(b *bench) { b.rules() },
 	}, 8*time.Second)
 }

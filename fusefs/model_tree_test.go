@@ -185,8 +185,8 @@ func contents(fd int, holes bool) string {
 	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return ""
 	}
-	if _, err := unix.Pread(fd, nil, 0); err != nil {
-		return "" // not open for reading
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&unix.O_DIRECT != 0 || flags&unix.O_ACCMODE == unix.O_WRONLY || flags&unix.O_PATH != 0 {
+		return "" // it cannot be read, or not everywhere
 	}
 	old, _ := unix.Seek(fd, 0, unix.SEEK_CUR)
 	defer func() { _, _ = unix.Seek(fd, old, unix.SEEK_SET) }()
