@@ -122,6 +122,14 @@ func (d *device) write(b []byte) (int, error) {
 func (d *device) wait() {
 	<-d.ended
 	d.wg.Wait()
+	for {
+		select {
+		case r := <-d.spare:
+			r.free()
+		default:
+			return
+		}
+	}
 }
 
 // end is called by whoever finds that the connection has ended (ENODEV).
@@ -138,14 +146,6 @@ func (d *device) end() {
 	}
 	d.mu.Unlock()
 	close(d.ended)
-	for {
-		select {
-		case r := <-d.spare:
-			r.free()
-		default:
-			return
-		}
-	}
 }
 
 // answering finds the reader that answers a request.

@@ -1,6 +1,7 @@
 package graft
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"runtime"
@@ -21,7 +22,7 @@ type Check struct {
 
 // Doctor tries what a graft needs on this machine and changes nothing.
 func Doctor() []Check {
-	return []Check{checkArch(), checkKernel(), checkPrivileges(), checkFuse(), checkMountAPI(), checkSharedMaps()}
+	return []Check{checkArch(), checkKernel(), checkPrivileges(), checkFuse(), checkMountAPI(), checkSharedMaps(), checkPassthrough()}
 }
 
 func checkArch() Check {
@@ -117,6 +118,38 @@ func checkSharedMaps() Check {
 	c := Check{Name: "shared maps of faulted files", OK: atLeast(6, 6), Detail: "FUSE_DIRECT_IO_ALLOW_MMAP"}
 	if !c.OK {
 		c.Detail = "files that a data rule can match cannot be mapped shared before Linux 6.6 (FUSE_DIRECT_IO_ALLOW_MMAP)"
+	}
+	return c
+}
+
+// Where the flags are in the first request of a connection, INIT, and the bit of
+// passthrough among them (struct fuse_in_header and fuse_init_in, include/uapi/linux/fuse.h).
+const (
+	initFlags       = 40 + 12
+	initFlags2      = 40 + 16
+	flagInitExt     = 1 << 30
+	flagPassthrough = 1 << (37 - 32)
+)
+
+// checkPassthrough looks at what the kernel offers: it may be built without.
+func checkPassthrough() Check {
+	c := Check{Name: "passthrough", Detail: "files that no rule can match are read, written and mapped by the kernel itself"}
+	m, err := newFuseMount("doctor", unix.S_IFDIR, 0)
+	if err != nil {
+		c.Detail = err.Error()
+		return c
+	}
+	defer m.close()
+	// The kernel sends INIT when the file system is made; no read of /dev/fuse may be shorter than a request (fs/fuse/dev.c).
+	b := make([]byte, 1<<16)
+	n, err := unix.Read(m.device, b)
+	if err != nil || n < initFlags2+4 {
+		c.Detail = fmt.Sprintf("read what the kernel offers: %d bytes, %v", n, err)
+		return c
+	}
+	c.OK = binary.NativeEndian.Uint32(b[initFlags:])&flagInitExt != 0 && binary.NativeEndian.Uint32(b[initFlags2:])&flagPassthrough != 0
+	if !c.OK {
+		c.Detail = "the kernel has no FUSE_PASSTHROUGH (Linux 6.9, CONFIG_FUSE_PASSTHROUGH): every read and write of a layer is a request"
 	}
 	return c
 }
