@@ -37,7 +37,6 @@ func soak(t *testing.T, usual time.Duration) (time.Duration, bool) {
 
 // variant is a way to disturb the layer that a program must not notice.
 type variant struct {
-	name string
 	// draw makes the program.
 	draw *rapid.Generator[program]
 	// prepare is called with the layer before each program.

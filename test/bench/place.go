@@ -128,7 +128,7 @@ func (p *place) serve(peer peer) error {
 		return err
 	}
 	ctx, ended := context.WithCancel(context.Background())
-	p.holder.atEnd = func() {
+	p.atEnd = func() {
 		_ = p.peer.Process.Signal(unix.SIGTERM) // it may have ended by itself
 		stop := time.AfterFunc(5*time.Second, func() { _ = p.peer.Process.Kill() })
 		<-ctx.Done()
