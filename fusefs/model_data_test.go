@@ -96,12 +96,12 @@ var _ = register(
 	op{
 		name: "setfl", weight: 6,
 		args: func(t *rapid.T, c *call) {
-			c.FD, c.Flags = drawSlot(t), pick(t, unix.O_APPEND, 0, unix.O_NOATIME)
+			c.FD, c.Flags = drawSlot(t), pick(t, unix.O_APPEND, 0)
 		},
 		run: func(p *process, side int, c call) string {
 			have, _ := unix.FcntlInt(uintptr(p.fds[side][c.FD]), unix.F_GETFL, 0) // fails again below
-			// O_DIRECT stays: of a file that is passed through the kernel does not heed a change of it
-			_, err := unix.FcntlInt(uintptr(p.fds[side][c.FD]), unix.F_SETFL, c.Flags|unix.O_NONBLOCK|max(have, 0)&unix.O_DIRECT)
+			// O_DIRECT and O_NOATIME stay: of a file that is passed through the kernel does not heed a change of them
+			_, err := unix.FcntlInt(uintptr(p.fds[side][c.FD]), unix.F_SETFL, c.Flags|unix.O_NONBLOCK|max(have, 0)&(unix.O_DIRECT|unix.O_NOATIME))
 			got, gerr := unix.FcntlInt(uintptr(p.fds[side][c.FD]), unix.F_GETFL, 0)
 			return result(err) + " " + number(int64(got), gerr)
 		},
