@@ -83,6 +83,9 @@ func (l *Layer) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *
 	}
 	l.nodes.bound(dir, name, n)
 	l.renamed(n)
+	if l.nodes.split(n) { // the answer may be about the other node
+		l.notify.inode(n.id, -1)
+	}
 	return l.find(dir, name, out)
 }
 

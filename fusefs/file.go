@@ -260,6 +260,7 @@ func (l *Layer) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) 
 	if err != nil {
 		return 0, status(err)
 	}
+	to.follow(to.flags.Load() &^ unix.O_APPEND) // which the kernel has looked for (generic_file_rw_checks in fs/read_write.c)
 	offIn, offOut := int64(in.OffIn), int64(in.OffOut)
 	n, err := l.copyRange(&q, from, to, offOut, func(size int) (n int, err error) {
 		err = l.creds.asWriter(&in.InHeader, func() error {
