@@ -47,7 +47,7 @@ type Object struct {
 	TID     int    `json:"tid"`               // a thread whose table, directories or memory it is in; the PID unless threads have their own
 	Kind    Kind   `json:"kind"`              //
 	FD      int    `json:"fd"`                // number, for Descriptor; else -1
-	Path    string `json:"path"`              // text of the link in /proc, without " (deleted)": relative to the root of the reader's mount namespace where it can be
+	Path    string `json:"path"`              // text of the link in /proc, without " (deleted)": relative to the root of the reader's mount namespace where it can be; "/" for one that is longer than the kernel shows
 	Deleted bool   `json:"deleted,omitempty"` // the link text ended in " (deleted)"
 	MountID uint64 `json:"mountID"`           // as in fdinfo and mountinfo
 	Dev     uint64 `json:"dev"`               // st_dev

@@ -2,6 +2,7 @@ package tracer
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"sort"
@@ -355,14 +356,22 @@ func readLocks(dir, fd int) ([]Lock, error) {
 }
 
 // readLink is os.Readlink without its allocations for long results.
+// readLink reads a link of procfs. "/" stands for a path that is longer than the
+// kernel shows (do_proc_readlink, fs/proc/base.c): following the link works all the same.
 func readLink(path string) (string, error) {
 	var b [4096]byte
 	n, err := unix.Readlink(path, b[:])
+	if errors.Is(err, unix.ENAMETOOLONG) {
+		return tooLong, nil
+	}
 	if err != nil {
 		return "", err
 	}
 	return string(b[:n]), nil
 }
+
+// tooLong is what readLink has for a path that it cannot have.
+const tooLong = "/"
 
 // identity is what statx tells of a file without asking its file system anew: a
 // server that is dead or slow must not hold us up.

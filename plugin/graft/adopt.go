@@ -26,6 +26,9 @@ func (a *attachment) match(o *tracer.Object) bool {
 	if o.Dev == a.dev {
 		return false
 	}
+	if unnamed(o.Path, o.Mode) {
+		return o.MountID == uint64(a.place.mount.ID) // it may lie there: adopt says so
+	}
 	_, below := a.place.relative(o.Path)
 	return below
 }
@@ -33,6 +36,9 @@ func (a *attachment) match(o *tracer.Object) bool {
 // adopt makes what goes in place of a description: a file of the layer that wraps
 // that very description, so that nothing about it can differ.
 func (a *attachment) adopt(d *tracer.Description) (int, error) {
+	if unnamed(d.Path, d.Mode) {
+		return -1, errors.New("its path is longer than the kernel shows: whether it lies under the layer cannot be told")
+	}
 	rel, _ := a.place.relative(d.Path)
 	switch {
 	case d.Kind == tracer.Cwd || d.Kind == tracer.Root:
@@ -58,6 +64,9 @@ func (a *attachment) adopt(d *tracer.Description) (int, error) {
 	}
 	return a.adoptAs(token, flags, token, d)
 }
+
+// unnamed: a file, no directory, whose path the kernel does not show (see tracer.Object).
+func unnamed(path string, mode uint32) bool { return path == "/" && mode&unix.S_IFMT == unix.S_IFREG }
 
 // openFlags are those to open another file with in the place of a description.
 func openFlags(d *tracer.Description) int {
