@@ -59,7 +59,10 @@ func supervise() int {
 		panic(err)
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inner+"=1")
+	// A process that is started here closes the layer's files in its execve(2), which waits for the layer, while the thread
+	// that started it waits in vfork(2), where it cannot be stopped: a garbage collection at that moment, which first stops
+	// every thread, would never end. There is none before the memory below is used up.
+	cmd.Env = append(os.Environ(), inner+"=1", "GOGC=off", "GOMEMLIMIT=6GiB")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
