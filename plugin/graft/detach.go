@@ -112,6 +112,11 @@ func (d *detachment) enter() (err error) {
 	}
 	if d.Layer.PeerGroup >= 0 {
 		l, err := resolveMountRoot(d.ns.tid, d.Layer.Backing)
+		if errors.Is(err, errMountGone) {
+			// Taken off with the layer on it, or without: there is no mount left to give back to its group.
+			d.rep.Notes = append(d.rep.Notes, d.Layer.Info.Path+": the mount that lay under the layer was taken off meanwhile")
+			l, err = -1, nil
+		}
 		if err != nil {
 			return err
 		}

@@ -129,8 +129,10 @@ func (l *place) findMount(pid int) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("its mount (id %d) is not in the mount namespace of process %d", id, pid)
+	return fmt.Errorf("%w (id %d, process %d)", errMountGone, id, pid)
 }
+
+var errMountGone = errors.New("its mount is not in the mount namespace")
 
 // shared reports whether mounts made there would appear elsewhere too.
 func (l *place) shared() bool { return strings.Contains(l.mount.Optional, "shared:") }

@@ -1,7 +1,9 @@
 package process
 
 import (
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -13,26 +15,7 @@ import (
 func TestSharedVolume(t *testing.T) {
 	for _, below := range []string{"", "sub"} {
 		t.Run("at "+below, func(t *testing.T) {
-			r := newRig(t)
-			for _, m := range []struct {
-				source, fs string
-				flags      uintptr
-			}{{"volume", "tmpfs", 0}, {"", "", unix.MS_SHARED}} {
-				if err := unix.Mount(m.source, r.data, m.fs, m.flags, ""); err != nil {
-					t.Fatal(err)
-				}
-			}
-			t.Cleanup(func() {
-				if err := unix.Unmount(r.data, unix.MNT_DETACH); err != nil {
-					t.Error(err)
-				}
-			})
-			if err := unix.Mkdir(r.data+"/sub", 0o755); err != nil {
-				t.Fatal(err)
-			}
-			p := r.write("sub/f", "0123456789")
-			h := r.startWith("unshare", "--mount", "--propagation", "unchanged", binaries.holder)
-			h.ok("open f %s rdwr", p)
+			r, h := shared(t)
 			before := h.snapshot()
 			g := r.inject(h, filepath.Join(r.data, below), "io error=EIO op=fsync ttl=1m")
 			h.is("EIO", "fsync f")
@@ -46,4 +29,46 @@ func TestSharedVolume(t *testing.T) {
 			same(t, before, h.snapshot())
 		})
 	}
+}
+
+// A volume that the target takes off, with the layer on it, leaves nothing that
+// could be put back, and is no reason for an ungraft to fail.
+func TestSharedVolumeIsTakenOff(t *testing.T) {
+	for _, below := range []string{"", "sub"} {
+		t.Run("at "+below, func(t *testing.T) {
+			r, h := shared(t)
+			g := r.inject(h, filepath.Join(r.data, below), "io error=EIO op=fsync ttl=1m")
+			h.is("EIO", "fsync f")
+			for range 2 { // the layer, and what it is on
+				_ = exec.Command("nsenter", "--target", strconv.Itoa(h.pid()), "--mount", "umount", "--lazy", r.data).Run() // none left to take off
+			}
+			r.recover(g)
+			h.is("ok", "fsync f")
+		})
+	}
+}
+
+// shared makes a volume that is mounted with shared propagation, and a target in a mount namespace of its own with a file open on it.
+func shared(t *testing.T) (*rig, *holder) {
+	r := newRig(t)
+	for _, m := range []struct {
+		source, fs string
+		flags      uintptr
+	}{{"volume", "tmpfs", 0}, {"", "", unix.MS_SHARED}} {
+		if err := unix.Mount(m.source, r.data, m.fs, m.flags, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(r.data, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := unix.Mkdir(r.data+"/sub", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := r.write("sub/f", "0123456789")
+	h := r.startWith("unshare", "--mount", "--propagation", "unchanged", binaries.holder)
+	h.ok("open f %s rdwr", p)
+	return r, h
 }
