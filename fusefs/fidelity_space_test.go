@@ -132,7 +132,7 @@ func TestSameQuota(t *testing.T) {
 	}{hard: blocks, ihard: inodes, valid: 1 | 4} // QIF_BLIMITS, QIF_ILIMITS
 	fs, err := unix.Open(mnt, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	must(t, err)
-	const setUser = 0x800008<<8 | 0 // Q_SETQUOTA, USRQUOTA
+	const setUser = 0x800008 << 8 // Q_SETQUOTA for USRQUOTA, which is 0
 	_, _, e := unix.Syscall6(unix.SYS_QUOTACTL_FD, uintptr(fs), setUser, 1234, uintptr(unsafe.Pointer(&q)), 0, 0)
 	must(t, unix.Close(fs))
 	if e != 0 {

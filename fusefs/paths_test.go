@@ -113,7 +113,8 @@ func TestEveryWayIsFaulted(t *testing.T) {
 			event(fusefs.ActionLatency, w.readOp)
 			if !w.inPages {
 				b.faults(fault(t, "read", policy.IOFault{Short: &policy.Short{Bytes: 5000}}))
-				if n, err := w.read(fd, buf, 0); err != nil || n != 5000 && !(w.again && n == len(buf)) {
+				n, err := w.read(fd, buf, 0)
+				if whole := w.again && n == len(buf); err != nil || n != 5000 && !whole {
 					t.Errorf("short read: %d %v", n, err)
 				}
 				event(fusefs.ActionShort, w.readOp)
@@ -149,7 +150,9 @@ func TestEveryWayIsFaulted(t *testing.T) {
 				t.Errorf("%d bytes of the torn write are in the file, event %+v", got, torn)
 			}
 			b.faults(fault(t, "write", policy.IOFault{Space: &policy.Space{Bytes: 1000}}))
-			if n, err := w.write(fd, data, int64(len(content))); !(err == nil && n == 1000) && !(w.async && err == unix.EIO) {
+			n, err := w.write(fd, data, int64(len(content)))
+			short, refused := err == nil && n == 1000, w.async && err == unix.EIO
+			if !short && !refused {
 				t.Errorf("the write that crosses the limit: %d %v", n, err)
 			}
 			if e := event(fusefs.ActionNoSpace, policy.OpWrite); e.Bytes != 1000 {

@@ -101,15 +101,13 @@ func (u *uring) rw(op uint8, fd int, b []byte, off int64) (int, error) {
 type aio struct{ id uintptr }
 
 type aioBlock struct {
-	data           uint64
-	key, rwFlags   uint32
-	opcode         uint16
-	_              int16
-	fd             uint32
-	buf, bytes     uint64
-	offset         int64
-	_              uint64
-	flags, eventFD uint32
+	_          [16]byte // data, key, flags of the request
+	opcode     uint16
+	_          int16
+	fd         uint32
+	buf, bytes uint64
+	offset     int64
+	_          [16]byte // reserved, flags, descriptor of an eventfd
 }
 
 type aioEvent struct{ data, obj, res, res2 int64 }

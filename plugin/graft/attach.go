@@ -248,5 +248,5 @@ func (a *attachment) release() {
 			_ = unix.Close(fd)
 		}
 	}
-	a.adopter.close()
+	a.close()
 }
