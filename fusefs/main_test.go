@@ -62,7 +62,8 @@ func supervise() int {
 	// A process that is started here closes the layer's files in its execve(2), which waits for the layer, while the thread
 	// that started it waits in vfork(2), where it cannot be stopped: a garbage collection at that moment, which first stops
 	// every thread, would never end. There is none before the memory below is used up.
-	cmd.Env = append(os.Environ(), inner+"=1", "GOGC=off", "GOMEMLIMIT=6GiB")
+	cmd.Env = append(os.Environ(), inner+"=1", "GOGC=off", "GOMEMLIMIT=6GiB",
+		"GODEBUG=asyncpreemptoff=1") // nor does the scheduler send its threads signals, by which calls that wait for a rule would end with EINTR
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}

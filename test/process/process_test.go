@@ -258,6 +258,8 @@ func (r *rig) launch(args ...string) *holder {
 	r.t.Helper()
 	h := &holder{t: r.t, cmd: exec.Command(args[0], args[1:]...)}
 	h.cmd.Stderr = os.Stderr
+	// Go's scheduler sends its threads signals, by which calls that wait for a rule would end with EINTR.
+	h.cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1")
 	var err error
 	if h.in, err = h.cmd.StdinPipe(); err != nil {
 		r.t.Fatal(err)
