@@ -38,7 +38,7 @@ func (l *Layer) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpFlush}, h.node); e != 0 {
 		return fuse.Status(e)
 	}
-	if h.dir || h.flags.Load()&unix.O_ACCMODE == unix.O_RDONLY {
+	if h.dir || h.flags.Load()&unix.O_ACCMODE == unix.O_RDONLY || !l.answersClose(h.node) {
 		return fuse.OK
 	}
 	// Closing a duplicate makes a file system below that reports errors at close (NFS, FUSE) report them now.
@@ -50,6 +50,27 @@ func (l *Layer) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 		return status(err)
 	}
 	return fuse.OK
+}
+
+// answersClose reports whether the file system of a node may have something to
+// say when a descriptor is closed (flush in struct file_operations). The local
+// ones have not.
+func (l *Layer) answersClose(n *node) bool {
+	dev := unix.Mkdev(n.key.major, n.key.minor)
+	if answers, known := l.closes.Load(dev); known {
+		return answers.(bool)
+	}
+	var s unix.Statfs_t
+	if unix.Fstatfs(n.fd, &s) != nil {
+		return true
+	}
+	answers := true
+	switch s.Type {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC, unix.F2FS_SUPER_MAGIC:
+		answers = false
+	}
+	l.closes.Store(dev, answers)
+	return answers
 }
 
 // fsyncData is FUSE_FSYNC_FDATASYNC of include/uapi/linux/fuse.h.

@@ -173,15 +173,17 @@ func (l *Layer) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, o
 	}
 	mode := modeFor(dir, in.Mode, in.Umask)
 	flags := int(in.Flags)&^dropped | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	var fd int
+	h := newHandle(-1, in.Flags)
+	h.exact = in.Flags&unix.O_APPEND != 0 || mode&(unix.S_ISUID|unix.S_ISGID) != 0 // see needsLayer: it is new
 	for tries := 0; ; tries++ {
 		err := l.creds.as(&in.InHeader, mode&unix.S_ISGID != 0, func() (err error) {
-			fd, err = unix.Openat(dir.fd, name, flags|unix.O_CREAT|unix.O_EXCL, mode)
+			h.fd, err = unix.Openat(dir.fd, name, flags|unix.O_CREAT|unix.O_EXCL, mode)
 			return err
 		})
 		if err == unix.EEXIST && in.Flags&unix.O_EXCL == 0 {
 			// Someone made it since the kernel looked. That file's permissions were not checked by anybody: open it with the caller's own.
-			fd, err = l.creds.open(&in.InHeader, dir.fd, name, flags)
+			h.fd, err = l.creds.open(&in.InHeader, dir.fd, name, flags)
+			h.exact = true // its mode is not looked at
 			if err == unix.ENOENT && tries < 8 {
 				continue
 			}
@@ -191,12 +193,7 @@ func (l *Layer) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, o
 		}
 		break
 	}
-	path, err := unix.Open(magic(fd), unix.O_PATH|unix.O_CLOEXEC, 0) // not by name: that may be another file's by now
-	if err != nil {
-		_ = unix.Close(fd) // never written
-		return status(err)
-	}
-	return l.created(fd, path, dir, name, &in.InHeader, in.Flags, out)
+	return l.created(h, dir, name, &in.InHeader, out)
 }
 
 func (l *Layer) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
@@ -209,32 +206,35 @@ func (l *Layer) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.Cre
 	}
 	mode := modeFor(dir, in.Mode, in.Umask)
 	flags := int(in.Flags)&^(dropped&^unix.O_EXCL) | unix.O_TMPFILE | unix.O_CLOEXEC // O_EXCL: may never get a name
-	var fd int
+	h := newHandle(-1, in.Flags)
+	h.exact = in.Flags&unix.O_APPEND != 0 || mode&(unix.S_ISUID|unix.S_ISGID) != 0
 	err := l.creds.as(&in.InHeader, mode&unix.S_ISGID != 0, func() (err error) {
-		fd, err = unix.Openat(dir.fd, ".", flags, mode)
+		h.fd, err = unix.Openat(dir.fd, ".", flags, mode)
 		return err
 	})
 	if err != nil {
 		return status(err)
 	}
-	path, err := unix.Open(magic(fd), unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		_ = unix.Close(fd) // never written
-		return status(err)
-	}
-	st := l.created(fd, path, nil, "", &in.InHeader, in.Flags, out)
+	st := l.created(h, nil, "", &in.InHeader, out)
 	if n := l.nodes.get(out.NodeId); st.Ok() && n != nil {
 		l.nodes.setLast(n, l.nodes.entryPaths(dir, "")[0])
 	}
 	return st
 }
 
-// created answers with the node and the handle of a new file. It owns both descriptors.
-func (l *Layer) created(fd, path int, dir *node, name string, by *fuse.InHeader, flags uint32, out *fuse.CreateOut) fuse.Status {
+// created answers with the node and the handle of a new file.
+func (l *Layer) created(h *handle, dir *node, name string, by *fuse.InHeader, out *fuse.CreateOut) fuse.Status {
+	path, err := unix.Open(magic(h.fd), unix.O_PATH|unix.O_CLOEXEC, 0) // not by name: that may be another file's by now
+	if err != nil {
+		h.close()
+		return status(err)
+	}
 	if st := l.enter(path, dir, name, &out.EntryOut); !st.Ok() {
-		_ = unix.Close(fd) // never written
+		h.close()
 		return st
 	}
-	l.opened(fd, l.nodes.get(out.NodeId), by, flags, &out.OpenOut)
+	h.node = l.nodes.get(out.NodeId)
+	l.handles.add(h)
+	l.enterMode(h, by, &out.OpenOut)
 	return fuse.OK
 }

@@ -7,14 +7,6 @@ import (
 	"github.com/faultgraft/faultgraft/policy"
 )
 
-// opened makes a handle of fd and says how the kernel has to treat the file.
-func (l *Layer) opened(fd int, n *node, by *fuse.InHeader, flags uint32, out *fuse.OpenOut) {
-	h := &handle{fd: fd, node: n, exact: needsLayer(n, flags)}
-	h.flags.Store(flags &^ dropped)
-	l.handles.add(h)
-	l.enterMode(h, by, out)
-}
-
 func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	n := l.nodes.get(in.NodeId)
 	if n == nil {
@@ -45,7 +37,10 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 			return status(err)
 		}
 	}
-	l.opened(fd, n, &in.InHeader, in.Flags, out)
+	h := newHandle(fd, in.Flags)
+	h.node, h.exact = n, needsLayer(n, in.Flags)
+	l.handles.add(h)
+	l.enterMode(h, &in.InHeader, out)
 	return fuse.OK
 }
 
@@ -54,8 +49,8 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 // else is asked for: most files are only read and closed. One that can be written
 // is opened at once, so that it has its own share of errors of write-back (fsync(2)).
 func (l *Layer) openToRead(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	h := &handle{fd: -1, node: n}
-	h.flags.Store(in.Flags &^ dropped)
+	h := newHandle(-1, in.Flags)
+	h.node = n
 	l.handles.add(h)
 	l.enterMode(h, &in.InHeader, out)
 	if h.mode == modePassthrough {

@@ -31,6 +31,13 @@ type handle struct {
 	synced  bool            // next and pending are valid
 }
 
+// newHandle is a handle of fd, which is -1 as long as there is none, for a file that is opened with flags.
+func newHandle(fd int, flags uint32) *handle {
+	h := &handle{fd: fd}
+	h.flags.Store(flags &^ dropped)
+	return h
+}
+
 // mutable are the status flags that fcntl(F_SETFL) can change after open and that change what a write does.
 const mutable = unix.O_APPEND | unix.O_DIRECT | unix.O_NOATIME
 

@@ -60,6 +60,7 @@ type Layer struct {
 	armed      armTable
 	spaceLocks spaceLocks
 
+	closes   sync.Map // device number to bool: see answersClose
 	trimming atomic.Bool
 
 	state  atomic.Int32 // new, serving, closed

@@ -259,3 +259,17 @@ func (b *bench) openAt(fd int) int {
 	b.Cleanup(func() { closeBelow(again, b.mnt) })
 	return again
 }
+
+// What a file system below says when a descriptor is closed is said to the program.
+func TestErrorsOfCloseBelow(t *testing.T) {
+	lower := over(t, setup{})
+	upper := over(t, setup{back: lower.mnt})
+	for _, flags := range []int{unix.O_WRONLY, unix.O_WRONLY | unix.O_APPEND} {
+		fd := upper.open("f", unix.O_CREAT|flags)
+		lower.rules("io error=EDQUOT op=flush")
+		if err := unix.Close(fd); err != unix.EDQUOT {
+			t.Errorf("close: %v", err)
+		}
+		lower.rules()
+	}
+}
