@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
 )
@@ -18,15 +19,49 @@ type treeScope struct {
 	root int
 	mu   sync.Mutex
 	in   map[uint32]uint64 // thread group id -> start time, as proof against PID reuse
+	last map[uint32]verdict
 }
+
+// verdict is what was found of a thread.
+type verdict struct {
+	in    bool
+	until time.Time
+}
+
+// verdictTime is how long a verdict stands without a look at /proc, which takes
+// longer than an operation of the layer. A thread's id is not given to another
+// within it: the kernel gives ids in turn (alloc_pid in kernel/pid.c), 32,768 of
+// them at the least.
+const verdictTime = 100 * time.Millisecond
 
 // maxScope bounds the memory of processes seen; beyond it the memory starts anew.
 const maxScope = 1 << 14
 
-func newTreeScope(root int) *treeScope { return &treeScope{root: root, in: map[uint32]uint64{}} }
+func newTreeScope(root int) *treeScope {
+	return &treeScope{root: root, in: map[uint32]uint64{}, last: map[uint32]verdict{}}
+}
 
 // contains is asked with the thread id of a FUSE request; 0 stands for the kernel itself.
 func (s *treeScope) contains(tid uint32) bool {
+	now := time.Now()
+	s.mu.Lock()
+	v, known := s.last[tid]
+	s.mu.Unlock()
+	if known && now.Before(v.until) {
+		return v.in
+	}
+	v = verdict{in: s.look(tid), until: now.Add(verdictTime)}
+	s.mu.Lock()
+	if len(s.last) >= maxScope {
+		clear(s.last)
+	}
+	s.last[tid] = v
+	s.mu.Unlock()
+	return v.in
+}
+
+// look finds out from /proc.
+func (s *treeScope) look(tid uint32) bool {
 	tgid, start, ok := threadGroup(int(tid))
 	if !ok {
 		return false
