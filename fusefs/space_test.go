@@ -232,10 +232,13 @@ func TestNoSpaceUnderThreads(t *testing.T) {
 	b.faults(space(t, limit))
 	shared := b.open("shared", unix.O_CREAT|unix.O_RDWR)
 	must(t, unix.Ftruncate(shared, 1<<30))
+	var own [8]int // made first: where nothing is left nothing can be made
+	for w := range own {
+		own[w] = b.open(string(rune('a'+w)), unix.O_CREAT|unix.O_RDWR)
+	}
 	var written atomic.Int64
 	var wg sync.WaitGroup
-	for w := range 8 {
-		fd := b.open(string(rune('a'+w)), unix.O_CREAT|unix.O_RDWR)
+	for w, fd := range own {
 		wg.Go(func() {
 			for i := range 200 {
 				switch n, err := unix.Write(fd, make([]byte, 5001)); err {
