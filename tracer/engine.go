@@ -96,7 +96,11 @@ func (e *engine) seizeProcess(p *process) (int, error) {
 }
 
 func (e *engine) seizeError(p *process, tid int, err error) error {
-	if s, serr := readStatus(tid); serr == nil {
+	s, serr := readStatus(tid)
+	if gone(serr) { // it was a zombie when the kernel refused it (ptrace_attach in kernel/ptrace.c), and is no more
+		return nil
+	}
+	if serr == nil {
 		if s.state == 'Z' || s.state == 'X' { // a zombie cannot be traced and runs no code
 			return nil
 		}
