@@ -29,8 +29,9 @@ const (
 	modeCached
 )
 
-// cacheable are the operations that the layer does not see of a file that is passed through or cached.
-var cacheable = policy.OpSet(0).With(policy.OpRead).With(policy.OpWrite).With(policy.OpMmapRead).With(policy.OpMmapWrite)
+// cacheable are the operations that the layer does not see of a file that is passed through or cached. The syncs are
+// among them because msync(2) of a map that is passed through syncs the file below.
+var cacheable = policy.OpSet(0).With(policy.OpRead).With(policy.OpWrite).With(policy.OpMmapRead).With(policy.OpMmapWrite).With(policy.OpFsync).With(policy.OpFdatasync)
 
 // openFiles is how a node is open. What is atomic is changed under mu, and may be
 // read without: mu must not be taken by whoever holds nodeTable.mu.

@@ -32,7 +32,7 @@ func needProgram(t *testing.T, name string) {
 // walks /, procfs, io-uring, whose IORING_OP_STATX fails on ext4 as well, and
 // those that need no file.
 var stressors = []string{
-	"access", "aio", "aiol", "chattr", "chdir", "chmod", "chown", "copy-file", "dentry", "dir", "dirdeep", "dirmany", "dnotify", "dup", "fallocate",
+	"access", "aio", "aiol", "chdir", "chmod", "chown", "copy-file", "dentry", "dir", "dirdeep", "dirmany", "dnotify", "dup", "fallocate",
 	"fanotify", "fcntl", "fiemap", "file-ioctl", "filename", "flock", "fpunch", "fsize", "fstat", "handle", "hdd", "inode-flags", "inotify", "io",
 	"iomix", "lease", "link", "locka", "lockf", "lockofd", "mknod", "msync", "open", "readahead", "rename", "seek", "sendfile", "symlink",
 	"sync-file", "touch", "utime", "verity", "xattr",
