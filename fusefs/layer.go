@@ -105,8 +105,6 @@ func newLayer(o Options) (*Layer, error) {
 	if kind != unix.S_IFDIR && kind != unix.S_IFREG {
 		return nil, errors.New("neither a directory nor a regular file lies under it; only these can carry a layer")
 	}
-	// A rule that comes to match the root could not give it another inode (retire.go).
-	o.Direct = o.Direct || kind == unix.S_IFREG
 	creds, err := newCredentials()
 	if err != nil {
 		return nil, err
