@@ -36,7 +36,7 @@ type paraConfig struct {
 	regs    registers
 	abortIP uint64
 	mask    uint64
-	scratch uint64
+	scratch span
 	limit   *unix.Rlimit
 	raised  unix.Rlimit
 }
@@ -47,7 +47,7 @@ func inSyscall(*registers) (nr, ret int64, ok bool) { return 0, 0, false }
 func setRestart(*registers, bool)                   {}
 func startRegs(r registers, _ uint64) registers     { return r }
 func pc(*registers) uint64                          { return 0 }
-func scratchOf(*registers) uint64                   { return 0 }
-func codeModel(*registers) error                    { return errArch }
+
+func codeModel(*registers) error { return errArch }
 
 var interruptedCalls = map[int64]bool{}

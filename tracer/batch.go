@@ -135,10 +135,24 @@ func (b *batch) run() error {
 	return nil
 }
 
+// spinTries is how often the control socket is looked at before we sleep on it.
+const spinTries = 200
+
+// reply waits for what a batch left undone.
 func (r *remote) reply() (left int, err error) {
 	var msg [8]byte
 	deadline := time.Now().Add(batchTimeout)
-	for {
+	for tries := 0; ; tries++ {
+		if tries < spinTries { // to sleep and to be woken takes longer than most batches
+			n, _, err := unix.Recvfrom(r.control, msg[:], unix.MSG_DONTWAIT)
+			if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
+				continue
+			}
+			if err != nil || n != len(msg) {
+				return 0, r.lostContact(err)
+			}
+			return int(binary.LittleEndian.Uint64(msg[:])), nil
+		}
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(r.control), Events: unix.POLLIN}}, 20)
 		if n == 0 || errors.Is(err, syscall.EINTR) {
 			if time.Now().After(deadline) {

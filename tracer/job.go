@@ -80,7 +80,8 @@ const controlSockets = 4
 // files or the slots themselves would not fit below it. The code in the target
 // raises it, and puts it back, also if we die. Only above the hard limit do we
 // do it from here, which the code then puts back too.
-func (j *job) makeRoom(neverEmpty bool) error {
+// It returns the lowest numbers that are free.
+func (j *job) makeRoom(neverEmpty bool) (lowest []int, err error) {
 	want, top := controlSockets, 0
 	used := map[int]bool{}
 	if all, err := numbers(procPath(j.t.tid, "fd")); err == nil {
@@ -89,7 +90,7 @@ func (j *job) makeRoom(neverEmpty bool) error {
 			top = max(top, fd+1)
 		}
 	} else if !gone(err) {
-		return fmt.Errorf("descriptors of process %d (%s): %w", j.p.pid, j.p.comm, err)
+		return nil, fmt.Errorf("descriptors of process %d (%s): %w", j.p.pid, j.p.comm, err)
 	}
 	if j.table != nil && neverEmpty {
 		want += min(len(j.table.slots), maxRights)
@@ -103,25 +104,29 @@ func (j *job) makeRoom(neverEmpty bool) error {
 	lim, err := fileLimit(j.t.tid)
 	if err != nil {
 		if gone(err) {
-			return errTargetGone
+			return nil, errTargetGone
 		}
-		return fmt.Errorf("RLIMIT_NOFILE of process %d (%s): %w", j.p.pid, j.p.comm, err)
+		return nil, fmt.Errorf("RLIMIT_NOFILE of process %d (%s): %w", j.p.pid, j.p.comm, err)
 	}
 	free := 0
-	for fd := 0; fd < int(min(lim.Cur, uint64(top+want))) && free < want; fd++ {
-		if !used[fd] {
+	for fd := 0; len(lowest) < want; fd++ {
+		if used[fd] {
+			continue
+		}
+		lowest = append(lowest, fd)
+		if uint64(fd) < lim.Cur {
 			free++
 		}
 	}
 	above := j.table != nil && len(j.table.slots) > 0 && uint64(j.table.slots[len(j.table.slots)-1].fd) >= lim.Cur
 	if free >= want && !above {
-		return nil
+		return lowest, nil
 	}
 	raised := unix.Rlimit{Cur: uint64(top + want), Max: lim.Max}
 	if raised.Cur > lim.Max {
 		raised.Max = raised.Cur
 		if err := unix.Prlimit(j.p.pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: lim.Cur, Max: raised.Max}, nil); err != nil {
-			return fmt.Errorf("process %d (%s) has %d free descriptor numbers below its RLIMIT_NOFILE of %d, the swap needs %d: raise the hard limit of %d: %w (CAP_SYS_RESOURCE is needed)",
+			return nil, fmt.Errorf("process %d (%s) has %d free descriptor numbers below its RLIMIT_NOFILE of %d, the swap needs %d: raise the hard limit of %d: %w (CAP_SYS_RESOURCE is needed)",
 				j.p.pid, j.p.comm, free, lim.Cur, want, lim.Max, err)
 		}
 	}
@@ -130,7 +135,7 @@ func (j *job) makeRoom(neverEmpty bool) error {
 	}
 	raised.Cur, raised.Max = max(raised.Cur, j.p.raised.Cur), max(raised.Max, j.p.raised.Max)
 	j.p.raised = raised
-	return nil
+	return lowest, nil
 }
 
 // fileLimit reads RLIMIT_NOFILE from /proc: prlimit(2) for a process of another

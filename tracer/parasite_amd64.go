@@ -19,6 +19,7 @@ var parasiteCode []byte
 const (
 	wordFini = iota
 	wordLast
+	wordAddr
 	wordSize
 	wordMask
 	wordLimited
@@ -58,7 +59,7 @@ type paraConfig struct {
 	regs    registers    // where the thread was stopped
 	abortIP uint64       // not 0: continue here, the stop was in a restartable sequence (rseq)
 	mask    uint64       // signal mask of the thread
-	scratch uint64       // bytes of the scratch region
+	scratch span         // where the scratch region goes: free addresses
 	limit   *unix.Rlimit // RLIMIT_NOFILE to put back at the end, nil: leave it
 	raised  unix.Rlimit  // RLIMIT_NOFILE to set at the start, if limit is not nil
 }
@@ -68,7 +69,8 @@ func paraImage(c *paraConfig) []byte {
 	code := append([]byte(nil), parasiteCode...)
 	words := code[len(code)-8*wordCount:]
 	set := func(i int, v uint64) { binary.LittleEndian.PutUint64(words[8*i:], v) }
-	set(wordSize, c.scratch)
+	set(wordAddr, c.scratch.start)
+	set(wordSize, c.scratch.end-c.scratch.start)
 	set(wordMask, c.mask)
 	if c.limit != nil {
 		set(wordLimited, 1)
@@ -146,9 +148,6 @@ func startRegs(r registers, ip uint64) registers {
 
 // pc is the address of the next instruction.
 func pc(r *registers) uint64 { return r.Rip }
-
-// scratchOf is where the parasite keeps the address of its scratch region.
-func scratchOf(r *registers) uint64 { return r.R13 }
 
 // codeModel refuses threads that do not run 64-bit code.
 func codeModel(r *registers) error {

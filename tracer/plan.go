@@ -131,10 +131,11 @@ func (j *job) inject(x *transaction) error {
 		}
 		j.cwd = fd
 	}
-	if err := j.makeRoom(x.o.NeverEmpty); err != nil {
+	free, err := j.makeRoom(x.o.NeverEmpty)
+	if err != nil {
 		return err
 	}
-	r, err := x.e.inject(j.p, j.t, j.scratch(), j.stageBytes())
+	r, err := x.e.inject(j.p, j.t, injection{scratch: j.scratch(), stage: j.stageBytes(), free: free})
 	if err != nil {
 		return err
 	}

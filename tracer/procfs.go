@@ -282,6 +282,26 @@ func isKernelThread(pid int) bool {
 	return err == nil && flags&pfKthread != 0
 }
 
+// parseSyscall reads the program counter from /proc/PID/syscall; ok is false for
+// a thread that runs.
+func parseSyscall(text []byte) (pc uint64, ok bool) {
+	f := strings.Fields(string(text))
+	if len(f) < 3 { // "running"; else number, arguments, stack pointer, program counter
+		return 0, false
+	}
+	pc, err := strconv.ParseUint(f[len(f)-1], 0, 64)
+	return pc, err == nil
+}
+
+// sleepsAt returns where in its code a thread is that sleeps in the kernel.
+func sleepsAt(tid int) (pc uint64, ok bool) {
+	b, err := os.ReadFile(procPath(tid, "syscall"))
+	if err != nil {
+		return 0, false
+	}
+	return parseSyscall(b)
+}
+
 // numbers lists the names of a folder that are numbers, ascending.
 func numbers(dir string) ([]int, error) {
 	d, err := os.Open(dir)

@@ -139,3 +139,16 @@ func TestKcmpSet(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+func TestParseSyscall(t *testing.T) {
+	for text, want := range map[string]uint64{
+		"running\n":             0,
+		"-1 0x7ffd0 0x7f12ab\n": 0x7f12ab,
+		"271 0x0 0x0 0x7f00 0x0 0x0 0x0 0x7ffd0 0x401000\n": 0x401000,
+		"": 0,
+	} {
+		if pc, ok := parseSyscall([]byte(text)); pc != want || ok != (want != 0) {
+			t.Errorf("%q: %#x %v", text, pc, ok)
+		}
+	}
+}

@@ -18,7 +18,7 @@ type remote struct {
 	saved   registers // of the thread when it was stopped
 	mask    uint64
 	code    span
-	size    uint64 // of the scratch region
+	region  span   // scratch region
 	scratch uint64 // address of it
 	stage   uint64 // address of the part where maps are prepared
 	control int    // our end; -1 if it is not open
@@ -32,14 +32,20 @@ type remote struct {
 // page fault in it can wait for a file system.
 const batchTimeout = 10 * time.Second
 
-// bootSteps is more than the stops on the way through the start of the code.
-const bootSteps = 64
+// bootTimeout bounds how long the code may take to get ready.
+const bootTimeout = 2 * time.Second
 
 var errTargetGone = errors.New("the process ended")
 
+// injection says what the code in a thread will need.
+type injection struct {
+	scratch uint64 // bytes for the largest batch
+	stage   uint64 // bytes for maps that are prepared
+	free    []int  // descriptor numbers that are free, ascending: controlSockets of them at least
+}
+
 // inject places code into t and runs it up to where it waits for a batch.
-// scratch and stage are bytes of memory.
-func (e *engine) inject(p *process, t *thread, scratch, stage uint64) (*remote, error) {
+func (e *engine) inject(p *process, t *thread, in injection) (*remote, error) {
 	if err := codeModel(&t.regs); err != nil {
 		return nil, fmt.Errorf("thread %d (%s) cannot be used: %w", t.tid, p.comm, err)
 	}
@@ -49,7 +55,7 @@ func (e *engine) inject(p *process, t *thread, scratch, stage uint64) (*remote, 
 		}
 		return nil, err
 	}
-	r := &remote{e: e, p: p, t: t, saved: t.regs, size: pageUp(scratch) + pageUp(stage), control: -1, data: -1}
+	r := &remote{e: e, p: p, t: t, saved: t.regs, control: -1, data: -1}
 	mask, err := getSigMask(t.tid)
 	if err != nil {
 		if errors.Is(err, syscall.ESRCH) {
@@ -58,12 +64,20 @@ func (e *engine) inject(p *process, t *thread, scratch, stage uint64) (*remote, 
 		return nil, fmt.Errorf("signal mask of thread %d: %w", t.tid, err)
 	}
 	r.mask = mask
-	conf := &paraConfig{regs: t.regs, mask: mask, scratch: r.size}
+	lines, err := p.layout(t)
+	if err != nil {
+		return nil, err
+	}
+	if r.region, err = p.findRoom(lines, pageUp(in.scratch)+pageUp(in.stage)); err != nil {
+		return nil, err
+	}
+	r.scratch, r.stage = r.region.start, r.region.start+pageUp(in.scratch)
+	conf := &paraConfig{regs: t.regs, mask: mask, scratch: r.region}
 	if _, _, in := inSyscall(&t.regs); !in {
 		conf.abortIP = rseqAbort(t.tid, pc(&t.regs), p.mem)
 	}
 	conf.limit, conf.raised = p.limit, p.raised
-	if r.code, err = p.findSlack(t, uint64(len(parasiteCode))); err != nil {
+	if r.code, err = p.findSlack(t, lines, uint64(len(parasiteCode))); err != nil {
 		return nil, err
 	}
 	if _, err := p.mem.WriteAt(paraImage(conf), int64(r.code.start)); err != nil {
@@ -73,7 +87,7 @@ func (e *engine) inject(p *process, t *thread, scratch, stage uint64) (*remote, 
 		}
 		return nil, fmt.Errorf("write code into process %d (%s) at %#x: %w", p.pid, p.comm, r.code.start, err)
 	}
-	if err := r.boot(pageUp(scratch)); err != nil {
+	if err := r.boot(in.free); err != nil {
 		if ended(t.tid) {
 			err = errTargetGone
 		}
@@ -85,7 +99,9 @@ func (e *engine) inject(p *process, t *thread, scratch, stage uint64) (*remote, 
 	return r, nil
 }
 
-func (r *remote) boot(scratch uint64) error {
+// boot lets the thread run the code. Where it can, it opens two pairs of sockets
+// at the lowest free numbers, and says so over the first.
+func (r *remote) boot(free []int) error {
 	tid := r.t.tid
 	regs := startRegs(r.saved, r.code.start+paraHeader)
 	// first the registers, then the mask: the code puts back the mask it was
@@ -97,62 +113,61 @@ func (r *remote) boot(scratch uint64) error {
 	if err := setSigMask(tid, ^uint64(0)); err != nil {
 		return r.ptraceError("block signals", err)
 	}
-	for range bootSteps {
-		regs, err := r.step()
-		if err != nil {
-			return err
-		}
-		nr, ret, in := inSyscall(&regs)
-		if !r.code.contains(pc(&regs)) || pc(&regs) >= r.code.start+paraLabel(wordFini) {
-			return fmt.Errorf("thread %d (%s) could not map %d bytes or open two pairs of sockets: out of memory or descriptors", tid, r.p.comm, r.size)
-		}
-		if !in || nr != unix.SYS_RECVFROM || ret != -int64(syscall.ENOSYS) {
-			continue
-		}
-		r.scratch = scratchOf(&regs)
-		r.stage = r.scratch + scratch
-		if err := r.connect(); err != nil {
-			return err
-		}
-		r.t.stopped = false
-		if err := cont(unix.PTRACE_CONT, tid, 0); err != nil {
-			return err
-		}
-		// with the first batch it closes the senders' ends: nobody may take their
-		// numbers into account after this
-		b := r.batch()
-		b.add(unix.SYS_GETPID)
-		return b.run()
+	r.t.stopped = false
+	if err := cont(unix.PTRACE_CONT, tid, 0); err != nil {
+		return err
 	}
-	return fmt.Errorf("code in thread %d (%s) does not start", tid, r.p.comm)
+	g := getter{pid: r.p.pid, tid: tid, pidfd: r.p.pidfd, own: -1}
+	defer g.close()
+	if kcmp(r.p.pid, tid, kcmpFiles, 0, 0) == 0 {
+		g.tid = r.p.pid // the leader's table: needs no PIDFD_THREAD
+	}
+	if len(free) < controlSockets {
+		return fmt.Errorf("thread %d (%s) has %d free descriptor numbers, %d are needed", tid, r.p.comm, len(free), controlSockets)
+	}
+	if err := r.meet(&g, free[0]); err != nil {
+		return err
+	}
+	if _, err := r.reply(); err != nil {
+		return err
+	}
+	return r.connect(&g)
+}
+
+// meet waits until the code has opened its control sockets, and takes ours.
+func (r *remote) meet(g *getter, fd int) (err error) {
+	start := time.Now()
+	for tries := 1; ; tries++ {
+		if r.control, err = g.get(fd); err == nil {
+			return nil
+		}
+		r.control = -1
+		if !errors.Is(err, syscall.EBADF) {
+			if gone(err) {
+				return errTargetGone
+			}
+			return err
+		}
+		if err := r.unstick(); err != nil {
+			return err
+		}
+		if tries > 200 {
+			briefly(20 * time.Microsecond)
+		}
+		if time.Since(start) > bootTimeout || tries%500 == 0 && r.failed() {
+			return fmt.Errorf("thread %d (%s) could not map %d bytes or open two pairs of sockets: out of memory or descriptors", r.t.tid, r.p.comm, r.region.end-r.region.start)
+		}
+	}
+}
+
+// failed reports that the code is at its end, or beyond it, by what a system call
+// shows that the thread sleeps in.
+func (r *remote) failed() bool {
+	at, ok := sleepsAt(r.t.tid)
+	return ok && (!r.code.contains(at) || at >= r.code.start+paraLabel(wordLast))
 }
 
 func (s span) contains(a uint64) bool { return a >= s.start && a < s.end }
-
-// step runs the thread up to the next entry or exit of a system call.
-func (r *remote) step() (regs registers, err error) {
-	r.t.stopped = false
-	if err := cont(unix.PTRACE_SYSCALL, r.t.tid, 0); err != nil {
-		return regs, err
-	}
-	for {
-		ws, err := r.wait()
-		if err != nil {
-			return regs, err
-		}
-		if !syscallStop(ws) {
-			if err := cont(unix.PTRACE_SYSCALL, r.t.tid, r.passSignal(ws)); err != nil {
-				return regs, err
-			}
-			continue
-		}
-		r.t.stopped = true
-		if err := unix.PtraceGetRegs(r.t.tid, &regs); err != nil {
-			return regs, r.ptraceError("get registers", err)
-		}
-		return regs, nil
-	}
-}
 
 // passSignal says which signal to let in at a stop that was not asked for. The
 // mask holds back all but SIGSTOP, which is kept for later. Others come when the
@@ -200,16 +215,11 @@ func (r *remote) ptraceError(what string, err error) error {
 	return fmt.Errorf("%s of thread %d (%s): %w", what, r.t.tid, r.p.comm, err)
 }
 
-// connect takes the senders' ends of the two socket pairs that the code made.
-func (r *remote) connect() error {
+// connect takes the sender's end of the second pair, and learns the numbers.
+func (r *remote) connect(g *getter) error {
 	var b [16]byte
 	if _, err := r.p.mem.ReadAt(b[:], int64(r.scratch+scratchControl)); err != nil {
 		return r.memError("read", err)
-	}
-	g := getter{pid: r.p.pid, tid: r.t.tid, pidfd: r.p.pidfd, own: -1}
-	defer g.close()
-	if kcmp(r.p.pid, r.t.tid, kcmpFiles, 0, 0) == 0 {
-		g.tid = r.p.pid // the leader's table: needs no PIDFD_THREAD
 	}
 	ends := [4]int{}
 	for i := range ends {
@@ -217,9 +227,6 @@ func (r *remote) connect() error {
 	}
 	r.theirs = [2]int{ends[1], ends[3]}
 	var err error
-	if r.control, err = g.get(ends[0]); err != nil {
-		return err
-	}
 	if r.data, err = g.get(ends[2]); err != nil {
 		return err
 	}
@@ -241,42 +248,89 @@ func (r *remote) finish() error {
 		r.p.freeSlack(r.code)
 		return nil
 	}
-	if !r.t.stopped {
-		if err := r.interrupt(); err != nil {
+	if !r.t.stopped && r.control >= 0 {
+		if err := r.dismiss(); err != nil {
 			return err
 		}
 	}
-	var regs registers
-	if err := unix.PtraceGetRegs(r.t.tid, &regs); err != nil {
-		return r.ptraceError("get registers", err)
-	}
-	fini, end := r.code.start+paraLabel(wordFini), r.code.start+paraLabel(wordLast)
-	switch at := pc(&regs); {
-	case !r.code.contains(at):
-		// it gave the thread back by itself: what it has now is its own. The code
-		// stays, a signal handler may return into its end
-		r.t.regs, r.placed = regs, false
-		return r.e.restartRules(r.t)
-	case at == r.code.start+paraHeader: // it ran nothing yet
-		return r.restore()
-	case r.scratch != 0 && at < fini:
-		regs = startRegs(regs, fini)
-		if err := unix.PtraceSetRegs(r.t.tid, &regs); err != nil {
-			return r.ptraceError("set registers", err)
+	for end := time.Now().Add(batchTimeout); ; {
+		if !r.t.stopped {
+			if err := r.interrupt(); err != nil {
+				return err
+			}
 		}
-	}
-	// the part that closes and unmaps, up to its last call; if we die here it runs on
-	for pc(&regs) < end {
-		var err error
-		if regs, err = r.step(); err != nil {
+		var regs registers
+		if err := unix.PtraceGetRegs(r.t.tid, &regs); err != nil {
+			return r.ptraceError("get registers", err)
+		}
+		at := pc(&regs)
+		if !r.code.contains(at) {
+			// it gave the thread back by itself: what it has now is its own. The code
+			// stays, a signal handler may return into its end
+			r.t.regs, r.placed = regs, false
+			return r.e.restartRules(r.t)
+		}
+		// in the sleep at the end, or it ran nothing yet
+		if at == r.code.start+paraHeader || at >= r.code.start+paraLabel(wordLast) {
+			return r.restore()
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("the code in thread %d (%s) does not come to its end", r.t.tid, r.p.comm)
+		}
+		// in the middle of something that took too long: on to the part that closes and unmaps
+		if at < r.code.start+paraLabel(wordFini) && r.control >= 0 {
+			regs = startRegs(regs, r.code.start+paraLabel(wordFini))
+			if err := unix.PtraceSetRegs(r.t.tid, &regs); err != nil {
+				return r.ptraceError("set registers", err)
+			}
+		}
+		r.t.stopped = false
+		if err := cont(unix.PTRACE_CONT, r.t.tid, 0); err != nil {
+			return err
+		}
+		if err := r.parted(); err != nil {
 			return err
 		}
 	}
-	// only at a stop within the signal path does the kernel look at what is to be restarted
-	if err := r.interrupt(); err != nil {
-		return err
+}
+
+// dismiss has the code clean up: a message that is no command ends its service.
+func (r *remote) dismiss() error {
+	if _, err := unix.Write(r.control, []byte{0}); err != nil {
+		return nil // it has ended already; finish looks where the thread is
 	}
-	return r.restore()
+	return r.parted()
+}
+
+// parted waits a while for the end of the control socket, which the code closes
+// as the last thing it does.
+func (r *remote) parted() error {
+	if r.control < 0 {
+		briefly(100 * time.Microsecond)
+		return nil
+	}
+	var msg [8]byte
+	for start, tries := time.Now(), 0; time.Since(start) < batchTimeout; tries++ {
+		n, _, err := unix.Recvfrom(r.control, msg[:], unix.MSG_DONTWAIT)
+		switch {
+		case err == nil && n > 0: // the reply to a batch that was given up
+			continue
+		case err == nil, !errors.Is(err, syscall.EAGAIN) && !errors.Is(err, syscall.EINTR):
+			return nil
+		}
+		if tries < spinTries {
+			continue
+		}
+		if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(r.control), Events: unix.POLLIN}}, 20); n <= 0 {
+			if err := r.unstick(); err != nil {
+				return err
+			}
+		}
+		if tries > spinTries+5 { // it sleeps in what it was doing: finish sees to it
+			return nil
+		}
+	}
+	return nil
 }
 
 func (r *remote) closeSockets() {

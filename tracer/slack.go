@@ -19,21 +19,7 @@ const slackMargin = 16
 // vdso, or, where that has not enough, of the text of a program or library.
 // Nothing is mapped for code: a page that appears would be seen, and would have
 // to be writable or executable by turns.
-func (p *process) findSlack(t *thread, n uint64) (span, error) {
-	text, err := os.ReadFile(procPath(t.tid, "maps"))
-	if gone(err) {
-		return span{}, errTargetGone
-	}
-	if err != nil {
-		return span{}, fmt.Errorf("maps of process %d (%s): %w", p.pid, p.comm, err)
-	}
-	if len(text) == 0 && ended(t.tid) {
-		return span{}, errTargetGone
-	}
-	lines, err := parseMaps(text)
-	if err != nil {
-		return span{}, fmt.Errorf("maps of process %d (%s): %w", p.pid, p.comm, err)
-	}
+func (p *process) findSlack(t *thread, lines []mapLine, n uint64) (span, error) {
 	page := make([]byte, pageSize)
 	for _, vdso := range []bool{true, false} {
 		for _, l := range lines {
@@ -109,4 +95,39 @@ func (p *process) takeSlack(free span, n uint64) (span, bool) {
 
 func (p *process) freeSlack(s span) {
 	p.slack = slices.DeleteFunc(p.slack, func(o span) bool { return o == s })
+}
+
+// layout reads the memory map of a stopped process.
+func (p *process) layout(t *thread) ([]mapLine, error) {
+	text, err := os.ReadFile(procPath(t.tid, "maps"))
+	if gone(err) {
+		return nil, errTargetGone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("maps of process %d (%s): %w", p.pid, p.comm, err)
+	}
+	if len(text) == 0 && ended(t.tid) {
+		return nil, errTargetGone
+	}
+	lines, err := parseMaps(text)
+	if err != nil {
+		return nil, fmt.Errorf("maps of process %d (%s): %w", p.pid, p.comm, err)
+	}
+	return lines, nil
+}
+
+// findRoom finds n bytes of free addresses between two maps, with a page to spare
+// on both sides. The stack, which grows down, keeps what is below it.
+func (p *process) findRoom(lines []mapLine, n uint64) (span, error) {
+	for i := len(lines) - 1; i > 0; i-- {
+		below, above := lines[i-1].end, lines[i].start
+		if lines[i].path == "[stack]" || above >= 1<<63 {
+			continue
+		}
+		if above < below || above-below < n+2*pageSize {
+			continue
+		}
+		return span{above - pageSize - n, above - pageSize}, nil
+	}
+	return span{}, fmt.Errorf("process %d (%s) has no %d bytes of free addresses", p.pid, p.comm, n)
 }

@@ -9,7 +9,12 @@
 #
 # r13 scratch region, r14 control socket, rbx and r12 the batch.
 # Scratch region: 8 control pair, 16 data pair (two ints each), 24 set once the
-# senders' ends are closed, 32 timeval, 48 reply, 64 command {count, table offset}.
+# senders' ends are closed, 32 timeval, 48 reply, 64 command {count, table offset},
+# 128 the message with temporary descriptors.
+#
+# A ptrace stop costs more than all that is done here: so the first reply tells
+# that the code is ready, the end of the control socket that it has cleaned up,
+# and no other stop is needed than the one in which the thread is given back.
 
 .set SYS_close, 3
 .set SYS_mmap, 9
@@ -19,6 +24,7 @@
 .set SYS_recvfrom, 45
 .set SYS_socketpair, 53
 .set SYS_setsockopt, 54
+.set SYS_ppoll, 271
 .set SYS_prlimit64, 302
 
 image:
@@ -33,12 +39,13 @@ start:
   lea d_raised(%rip), %rdx
   xor %r10d, %r10d
   syscall
-1:# scratch region; MAP_PRIVATE|MAP_ANONYMOUS|MAP_NORESERVE
+1:# scratch region where the tracer found room; MAP_PRIVATE|MAP_ANONYMOUS|
+  # MAP_NORESERVE|MAP_FIXED_NOREPLACE (Linux 4.17)
   mov $SYS_mmap, %eax
-  xor %edi, %edi
+  mov d_addr(%rip), %rdi
   mov d_size(%rip), %rsi
   mov $3, %edx
-  mov $0x4022, %r10d
+  mov $0x104022, %r10d
   mov $-1, %r8
   xor %r9d, %r9d
   syscall
@@ -79,6 +86,8 @@ start:
   lea 32(%r13), %r10
   mov $16, %r8d
   syscall
+  xor %r12d, %r12d        # ready
+  jmp reply
 loop:
   mov $SYS_recvfrom, %eax
   mov %r14d, %edi
@@ -160,16 +169,21 @@ fini:
   mov $SYS_close, %eax
   mov 16(%r13), %edi
   syscall
-1:mov $SYS_close, %eax
-  mov 12(%r13), %edi
-  syscall
-  mov $SYS_close, %eax
-  mov 20(%r13), %edi
-  syscall
-  jmp 1f
+1:mov 20(%r13), %r12d
+  mov 12(%r13), %r14d
+  jmp 2f
 nomap:
-  mov $-1, %r13           # munmap below fails with EINVAL
-1:cmpq $0, d_limited(%rip)
+  mov $-1, %r12d          # there is nothing to close and to unmap
+  mov $-1, %r14d
+  jmp 1f
+2:mov $SYS_munmap, %eax
+  mov d_addr(%rip), %rdi
+  mov d_size(%rip), %rsi
+  syscall
+1:mov $SYS_close, %eax
+  mov %r12d, %edi
+  syscall
+  cmpq $0, d_limited(%rip)
   je 1f
   mov $SYS_prlimit64, %eax # put RLIMIT_NOFILE back
   xor %edi, %edi
@@ -177,12 +191,19 @@ nomap:
   lea d_limit(%rip), %rdx
   xor %r10d, %r10d
   syscall
-1:mov $SYS_munmap, %eax
-  mov %r13, %rdi
-  mov d_size(%rip), %rsi
+1:mov $SYS_close, %eax    # the control socket last: by its end the tracer knows
+  mov %r14d, %edi
   syscall
 last:
-  # a tracer that lives stops the thread here and restores it itself
+  # a tracer that lives stops the thread in this sleep and restores it itself;
+  # ppoll, because it has no restart block (fs/select.c): that of the call which
+  # the thread was stopped in must stay
+  mov $SYS_ppoll, %eax
+  xor %edi, %edi
+  xor %esi, %esi
+  lea d_park(%rip), %rdx
+  xor %r10d, %r10d
+  syscall
   mov $SYS_rt_sigprocmask, %eax
   mov $2, %edi
   lea d_mask(%rip), %rsi
@@ -213,10 +234,12 @@ last:
 
 .balign 8
 full:      .quad -1
+d_park:    .quad 0, 100000000 # 0.1 s
 # filled in by the tracer; the order is that of paraWords in parasite_amd64.go
 d_words:
 d_fini:    .quad fini - image
 d_last:    .quad last - image
+d_addr:    .quad 0
 d_size:    .quad 0
 d_mask:    .quad 0
 d_limited: .quad 0
