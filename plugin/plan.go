@@ -47,8 +47,8 @@ func makePlan(c *Container, rules []policy.Rule, grafts []keeper.Graft, applied 
 	live := map[ruleKey]time.Time{} // since when
 	byPath := map[string]keeper.Graft{}
 	for _, g := range grafts {
-		if g.Origin == keeper.OriginUser {
-			continue // a person asked for it and takes it off
+		if g.Origin == keeper.OriginUser || g.State == keeper.StateLingering {
+			continue // a person asked for it and takes it off; or it is off
 		}
 		byPath[g.Path] = g
 		for _, r := range g.Rules {

@@ -15,9 +15,10 @@ const (
 	Cwd                    // the working directory
 	Root                   // the root directory
 	Map                    // a memory map
+	Executable             // what the process was started from, /proc/PID/exe
 )
 
-var kindNames = [...]string{"descriptor", "cwd", "root", "map"}
+var kindNames = [...]string{"descriptor", "cwd", "root", "map", "executable"}
 
 // String returns the name of the kind as it stands in reports.
 func (k Kind) String() string {
@@ -163,6 +164,9 @@ type Options struct {
 	// many and filling them in order. Right where closing what is there now is
 	// slow (FUSE, NFS); else it costs a close of each new file.
 	NeverEmpty bool
+	// Executables has files that are mapped for execution exchanged too, and what
+	// processes were started from. Without, both are left as they are.
+	Executables bool
 	// RequireAll makes the transaction fail when a matching object cannot be
 	// swapped, instead of reporting it. Executable maps are never swapped and
 	// do not count.

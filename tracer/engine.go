@@ -34,6 +34,7 @@ type process struct {
 	limit   *unix.Rlimit // RLIMIT_NOFILE as it was, if it must be raised
 	raised  unix.Rlimit
 	slack   []span // places of code in its executable memory
+	avoid   []span // maps that are exchanged: no place for code
 	dead    bool
 }
 

@@ -23,11 +23,12 @@ type job struct {
 
 	r       *remote
 	locks   []heldLock
-	dirs    map[int]int // files of ours for directories: temporary number in the target
+	dirs    map[int]int // files of ours for directories and the executable: temporary number in the target
 	maps    []stagedMap
-	cwd     int  // present working directory, O_PATH, where the root is exchanged; else -1
-	gone    bool // the process ended
-	begun   bool // commit was tried: something may be changed
+	brk     uint64 // the program break, where the executable is exchanged
+	cwd     int    // present working directory, O_PATH, where the root is exchanged; else -1
+	gone    bool   // the process ended
+	begun   bool   // commit was tried: something may be changed
 	calls   int
 	refused []ObjectReport // directories that the thread may not enter
 
@@ -100,6 +101,9 @@ func (j *job) makeRoom(neverEmpty bool) (lowest []int, err error) {
 	}
 	if j.mem != nil {
 		want += min(len(j.mem.maps), maxRights)
+		if j.mem.exe != nil {
+			want++
+		}
 	}
 	lim, err := fileLimit(j.t.tid)
 	if err != nil {
@@ -170,23 +174,30 @@ func (j *job) stage(which pick, cwd int) error {
 	if err := j.stageMaps(which); err != nil {
 		return err
 	}
-	return j.sendDirs(which, cwd)
+	if err := j.readBreak(); err != nil {
+		return err
+	}
+	return j.sendFiles(which, cwd)
 }
 
-// sendDirs sends the files of directories; cwd is the present working directory,
+// sendFiles sends the files of directories and the executable; cwd is the present working directory,
 // needed to come back to it after a change of the root.
-func (j *job) sendDirs(which pick, cwd int) error {
+func (j *job) sendFiles(which pick, cwd int) error {
 	j.dirs = map[int]int{}
-	if j.fs == nil {
-		return nil
+	var places []*place
+	if j.fs != nil {
+		places = append(places, j.fs.cwd, j.fs.root)
+	}
+	if j.mem != nil {
+		places = append(places, j.mem.exe)
 	}
 	var files []int
-	for _, p := range []*place{j.fs.cwd, j.fs.root} {
+	for _, p := range places {
 		if p != nil && !slices.Contains(files, which(p.item)) {
 			files = append(files, which(p.item))
 		}
 	}
-	if cwd >= 0 {
+	if j.fs != nil && cwd >= 0 {
 		files = append(files, cwd)
 	}
 	fds, err := j.r.temps(files)
@@ -207,6 +218,10 @@ func (j *job) commit(which pick, neverEmpty bool) error {
 		return err
 	}
 	j.moveMaps(b)
+	exe, err := j.changeExecutable(b, which)
+	if err != nil {
+		return err
+	}
 	var dirs []dirCall
 	if j.fs != nil {
 		dirs = j.changeDirs(b, which)
@@ -220,7 +235,11 @@ func (j *job) commit(which pick, neverEmpty bool) error {
 	if err := b.run(); err != nil {
 		return err
 	}
-	return j.checkDirs(b, dirs)
+	if err := j.checkDirs(b, dirs); err != nil {
+		return err
+	}
+	j.checkExecutable(b, exe)
+	return nil
 }
 
 func (l Lock) flock() []byte {

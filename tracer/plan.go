@@ -29,7 +29,12 @@ func (x *transaction) plan(all *found) error {
 		}
 	}
 	for _, m := range all.mems {
-		if len(m.maps) > 0 {
+		if p := x.e.procs[m.pid]; p != nil {
+			for _, l := range m.maps {
+				p.avoid = append(p.avoid, span{l.line.start, l.line.end})
+			}
+		}
+		if len(m.maps) > 0 || m.exe != nil {
 			units = append(units, unit{m.pid, m.tid, kcmpVM, func(j *job) { j.mem = m }})
 		}
 	}
@@ -183,6 +188,7 @@ func (j *job) putBack(x *transaction) error {
 		j.table = &changed
 	}
 	j.keepChangedDirs()
+	j.keepChangedExecutable()
 	if err := j.reopenMaps(x.o.MapsByPath); err != nil {
 		return err
 	}
@@ -242,7 +248,11 @@ func (j *job) reopenMaps(byPath bool) error {
 		return nil
 	}
 	done := map[*item]bool{}
-	for _, m := range j.mem.maps {
+	all := slices.Clone(j.mem.maps)
+	if j.mem.exe != nil {
+		all = append(all, j.mem.exe)
+	}
+	for _, m := range all {
 		if done[m.item] {
 			continue
 		}
@@ -274,6 +284,9 @@ func (j *job) objects() (r []*Object) {
 	if j.mem != nil {
 		for _, m := range j.mem.maps {
 			r = append(r, &m.obj)
+		}
+		if j.mem.exe != nil {
+			r = append(r, &j.mem.exe.obj)
 		}
 	}
 	return r

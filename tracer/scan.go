@@ -54,6 +54,7 @@ type fsInfo struct {
 type memory struct {
 	pid, tid int
 	maps     []*place
+	exe      *place // what it was started from
 }
 
 // scanner finds the objects of processes and groups them into items.

@@ -41,7 +41,7 @@ func (s *scanner) scanMaps(pid, tid int) (*memory, error) {
 		if p == nil {
 			continue
 		}
-		if executable[file{l.dev, l.ino}] {
+		if executable[file{l.dev, l.ino}] && !s.o.Executables {
 			s.skip(p.obj, reasonExecutable)
 			continue
 		}
@@ -67,6 +67,11 @@ func (s *scanner) scanMaps(pid, tid int) (*memory, error) {
 			continue
 		}
 		m.maps = append(m.maps, p)
+	}
+	if s.o.Executables {
+		if m.exe, err = s.scanExecutable(pid, tid); err != nil {
+			return nil, err
+		}
 	}
 	return m, nil
 }

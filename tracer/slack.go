@@ -26,6 +26,9 @@ func (p *process) findSlack(t *thread, lines []mapLine, n uint64) (span, error) 
 			if l.prot != unix.PROT_READ|unix.PROT_EXEC || l.shared || l.path == "[vsyscall]" || vdso != (l.path == "[vdso]") {
 				continue
 			}
+			if p.exchanges(l) {
+				continue
+			}
 			if !vdso && !strings.HasPrefix(l.path, "/") { // code made at run time may grow there
 				continue
 			}

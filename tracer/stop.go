@@ -29,7 +29,7 @@ func (f *found) matches() bool {
 			return true
 		}
 	}
-	return f.mem != nil && len(f.mem.maps) > 0
+	return f.mem != nil && (len(f.mem.maps) > 0 || f.mem.exe != nil)
 }
 
 // scanProcess looks at all tables, directories and maps of a process.

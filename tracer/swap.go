@@ -296,6 +296,9 @@ func (f *found) dropRefused(s *scanner) {
 	}
 	for _, m := range f.mems {
 		m.maps = slices.DeleteFunc(m.maps, func(p *place) bool { return drop(p.obj, p.item) })
+		if m.exe != nil && drop(m.exe.obj, m.exe.item) {
+			m.exe = nil
+		}
 	}
 }
 

@@ -321,6 +321,9 @@ func recovered(w io.Writer, g keeper.Graft) error {
 		for _, s := range g.Report.Skipped {
 			_, err = fmt.Fprintf(w, "  still on the layer: %s: %s\n", &s.Object, s.Reason)
 		}
+		if err == nil && g.State == keeper.StateLingering {
+			_, err = fmt.Fprintf(w, "  lingers: %s\n", g.Reason)
+		}
 		for _, n := range g.Report.Notes {
 			_, err = fmt.Fprintf(w, "  note: %s\n", n)
 		}

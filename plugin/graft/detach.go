@@ -16,7 +16,8 @@ import (
 type DetachOptions struct {
 	ID     string
 	Target Target
-	// Layer is what the keeper holds; its descriptors stay the caller's.
+	// Layer is what the keeper holds; its descriptors stay the caller's. Without a mount (-1) the layer
+	// is off already, and only what is left on it is swapped.
 	Layer Layer
 	// Server serves the layer; nil when it is dead.
 	Server Server
@@ -37,7 +38,7 @@ const StepUnmount = "unmount"
 // takes the layer off. On an error the layer is as it was, unless the error says
 // otherwise. Rules must have been taken away before.
 func Detach(ctx context.Context, o DetachOptions) (*Report, error) {
-	d := &detachment{DetachOptions: o, rep: &Report{}, procFD: -1, groupFD: -1, sample: -1}
+	d := &detachment{DetachOptions: o, rep: &Report{}, procFD: -1, groupFD: -1, sample: -1, off: o.Layer.Mount < 0}
 	if d.Deadline == 0 {
 		d.Deadline = DefaultDeadline
 	}
@@ -71,6 +72,8 @@ func (d *detachment) run(ctx context.Context) error {
 		Stopped: d.quiesce, Step: d.step, Deadline: d.Deadline,
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,
+		// What was started from the layer must not depend on it any longer.
+		Executables: true,
 	}
 	if d.Server == nil {
 		swap.Replace, swap.Locks = d.rescue, nil
@@ -130,7 +133,7 @@ func (d *detachment) match(o *tracer.Object) bool { return o.Dev == d.Layer.Info
 
 // original finds what a file of the layer stands for.
 func (d *detachment) original(o *tracer.Description) (int, error) {
-	if o.Kind == tracer.Map {
+	if o.Kind == tracer.Map || o.Kind == tracer.Executable {
 		return d.originalOfMap(o)
 	}
 	if o.Kind == tracer.Descriptor && o.Flags&unix.O_PATH == 0 {

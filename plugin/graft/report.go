@@ -4,6 +4,7 @@
 package graft
 
 import (
+	"slices"
 	"time"
 
 	"github.com/faultgraft/faultgraft/tracer"
@@ -54,5 +55,15 @@ func (r *Report) Add(o *Report) {
 func (r *Report) addStragglers(t *tracer.Report) {
 	skipped := r.Skipped
 	r.add(t)
-	r.Skipped = skipped // the same objects again
+	r.Skipped = skipped
+	for _, s := range t.Skipped { // mostly the same objects again
+		same := func(o tracer.ObjectReport) bool {
+			a, b := o.Object, s.Object
+			a.Path, b.Path = "", "" // it lost its folder with the mount
+			return a == b
+		}
+		if !slices.ContainsFunc(skipped, same) {
+			r.Skipped = append(r.Skipped, s)
+		}
+	}
 }

@@ -56,16 +56,15 @@ func CheckTarget(pid int) (Target, error) {
 	if stat.Flags&pfKthread != 0 {
 		return t, refuse(fmt.Sprintf("%s is a kernel thread", stat.Comm))
 	}
-	var ns unix.Stat_t
-	if err := statOf(pid, "ns/mnt", &ns); err != nil {
+	ns, err := identifyOf(pid, "ns/mnt")
+	if err != nil {
 		return t, fmt.Errorf("pid %d: look at its mount namespace: %w; faultgraft needs root with CAP_SYS_PTRACE", pid, err)
 	}
-	t.MountNS = ns.Ino
+	t.MountNS = ns.ino
 	ancestors := ancestry(os.Getpid())
 	for _, p := range append(ancestors, 1) {
 		// init may hold capabilities that we lack, and then does not let us look (ptrace(2), access mode checking).
-		var s unix.Stat_t
-		if unix.Stat(fmt.Sprintf("/proc/%d/ns/mnt", p), &s) == nil && s.Ino == ns.Ino {
+		if i, err := identify(fmt.Sprintf("/proc/%d/ns/mnt", p)); err == nil && i == ns {
 			t.Tree = true
 		}
 	}
@@ -121,9 +120,8 @@ func (t Target) namespaceFile() string {
 }
 
 func (t Target) inNamespace(pid int) bool {
-	var s unix.Stat_t
-	// A process that ended meanwhile is in no namespace.
-	return statOf(pid, "ns/mnt", &s) == nil && s.Ino == t.MountNS
+	ns, err := identifyOf(pid, "ns/mnt")
+	return err == nil && ns.ino == t.MountNS // a process that ended meanwhile is in no namespace
 }
 
 // Processes lists the target's processes: all of the mount namespace, or the tree.
@@ -144,23 +142,23 @@ func (t Target) Processes() ([]int, error) {
 	return pids, nil
 }
 
-// statOf follows a link of a process in procfs. Those of a process whose first
+// identifyOf follows a link of a process in procfs. Those of a process whose first
 // thread has ended while others run are only to be had from the others.
-func statOf(pid int, link string, s *unix.Stat_t) error {
-	err := unix.Stat(fmt.Sprintf("/proc/%d/%s", pid, link), s)
+func identifyOf(pid int, link string) (inode, error) {
+	i, err := identify(fmt.Sprintf("/proc/%d/%s", pid, link))
 	if err == nil || errors.Is(err, unix.EACCES) {
-		return err
+		return i, err
 	}
 	tasks, terr := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	if terr != nil {
-		return err // it has ended altogether
+		return i, err // it has ended altogether
 	}
 	for _, task := range tasks {
-		if unix.Stat(fmt.Sprintf("/proc/%d/task/%s/%s", pid, task.Name(), link), s) == nil {
-			return nil
+		if i, terr := identify(fmt.Sprintf("/proc/%d/task/%s/%s", pid, task.Name(), link)); terr == nil {
+			return i, nil
 		}
 	}
-	return err
+	return i, err
 }
 
 // allProcesses lists every process but this one.
@@ -190,8 +188,8 @@ func allProcesses() ([]int, error) {
 // they have capabilities that it lacks (ptrace(2), access mode checking), as an
 // init may have; and faultgraft's own, which hold layers for good reason.
 func reachableProcesses() ([]int, error) {
-	var own unix.Stat_t
-	if err := unix.Stat("/proc/self/exe", &own); err != nil {
+	own, err := identify("/proc/self/exe")
+	if err != nil {
 		return nil, fmt.Errorf("look at the own binary: %w", err)
 	}
 	all, err := allProcesses()
@@ -199,10 +197,22 @@ func reachableProcesses() ([]int, error) {
 		return nil, err
 	}
 	return slices.DeleteFunc(all, func(pid int) bool {
-		var exe unix.Stat_t
-		err := statOf(pid, "exe", &exe) // kernel threads have none
-		return err != nil || exe.Dev == own.Dev && exe.Ino == own.Ino
+		exe, err := identifyOf(pid, "exe") // kernel threads have none
+		return err != nil || exe == own
 	}), nil
+}
+
+// inode names a file of this machine.
+type inode struct {
+	major, minor uint32
+	ino          uint64
+}
+
+// identify asks no file system: the executable of a process may be on a layer whose server is dead.
+func identify(path string) (inode, error) {
+	var x unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &x)
+	return inode{x.Dev_major, x.Dev_minor, x.Ino}, err
 }
 
 func descendants(root int, all []int) []int {

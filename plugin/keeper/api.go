@@ -61,6 +61,9 @@ const (
 	StateActive    State = "active"
 	StateReverting State = "reverting"
 	StateFailed    State = "failed"
+	// StateLingering: the layer is off and has no rules, but something that could not be moved still uses it (see Reason),
+	// so that it is served until the last user ends.
+	StateLingering State = "lingering"
 )
 
 // Graft is one layer over one path of one target.

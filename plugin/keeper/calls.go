@@ -20,7 +20,7 @@ const (
 	callRetired = "retired" // layerCall -> []graft.RetiredFile
 	callRelease = "release" // releaseCall -> int (operations)
 	callSwapper = "swapper" // swapperCall, fds: the server's end of a pair with the swapper
-	callEnd     = "end"     // layerCall: let go of a layer that was taken off
+	callEnd     = "end"     // endCall -> bool (lingers): let go of a layer that was taken off
 	// server to keeper, on a pair of its own
 	callNews = "news" // []newsCall
 	// swapper to server, on its pair
@@ -64,6 +64,12 @@ type layerCall struct {
 	Layer string `json:"layer"`
 }
 
+type endCall struct {
+	Layer string `json:"layer"`
+	// Wait is how long its last users may take to go until the layer is said to linger.
+	Wait time.Duration `json:"wait"`
+}
+
 type releaseCall struct {
 	Layer string `json:"layer"`
 	Rule  string `json:"rule,omitempty"` // empty: all
@@ -81,6 +87,8 @@ type newsCall struct {
 	Released uint64 `json:"released,omitempty"`
 	// Retired: a file that is open got a name by which a rule can match it, and has to be moved.
 	Retired bool `json:"retired,omitempty"`
+	// Unused: the last user of a layer that was taken off has gone.
+	Unused bool `json:"unused,omitempty"`
 }
 
 type armCall struct {
@@ -113,6 +121,7 @@ type job struct {
 	RequireAll bool          `json:"requireAll,omitempty"`
 	Detach     bool          `json:"detach,omitempty"`
 	Dead       bool          `json:"dead,omitempty"` // detach: the server is dead
+	Off        bool          `json:"off,omitempty"`  // detach: the layer is off already, and lingers
 	// Reswap are the files of the layer to move, instead of a graft or an ungraft.
 	Reswap []graft.RetiredFile `json:"reswap,omitempty"`
 	Layer  graft.LayerInfo     `json:"layer"`

@@ -59,7 +59,7 @@ func (k *keeper) inject(req Request) (Graft, error) {
 		made := h.mount >= 0
 		k.forget(h)
 		if made {
-			k.end(h.ID) // the layer was made; that it was never mounted is no reason for it to stay
+			k.end(h.ID, endDeadline) // the layer was made; that it was never mounted is no reason for it to stay
 		}
 		k.log(Event{Type: EventRefused, Graft: h.ID, Path: h.Path, By: h.Origin, Message: err.Error()})
 		k.endIfIdle()
@@ -106,24 +106,9 @@ func (k *keeper) graft(h *held) (Graft, error) {
 	return g, nil
 }
 
-// end has the server let go of a layer that is nowhere mounted any more.
-func (k *keeper) end(id string) (note string) {
-	k.mu.Lock()
-	server := k.server
-	k.mu.Unlock()
-	if server == nil || !server.alive() {
-		return ""
-	}
-	if err := server.call(callEnd, layerCall{Layer: id}, nil); err != nil && server.alive() {
-		k.o.Logger.Warn("end the layer", "graft", id, "err", err)
-		return err.Error()
-	}
-	return ""
-}
-
 func (k *keeper) detachJob(h *held) job {
 	return job{
-		Graft: h.ID, Target: k.place, Path: h.Path, Deadline: h.request.Deadline, Detach: true, Layer: h.info,
+		Graft: h.ID, Target: k.place, Path: h.Path, Deadline: h.request.Deadline, Detach: true, Off: h.mount < 0, Layer: h.info,
 	}
 }
 
@@ -209,7 +194,10 @@ func (k *keeper) recover(id, why string) (Graft, error) {
 		}
 		k.log(Event{Type: EventExpired, Graft: h.ID, Path: h.Path})
 	}
-	h.State = StateReverting
+	was := h.State
+	if was != StateLingering {
+		h.State = StateReverting
+	}
 	server := k.server
 	k.mu.Unlock()
 	dead := server == nil || !server.alive()
@@ -229,6 +217,9 @@ func (k *keeper) recover(id, why string) (Graft, error) {
 	j.Dead, j.FailAt = dead, k.failDetach
 	k.failDetach = "" // once: the next try is to succeed
 	rep, err := k.detach(h, j, server)
+	if err != nil && was == StateLingering && !j.Dead {
+		return Graft{}, err // it lingers on
+	}
 	if err != nil {
 		k.mu.Lock()
 		h.State, h.Reason = StateFailed, err.Error()
@@ -238,12 +229,14 @@ func (k *keeper) recover(id, why string) (Graft, error) {
 	}
 	k.mu.Lock()
 	h.Reason = why
+	k.mu.Unlock()
+	k.settle(h, rep)
+	k.mu.Lock()
 	g := h.Graft
 	g.Rules, g.Report, g.PauseMs = h.status, rep, float64(rep.Pause)/float64(time.Millisecond)
 	k.mu.Unlock()
-	k.forget(h)
-	if note := k.end(id); note != "" {
-		g.Report.Notes = append(g.Report.Notes, note)
+	if g.State == StateLingering {
+		why += "; " + g.Reason
 	}
 	k.log(Event{Type: EventUngraft, Graft: id, Path: g.Path, PauseMs: g.PauseMs, Message: why})
 	return g, nil
@@ -324,12 +317,7 @@ func (k *keeper) forget(h *held) {
 			_ = unix.Close(fd)
 		}
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for _, fd := range h.adopted {
-		_ = unix.Close(fd)
-	}
-	h.adopted = nil
+	k.dropAdopted(h)
 }
 
 // newID makes a graft's id: short enough to type, random enough to be unique on a node.

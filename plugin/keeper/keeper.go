@@ -91,6 +91,7 @@ type held struct {
 	// swapping: a swapper moves objects onto the layer, and originals of files that are closed meanwhile may still come.
 	swapping bool
 	covering bool // coverSoon is about to
+	unused   bool // the layer has no user any more; guarded by the keeper's mu
 }
 
 // adopt keeps an original for the day the server dies.

@@ -66,6 +66,8 @@ func (k *keeper) newsDesk(r *wire.Request) (any, []int, error) {
 		h := k.grafts[c.Layer]
 		switch {
 		case h == nil:
+		case c.Unused:
+			k.unused(h)
 		case c.Retired:
 			k.coverSoon(h)
 		default:

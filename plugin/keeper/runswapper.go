@@ -56,7 +56,12 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 	k.swapper, h.swapping = cmd.Process, !j.Detach
 	server := k.server
 	k.mu.Unlock()
-	deadline := time.AfterFunc(swapperDeadline, func() { _ = cmd.Process.Kill() })
+	late := make(chan struct{})
+	deadline := time.AfterFunc(swapperDeadline, func() {
+		close(late)
+		_ = cmd.Process.Kill() // it may have ended just now
+		_ = conn.Close()       // a thread of it may wait where no signal reaches it
+	})
 	defer func() {
 		deadline.Stop()
 		k.mu.Lock()
@@ -71,23 +76,56 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 	if serverEnd >= 0 {
 		if err := server.call(callSwapper, swapperCall{Layer: h.ID, PID: cmd.Process.Pid}, nil, serverEnd); err != nil {
 			_ = cmd.Process.Kill()
-			return nil, errors.Join(err, cmd.Wait())
+			return nil, errors.Join(err, awaitSwapper(cmd, nil))
 		}
 	}
 	if err := conn.Serve(d.handle); err != nil {
 		k.o.Logger.Warn("connection with the swapper broke", "err", err)
 	}
-	err = cmd.Wait()
+	var text string
+	err = awaitSwapper(cmd, func() { text = strings.TrimSpace(said.String()) })
 	switch {
+	case d.result == nil && isClosed(late):
+		return k.swapperDied(h, j, fmt.Errorf("the swapper did not come to its end within %v: a file system that it needed does not answer", swapperDeadline))
 	case d.result == nil:
-		return k.swapperDied(h, j, fmt.Errorf("the swapper died (%v) %s", err, strings.TrimSpace(said.String())))
+		return k.swapperDied(h, j, fmt.Errorf("the swapper died (%v) %s", err, text))
 	case d.result.Error != "":
 		return nil, errors.New(d.result.Error)
 	}
-	if said.Len() > 0 {
-		k.o.Logger.Info("the swapper says", "text", said.String())
+	if text != "" {
+		k.o.Logger.Info("the swapper says", "text", text)
 	}
 	return d.result.Report, nil
+}
+
+// swapperGrace is how long a swapper may take to end after its work, or its death.
+const swapperGrace = 5 * time.Second
+
+// awaitSwapper waits for the end of a swapper, but not for ever: a request that a FUSE
+// server has read is waited for whatever signal comes (request_wait_answer,
+// fs/fuse/dev.c), and so is a file system that hangs. It is reaped when it ends.
+// ended, if set, is called when it has ended in time.
+func awaitSwapper(cmd *exec.Cmd, ended func()) error {
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	select {
+	case err := <-done:
+		if ended != nil {
+			ended()
+		}
+		return err
+	case <-time.After(swapperGrace):
+		return errors.New("it does not end, because a file system does not answer")
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // swapperDied rolls a graft back whose swapper was lost in the middle: the
@@ -119,7 +157,7 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 		if !d.job.Detach && len(d.job.Reswap) == 0 {
 			return d.job, nil, nil
 		}
-		fds, err := dupAll(h.backing, h.mount, h.peer)
+		fds, err := dupAll(h.backing, h.mount, h.peer) // the first alone, of one that is off
 		return d.job, fds, err
 	case callLayer:
 		return nil, nil, d.layer(r)

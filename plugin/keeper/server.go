@@ -44,17 +44,30 @@ func RunServer(o ServerOptions) error {
 	s := &server{o: o, layers: map[string]*servedLayer{}, news: newNews(news, o.Logger)}
 	shrink(o.Logger)
 	err = conn.Serve(s.handle)
-	s.mu.Lock()
-	orphans := make([]*servedLayer, 0, len(s.layers))
-	for _, l := range s.layers {
-		orphans = append(orphans, l)
-	}
-	s.mu.Unlock()
-	if len(orphans) > 0 {
+	if orphans, _ := s.split(); len(orphans) > 0 {
 		o.Logger.Warn("the keeper has died: no more faults, its layers are taken off", "layers", len(orphans), "err", err)
-		return s.abandon(orphans)
+		err = s.abandon(orphans)
+	}
+	_, lingering := s.split()
+	for _, l := range lingering {
+		o.Logger.Warn("nobody waits for the end of a layer that is off and still used, but this server", "graft", l.call.Layer)
+		<-l.unused
 	}
 	return err
+}
+
+// split tells the layers that are on from those that linger.
+func (s *server) split() (on, lingering []*servedLayer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.layers {
+		if l.unused == nil {
+			on = append(on, l)
+		} else {
+			lingering = append(lingering, l)
+		}
+	}
+	return on, lingering
 }
 
 type server struct {
@@ -86,6 +99,8 @@ type servedLayer struct {
 	layer *fusefs.Layer
 	keep  []int // duplicates of backing, mount[, peer group]
 	log   *faultLog
+	// unused is made when the layer has been taken off, and closed when nothing uses it any more; guarded by the server's mu.
+	unused chan struct{}
 }
 
 func (s *server) handle(r *wire.Request) (any, []int, error) {
@@ -138,11 +153,15 @@ func (s *server) handle(r *wire.Request) (any, []int, error) {
 	case callSwapper:
 		return nil, nil, s.attachSwapper(r)
 	case callEnd:
-		l, err := s.layerOf(r)
+		var c endCall
+		if err := r.Decode(&c); err != nil {
+			return nil, nil, err
+		}
+		l, err := s.layer(c.Layer)
 		if err != nil {
 			return nil, nil, err
 		}
-		return nil, nil, s.end(l)
+		return s.end(l, c.Wait), nil, nil
 	default:
 		wire.CloseAll(r.FDs)
 		return nil, nil, fmt.Errorf("server: unknown call %q", r.Method)
@@ -208,24 +227,35 @@ func (s *server) serve(r *wire.Request) error {
 	return nil
 }
 
-// endDeadline is how long the last users of a layer may take to go after it was taken off.
-const endDeadline = 2 * time.Second
+// end lets go of a layer that was taken off, and waits until the kernel has. It
+// reports that the layer lingers: it is still in use, and served on.
+func (s *server) end(l *servedLayer, wait time.Duration) (lingers bool) {
+	s.mu.Lock()
+	keep := l.keep
+	l.keep = nil
+	if l.unused == nil {
+		l.unused = make(chan struct{})
+		go s.awaitEnd(l)
+	}
+	s.mu.Unlock()
+	wire.CloseAll(keep)
+	select {
+	case <-l.unused:
+		return false
+	case <-time.After(wait):
+		return true
+	}
+}
 
-// end lets go of a layer and waits until the kernel has.
-func (s *server) end(l *servedLayer) error {
+// awaitEnd waits for the end of a layer's connection with the kernel, which comes when nothing uses it any more.
+func (s *server) awaitEnd(l *servedLayer) {
+	l.layer.Wait()
+	l.log.close()
 	s.mu.Lock()
 	delete(s.layers, l.call.Layer)
 	s.mu.Unlock()
-	wire.CloseAll(l.keep)
-	done := make(chan struct{})
-	go func() { l.layer.Wait(); close(done) }()
-	defer l.log.close()
-	select {
-	case <-done:
-		return nil
-	case <-time.After(endDeadline):
-		return fmt.Errorf("the layer of graft %s is off, but something still uses it after %v (an io_uring, a descriptor in flight over a socket, or another mount namespace)", l.call.Layer, endDeadline)
-	}
+	close(l.unused)
+	s.news.tell(newsCall{Layer: l.call.Layer, Unused: true})
 }
 
 // attachSwapper gives a swapper its own connection, and exempts it from faults.

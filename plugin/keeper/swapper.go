@@ -82,10 +82,15 @@ func (j job) step() func(string) error {
 
 // layer puts together what came with a job on a layer that is there.
 func (j job) layer(fds []int) (graft.Layer, error) {
-	if len(fds) < 2 {
-		return graft.Layer{}, fmt.Errorf("swapper: a job on a layer with %d descriptors", len(fds))
+	l := graft.Layer{Device: -1, Mount: -1, PeerGroup: -1, Info: j.Layer}
+	if j.Off && len(fds) == 1 {
+		l.Backing = fds[0]
+		return l, nil
 	}
-	l := graft.Layer{Device: -1, Backing: fds[0], Mount: fds[1], PeerGroup: -1, Info: j.Layer}
+	if len(fds) < 2 {
+		return l, fmt.Errorf("swapper: a job on a layer with %d descriptors", len(fds))
+	}
+	l.Backing, l.Mount = fds[0], fds[1]
 	if len(fds) > 2 {
 		l.PeerGroup = fds[2]
 	}

@@ -1,0 +1,120 @@
+package keeper
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/tracer"
+	"golang.org/x/sys/unix"
+)
+
+// A layer that was taken off can still be in use: by a process that was started
+// from it and may not have another executable, by what could not be moved, in a
+// mount namespace that was copied meanwhile. It lingers: the server goes on to
+// serve it, without rules, until the kernel says that the last user has gone.
+
+// Waits for the last users of a layer that was just taken off; short where some are known to stay.
+const (
+	endDeadline = 2 * time.Second
+	endKnown    = 100 * time.Millisecond
+)
+
+// end has the server let go of a layer that is nowhere mounted any more, and
+// reports whether it is still in use.
+func (k *keeper) end(id string, wait time.Duration) (lingers bool) {
+	k.mu.Lock()
+	server := k.server
+	k.mu.Unlock()
+	if server == nil || !server.alive() {
+		return false
+	}
+	if err := server.call(callEnd, endCall{Layer: id, Wait: wait}, &lingers); err != nil && server.alive() {
+		k.o.Logger.Warn("end the layer", "graft", id, "err", err)
+	}
+	return lingers
+}
+
+// settle ends a graft whose layer has been taken off, or keeps what is left of it
+// until it is not used any more.
+func (k *keeper) settle(h *held, rep *graft.Report) {
+	k.mu.Lock()
+	release := []int{h.mount, h.peer} // a mount of the layer is a user of it
+	h.mount, h.peer = -1, -1
+	k.mu.Unlock()
+	for _, fd := range release {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+	k.dropAdopted(h)
+	wait := endDeadline
+	if len(rep.Skipped) > 0 {
+		wait = endKnown
+	}
+	lingers := k.end(h.ID, wait)
+	k.mu.Lock()
+	if !lingers || h.unused || k.o.Inherit != "" { // the server that a keeper inherits waits by itself
+		k.mu.Unlock()
+		k.forget(h)
+		return
+	}
+	h.State, h.Reason = StateLingering, users(rep)
+	k.mu.Unlock()
+	if h.timer != nil {
+		h.timer.Stop()
+	}
+}
+
+// dropAdopted lets go of the originals: the target has them again.
+func (k *keeper) dropAdopted(h *held) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, fd := range h.adopted {
+		_ = unix.Close(fd)
+	}
+	h.adopted = nil
+}
+
+// unused is called when the last user of a layer has gone. The caller holds k.mu.
+func (k *keeper) unused(h *held) {
+	h.unused = true
+	if h.State != StateLingering {
+		return // whoever takes it off sees it
+	}
+	go func() {
+		k.swap.Lock() // not under a swapper that tries once more
+		defer k.swap.Unlock()
+		k.mu.Lock()
+		there := k.grafts[h.ID] == h
+		k.mu.Unlock()
+		if there {
+			k.forget(h)
+			k.log(Event{Type: EventUngraft, Graft: h.ID, Path: h.Path, Message: "nothing uses the layer any more"})
+		}
+		k.endIfIdle()
+	}()
+}
+
+// users says who keeps a layer in use.
+func users(rep *graft.Report) string {
+	var all []string
+	for _, s := range rep.Skipped {
+		text := fmt.Sprintf("%s: %s", &s.Object, s.Reason)
+		if s.Object.Kind == tracer.Executable {
+			comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", s.Object.PID)) // it may have ended
+			text = fmt.Sprintf("process %d (%s) was started from the layer: its executable stays on it until it ends", s.Object.PID, strings.TrimSpace(string(comm)))
+		}
+		all = append(all, text)
+	}
+	if len(all) == 0 {
+		all = []string{"something still uses it that could not be found: an io_uring, a descriptor in flight over a socket, or another mount namespace"}
+	}
+	const most = 5
+	if n := len(all) - most; n > 0 {
+		all = append(all[:most], fmt.Sprintf("and %d more", n))
+	}
+	return "the layer is off, and served without rules as long as it is used: " + strings.Join(all, "; ")
+}
