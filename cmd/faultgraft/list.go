@@ -300,8 +300,17 @@ func newRecoverCommand(g *global) *cobra.Command {
 func (g *global) purge(ctx context.Context) error {
 	for end := time.Now().Add(10 * time.Second); ; {
 		err := keeper.Purge(g.stateDir)
-		if err == nil || time.Now().After(end) {
-			return err
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(end) {
+			left, lerr := g.keepers().List(ctx)
+			for _, gr := range left {
+				if gr.State == keeper.StateLingering {
+					err = fmt.Errorf("%w; graft %s: %s", err, gr.ID, gr.Reason)
+				}
+			}
+			return errors.Join(err, lerr)
 		}
 		select {
 		case <-ctx.Done():
