@@ -32,6 +32,9 @@ type Options struct {
 	Direct bool
 	// Retire, when set, is called when a file that is open in passthrough mode got a name that a rule matches: see Retired. It must not block.
 	Retire func()
+	// Mounted, when set, is asked whether something is mounted on the layer at a path, as the target sees it, or at a path
+	// below it. Such names are looked up without faults and never dropped: the kernel would take off what is mounted there.
+	Mounted func(path string) bool
 	// Logger is where the layer says what it could not do; nil discards.
 	Logger *slog.Logger
 }

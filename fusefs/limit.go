@@ -70,6 +70,9 @@ func (l *Layer) trim() {
 	l.notify.start(func() {
 		defer l.trimming.Store(false)
 		for _, k := range idle {
+			if l.mounted(k.dir, k.name) {
+				continue
+			}
 			_ = l.notify.dropEntry(k.dir.id, k.name) // ENOENT: gone by itself
 		}
 	})

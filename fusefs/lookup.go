@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"slices"
 	"syscall"
 	"time"
 
@@ -126,10 +127,18 @@ func (l *Layer) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, ou
 	if a := l.armed.get(h.Pid); a != nil && a.Token != "" && a.Token == name && dir == l.nodes.root {
 		return l.findToken(a, out)
 	}
-	if e := l.entry(request{cancel: cancel, header: h, op: policy.OpLookup}, dir, name); e != 0 {
-		return fuse.Status(e)
+	if q := (request{cancel: cancel, header: h, op: policy.OpLookup}); l.rules.Load().ops&q.ops() != 0 && !l.mounted(dir, name) {
+		if e := l.entry(q, dir, name); e != 0 {
+			return fuse.Status(e)
+		}
 	}
 	return l.find(dir, name, out)
+}
+
+// mounted reports whether something is mounted on a name of the layer, or below it: after a look-up that fails the kernel
+// takes that off (fuse_dentry_revalidate in fs/fuse/dir.c, d_invalidate in fs/dcache.c).
+func (l *Layer) mounted(dir *node, name string) bool {
+	return l.o.Mounted != nil && slices.ContainsFunc(l.nodes.entryPaths(dir, name), l.o.Mounted)
 }
 
 // findToken answers for a name that stands for an object without one.

@@ -115,13 +115,8 @@ func (l *place) findMount(pid int) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
-	if err != nil {
-		return fmt.Errorf("read the mounts of process %d: %w", pid, err)
-	}
-	defer func() { _ = f.Close() }()
-	if l.mounts, err = mountinfo.GetMountsFromReader(f, nil); err != nil {
-		return fmt.Errorf("read the mounts of process %d: %w", pid, err)
+	if l.mounts, err = readMounts(pid); err != nil {
+		return err
 	}
 	for _, m := range l.mounts {
 		if uint64(m.ID) == id {

@@ -101,6 +101,7 @@ type servedLayer struct {
 	log   *faultLog
 	// unused is made when the layer has been taken off, and closed when nothing uses it any more; guarded by the server's mu.
 	unused chan struct{}
+	watch  *mountWatch
 }
 
 func (s *server) handle(r *wire.Request) (any, []int, error) {
@@ -209,6 +210,13 @@ func (s *server) serve(r *wire.Request) error {
 	if c.Place.Tree {
 		opts.Scope = newTreeScope(c.Target.PID).contains
 	}
+	watch, err := watchMounts(c.Place.PID, c.Layer)
+	if err != nil {
+		wire.CloseAll(append(r.FDs, root))
+		log.close()
+		return fmt.Errorf("serve %s: %w", c.Info.Path, err)
+	}
+	opts.Mounted = watch.below
 	l, err := fusefs.New(opts)
 	if err == nil {
 		err = l.Serve()
@@ -216,13 +224,14 @@ func (s *server) serve(r *wire.Request) error {
 	if err != nil {
 		wire.CloseAll(keep)
 		log.close()
+		watch.close()
 		return fmt.Errorf("serve %s: %w", c.Info.Path, err)
 	}
 	if err := s.holdNamespace(&c.Place); err != nil {
 		s.o.Logger.Warn("should the keeper die, the layer can only be taken off while its target lives", "err", err)
 	}
 	s.mu.Lock()
-	s.layers[c.Layer] = &servedLayer{call: c, layer: l, keep: keep, log: log}
+	s.layers[c.Layer] = &servedLayer{call: c, layer: l, keep: keep, log: log, watch: watch}
 	s.mu.Unlock()
 	return nil
 }
@@ -251,6 +260,7 @@ func (s *server) end(l *servedLayer, wait time.Duration) (lingers bool) {
 func (s *server) awaitEnd(l *servedLayer) {
 	l.layer.Wait()
 	l.log.close()
+	l.watch.close()
 	s.mu.Lock()
 	delete(s.layers, l.call.Layer)
 	s.mu.Unlock()

@@ -9,6 +9,7 @@
 //	mmap MAP NAME LEN KIND    peek MAP OFF LEN    poke MAP OFF TEXT msync MAP   (KIND: shared, private)
 //	stat PATH                 mkdir PATH          unlink PATH       rename OLD NEW
 //	cat PATH                  chdir PATH          getcwd            fdinfo NAME
+//	owner PATH (uid, gid, permissions)            chown PATH UID GID
 //	spin PATH COUNT OP        (COUNT times OP, which is read or fsync; prints how often each errno came)
 //
 // The answer is one line: "ok VALUE" or the name of an errno.
@@ -151,6 +152,12 @@ func run(f []string) (any, error) {
 		var s unix.Stat_t
 		err := unix.Stat(f[1], &s)
 		return s.Size, err
+	case "owner":
+		var s unix.Stat_t
+		err := unix.Stat(f[1], &s)
+		return fmt.Sprintf("%d %d %o", s.Uid, s.Gid, s.Mode&0o7777), err
+	case "chown":
+		return "", unix.Chown(f[1], number(f[2]), number(f[3]))
 	case "mkdir":
 		return "", unix.Mkdir(f[1], 0o755)
 	case "unlink":

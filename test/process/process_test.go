@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -254,9 +255,12 @@ func (r *rig) startWith(args ...string) *holder {
 }
 
 // launch runs a program that answers each line of its input with one line.
-func (r *rig) launch(args ...string) *holder {
+func (r *rig) launch(args ...string) *holder { r.t.Helper(); return r.launchAs(nil, args...) }
+
+func (r *rig) launchAs(attr *syscall.SysProcAttr, args ...string) *holder {
 	r.t.Helper()
 	h := &holder{t: r.t, cmd: exec.Command(args[0], args[1:]...)}
+	h.cmd.SysProcAttr = attr
 	h.cmd.Stderr = os.Stderr
 	// Go's scheduler sends its threads signals, by which calls that wait for a rule would end with EINTR.
 	h.cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1")

@@ -51,19 +51,8 @@ func TestSharedVolumeIsTakenOff(t *testing.T) {
 // shared makes a volume that is mounted with shared propagation, and a target in a mount namespace of its own with a file open on it.
 func shared(t *testing.T) (*rig, *holder) {
 	r := newRig(t)
-	for _, m := range []struct {
-		source, fs string
-		flags      uintptr
-	}{{"volume", "tmpfs", 0}, {"", "", unix.MS_SHARED}} {
-		if err := unix.Mount(m.source, r.data, m.fs, m.flags, ""); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(r.data, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	volume(t, r.data)
+	propagate(t, r.data, unix.MS_SHARED)
 	if err := unix.Mkdir(r.data+"/sub", 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -71,4 +60,24 @@ func shared(t *testing.T) (*rig, *holder) {
 	h := r.startWith("unshare", "--mount", "--propagation", "unchanged", binaries.holder)
 	h.ok("open f %s rdwr", p)
 	return r, h
+}
+
+// volume mounts a file system of its own there, in the namespace that plays the host.
+func volume(t *testing.T, dir string) {
+	t.Helper()
+	if err := unix.Mount("volume", dir, "tmpfs", 0, "mode=755"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func propagate(t *testing.T, dir string, how uintptr) {
+	t.Helper()
+	if err := unix.Mount("", dir, "", how, ""); err != nil {
+		t.Fatal(err)
+	}
 }
