@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"golang.org/x/sys/unix"
 )
 
 var binaries struct {
@@ -33,6 +34,10 @@ func TestMain(m *testing.M) {
 	}
 	if os.Getenv("FAULTGRAFT_TEST_NAMESPACE") == "" {
 		os.Exit(inOwnNamespace())
+	}
+	if err := leaveOthersMounts(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	dir, err := os.MkdirTemp("", "faultgraft-process-")
 	if err == nil {
@@ -69,6 +74,20 @@ func inOwnNamespace() int {
 		return 1
 	}
 	return 0
+}
+
+// leaveOthersMounts takes off what other tests have mounted: it would go in the middle of ours, with the directories it lies on.
+func leaveOthersMounts() error {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	for _, l := range strings.Split(string(mounts), "\n") {
+		if f := strings.Fields(l); len(f) > 4 && strings.HasPrefix(f[4], os.TempDir()+"/") {
+			_ = unix.Unmount(f[4], unix.MNT_DETACH) // it may have gone with one above it
+		}
+	}
+	return nil
 }
 
 // rig is a state directory and a data directory of one test.
