@@ -139,6 +139,9 @@ func notStopping(tid int, after time.Duration) error {
 	if s, err := readStatus(tid); err == nil {
 		e.comm, e.state = s.name, s.state
 	}
+	if err := new(freezer).check(tid, e.comm); err != nil {
+		return err // it was frozen just now
+	}
 	if b, err := os.ReadFile(procPath(tid, "wchan")); err == nil && len(b) > 0 && string(b) != "0" {
 		e.where = string(b)
 	}

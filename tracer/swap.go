@@ -98,6 +98,7 @@ type transaction struct {
 	e        *engine
 	known    map[int]*process // candidates by PID
 	matched  map[int]bool     // by the live scan
+	frozen   freezer
 	deadline time.Time
 	jobs     []*job
 	begun    time.Time
@@ -162,7 +163,11 @@ func (x *transaction) prepare() error {
 		if err != nil {
 			return err
 		}
-		x.matched[p.pid] = f.matches()
+		if x.matched[p.pid] = f.matches(); x.matched[p.pid] {
+			if err := x.frozen.check(p.pid, p.comm); err != nil {
+				return err
+			}
+		}
 	}
 	if err := x.step(StepReplace); err != nil {
 		return err

@@ -10,6 +10,8 @@
 //	stat PATH                 mkdir PATH          unlink PATH       rename OLD NEW
 //	cat PATH                  chdir PATH          getcwd            fdinfo NAME
 //	owner PATH (uid, gid, permissions)            chown PATH UID GID
+//	behind NAME OFF LEN       result            (a pread in a thread of its own, and what came of it)
+//	busy PATH THREADS         idle              (threads that read and write a file all the time, until idle; pipes that are full)
 //	spin PATH COUNT OP        (COUNT times OP, which is read or fsync; prints how often each errno came)
 //
 // The answer is one line: "ok VALUE" or the name of an errno.
@@ -33,6 +35,14 @@ var (
 	files = map[string]int{}
 	maps  = map[string][]byte{}
 )
+
+// outcome is what a call in another thread returned.
+type outcome struct {
+	value string
+	err   error
+}
+
+var behind = make(chan outcome, 1)
 
 func main() {
 	in := bufio.NewScanner(os.Stdin)
@@ -174,6 +184,20 @@ func run(f []string) (any, error) {
 	case "fdinfo":
 		b, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
 		return strings.ReplaceAll(string(b), "\n", ";"), err
+	case "behind":
+		b := make([]byte, number(f[3]))
+		go func() {
+			n, err := unix.Pread(fd, b, int64(number(f[2])))
+			behind <- outcome{text(b, n), err}
+		}()
+		return "", nil
+	case "result":
+		r := <-behind
+		return r.value, r.err
+	case "busy":
+		return "", crowd.start(f[1], number(f[2]))
+	case "idle":
+		return crowd.stop()
 	case "spin":
 		return spin(f[1], number(f[2]), f[3])
 	}

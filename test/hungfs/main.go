@@ -1,0 +1,135 @@
+// Command hungfs is a FUSE file system that can hang as a network file system
+// does whose server has gone: it shows a folder somewhere else, and answers no
+// read of the files in it while it hangs, whatever interrupts come.
+//
+//	hungfs FOLDER MOUNTPOINT    prints "ready", then obeys lines of its standard input:
+//	  hang                      reads wait from now on
+//	  go                        they go on
+//
+// Each line is answered by "ok". With the end of its input it goes on with what hangs, and unmounts.
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+func main() {
+	if len(os.Args) != 3 {
+		fmt.Fprintln(os.Stderr, "usage: hungfs FOLDER MOUNTPOINT")
+		os.Exit(2)
+	}
+	if err := run(os.Args[1], os.Args[2]); err != nil {
+		fmt.Fprintln(os.Stderr, "hungfs:", err)
+		os.Exit(1)
+	}
+}
+
+func run(folder, point string) error {
+	var st syscall.Stat_t
+	if err := syscall.Stat(folder, &st); err != nil {
+		return fmt.Errorf("stat %s: %w", folder, err)
+	}
+	g := &gate{}
+	root := &fs.LoopbackRoot{Path: folder, Dev: uint64(st.Dev)}
+	root.NewNode = func(r *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
+		return &node{LoopbackNode: fs.LoopbackNode{RootData: r}, gate: g}
+	}
+	root.RootNode = root.NewNode(root, nil, "", &st)
+	server, err := fs.Mount(point, root.RootNode, &fs.Options{MountOptions: fuse.MountOptions{AllowOther: true, DirectMount: true, FsName: "hungfs", Name: "hungfs"}})
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", point, err)
+	}
+	fmt.Println("ready")
+	in := bufio.NewScanner(os.Stdin)
+	for in.Scan() {
+		g.set(in.Text() == "hang")
+		fmt.Println("ok")
+	}
+	g.set(false)
+	return server.Unmount()
+}
+
+// gate holds reads back.
+type gate struct {
+	mu     sync.Mutex
+	opened chan struct{} // closed when it opens; nil while it is open
+}
+
+func (g *gate) set(shut bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case shut && g.opened == nil:
+		g.opened = make(chan struct{})
+	case !shut && g.opened != nil:
+		close(g.opened)
+		g.opened = nil
+	}
+}
+
+func (g *gate) pass() {
+	g.mu.Lock()
+	c := g.opened
+	g.mu.Unlock()
+	if c != nil {
+		<-c
+	}
+}
+
+type node struct {
+	fs.LoopbackNode
+	gate *gate
+}
+
+var _ fs.NodeOpener = (*node)(nil)
+
+func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	f, how, e := n.LoopbackNode.Open(ctx, flags)
+	if e != 0 {
+		return nil, 0, e
+	}
+	// Nothing may come from the kernel's cache.
+	return &file{FileHandle: f, gate: n.gate}, how&^uint32(fuse.FOPEN_PASSTHROUGH) | fuse.FOPEN_DIRECT_IO, 0
+}
+
+type file struct {
+	fs.FileHandle
+	gate *gate
+}
+
+var (
+	_ fs.FileReader   = (*file)(nil)
+	_ fs.FileWriter   = (*file)(nil)
+	_ fs.FileReleaser = (*file)(nil)
+	_ fs.FileFsyncer  = (*file)(nil)
+	_ fs.FileFlusher  = (*file)(nil)
+)
+
+func (f *file) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	f.gate.pass()
+	return f.FileHandle.(fs.FileReader).Read(ctx, dest, off)
+}
+
+func (f *file) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+	return f.FileHandle.(fs.FileWriter).Write(ctx, data, off)
+}
+
+func (f *file) Flush(ctx context.Context) syscall.Errno {
+	return f.FileHandle.(fs.FileFlusher).Flush(ctx)
+}
+
+func (f *file) Fsync(ctx context.Context, flags uint32) syscall.Errno {
+	return f.FileHandle.(fs.FileFsyncer).Fsync(ctx, flags)
+}
+
+func (f *file) Release(ctx context.Context) syscall.Errno {
+	return f.FileHandle.(fs.FileReleaser).Release(ctx)
+}

@@ -1,0 +1,133 @@
+package tracer
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+)
+
+// A process in a frozen cgroup (a paused container) cannot run our code. One of
+// version 2 can even be stopped; one of version 1 is in uninterruptible sleep.
+
+// errFrozen is a process that waits for its cgroup to be thawed.
+type errFrozen struct {
+	pid    int
+	comm   string
+	cgroup string
+}
+
+func (e *errFrozen) Error() string {
+	return fmt.Sprintf("process %d (%s) is frozen by its cgroup %s: resume it first (a paused container: unpause it)", e.pid, e.comm, e.cgroup)
+}
+
+// freezer finds out whether processes are frozen. The zero value is ready.
+type freezer struct {
+	mounts []cgroupMount
+	read   bool
+	known  map[string]string // text of /proc/PID/cgroup to the frozen cgroup, "" for none
+}
+
+// cgroupMount is a mounted hierarchy that can freeze.
+type cgroupMount struct {
+	v2          bool
+	root, point string
+}
+
+// check returns an *errFrozen for a frozen process. What cannot be read freezes nothing that we could tell.
+func (f *freezer) check(pid int, comm string) error {
+	text, err := os.ReadFile(procPath(pid, "cgroup"))
+	if err != nil {
+		return nil // it ended
+	}
+	frozen, known := f.known[string(text)]
+	if !known {
+		if !f.read {
+			f.read = true
+			if info, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+				f.mounts = parseCgroupMounts(info)
+			}
+		}
+		frozen = f.frozen(text)
+		if f.known == nil {
+			f.known = map[string]string{}
+		}
+		f.known[string(text)] = frozen
+	}
+	if frozen != "" {
+		return &errFrozen{pid, comm, frozen}
+	}
+	return nil
+}
+
+// frozen names the cgroup that freezes a process with this text of /proc/PID/cgroup (cgroups(7)).
+func (f *freezer) frozen(text []byte) string {
+	for line := range strings.Lines(string(text)) {
+		part := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(part) != 3 {
+			continue
+		}
+		v2 := part[0] == "0" && part[1] == ""
+		if !v2 && !strings.Contains(","+part[1]+",", ",freezer,") {
+			continue
+		}
+		for _, m := range f.mounts {
+			below, ok := belowRoot(m.root, part[2])
+			if m.v2 != v2 || !ok {
+				continue
+			}
+			if where := m.frozen(below); where != "" {
+				return where
+			}
+		}
+	}
+	return ""
+}
+
+// frozen looks at a cgroup, and in version 2 at those above it, whose freezing its own file does not show.
+func (m cgroupMount) frozen(below string) string {
+	if !m.v2 {
+		if s, err := os.ReadFile(path.Join(m.point, below, "freezer.state")); err == nil && !bytes.HasPrefix(s, []byte("THAWED")) {
+			return below
+		}
+		return ""
+	}
+	for c := below; c != "/" && c != "."; c = path.Dir(c) {
+		if s, err := os.ReadFile(path.Join(m.point, c, "cgroup.freeze")); err == nil && strings.TrimSpace(string(s)) == "1" {
+			return c
+		}
+	}
+	return ""
+}
+
+// belowRoot is the path of a cgroup below the root of a mount, "/" for that itself.
+func belowRoot(root, cgroup string) (string, bool) {
+	if root == "/" {
+		return cgroup, path.IsAbs(cgroup) && !strings.HasPrefix(cgroup, "/..")
+	}
+	rest, ok := strings.CutPrefix(cgroup, root)
+	return path.Join("/", rest), ok && (rest == "" || rest[0] == '/')
+}
+
+// parseCgroupMounts finds cgroup2 and the freezer of version 1 in /proc/PID/mountinfo (proc_pid_mountinfo(5)).
+func parseCgroupMounts(text []byte) (all []cgroupMount) {
+	s := bufio.NewScanner(bytes.NewReader(text))
+	s.Buffer(nil, 1<<20)
+	for s.Scan() {
+		left, right, ok := strings.Cut(s.Text(), " - ")
+		f, g := strings.Fields(left), strings.Fields(right)
+		if !ok || len(f) < 5 || len(g) < 3 {
+			continue
+		}
+		v1 := g[0] == "cgroup" && strings.Contains(","+g[2]+",", ",freezer,")
+		if g[0] == "cgroup2" || v1 {
+			all = append(all, cgroupMount{v2: !v1, root: unescapeOctal(f[3]), point: unescapeOctal(f[4])})
+		}
+	}
+	return all
+}
+
+// unescapeOctal undoes what mountinfo does to blanks and backslashes.
+var unescapeOctal = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace
