@@ -283,10 +283,10 @@ func (d *detachment) takeOff() error {
 	if err := d.Step(StepUnmount); err != nil {
 		return err
 	}
+	if err := d.keepMounts(); err != nil {
+		return err
+	}
 	err := d.ns.do(func() error {
-		if err := d.keepMounts(); err != nil {
-			return err
-		}
 		err := detachMount(d.Layer.Mount, d.procFD)
 		if errors.Is(err, unix.EINVAL) {
 			err = nil // it is not mounted any more: an earlier ungraft came this far, or the target took it off

@@ -89,15 +89,17 @@ func carryMounts(layer, backing int, mounts []*mountinfo.Info) (notes []string) 
 	return notes
 }
 
-// keepMounts saves what the target mounted on the layer. It runs on a thread of the namespace.
+// keepMounts saves what the target mounted on the layer. The thread of the namespace could only read the procfs of a container.
 func (d *detachment) keepMounts() error {
 	mounts, err := readMounts(d.ns.tid)
 	if err != nil {
 		return err
 	}
 	if d.Server != nil {
-		d.rep.Notes = append(d.rep.Notes, carryMounts(d.Layer.Mount, d.Layer.Backing, mounts)...)
-		return nil
+		return d.ns.do(func() error {
+			d.rep.Notes = append(d.rep.Notes, carryMounts(d.Layer.Mount, d.Layer.Backing, mounts)...)
+			return nil
+		})
 	}
 	// A look-up on a dead layer fails, and takes off what is mounted there.
 	id, err := mountID(d.Layer.Mount)
