@@ -11,9 +11,10 @@ import (
 // close: the next one is answered with ENOSYS, after which the kernel sends none
 // on this connection (fuse_flush in fs/fuse/file.c). FLUSH is also what ends
 // POSIX locks, so that a layer with such locks goes on as it is, and false is
-// returned. Nothing must run on the layer between the call and its end.
+// returned. Who takes such a lock after the call loses it when the description it
+// was taken through is closed, not before.
 func (l *Layer) EndFlushes() bool {
-	if l.anyLocks() {
+	if len(l.LockedFiles()) > 0 {
 		return false
 	}
 	l.ending.Store(true)
@@ -130,6 +131,9 @@ func (l *Layer) release(cancel <-chan struct{}, in *fuse.ReleaseIn, op policy.Op
 	// POSIX locks went with FLUSH. What is left are OFD locks whose kind could not be told.
 	if !l.moving(h.node) {
 		h.node.locks.drop(func(o *lockOwner) bool { return o.fh == h.id })
+	}
+	if owner := h.posixOwner.Load(); owner != 0 && l.ending.Load() { // there was no FLUSH
+		h.node.locks.drop(func(o *lockOwner) bool { return o.id == owner })
 	}
 	l.leaveMode(h)
 	l.vanished(h.node)

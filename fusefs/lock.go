@@ -177,16 +177,18 @@ func (l *Layer) PosixLocks(tgid int, ino uint64) []Lock {
 	return out
 }
 
-// anyLocks reports whether a POSIX lock is held through the layer.
-func (l *Layer) anyLocks() bool {
+// LockedFiles lists the inode numbers of the files on which a POSIX lock is held
+// through the layer.
+func (l *Layer) LockedFiles() []uint64 {
 	l.nodes.mu.RLock()
 	defer l.nodes.mu.RUnlock()
+	locked := []uint64{}
 	for _, n := range l.nodes.byID {
 		if n.locks.held() {
-			return true
+			locked = append(locked, n.key.ino)
 		}
 	}
-	return false
+	return locked
 }
 
 func (t *nodeTable) withIno(ino uint64) []*node {

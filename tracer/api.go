@@ -136,18 +136,30 @@ type Options struct {
 	// its file: offset, O_APPEND, O_NONBLOCK, O_DIRECT, O_NOATIME, owner and
 	// signal of asynchronous I/O.
 	Replace func(d *Description) (fd int, err error)
-	// Locks returns POSIX locks of the process at the object, which the kernel
-	// does not show in fdinfo, that must be taken again on the new file.
+	// Locks returns the POSIX locks of the process at the object, which must be
+	// taken again on the new file. It is for file systems whose locks the kernel
+	// does not show in fdinfo, which is not read then.
 	Locks func(*Object) []Lock
+	// Locked reports that somebody has such a lock, of Locks, on the object's file.
+	// It is asked while the processes run.
+	Locked func(*Object) bool
+	// Settle is called for each description and its replacement while all its
+	// holders are stopped, right before the exchange. An error fails the swap.
+	Settle func(d *Description, fd int) error
 	// Seized is called once every thread is seized and told to stop, and none
 	// was waited for: the moment to release threads that sleep in a file system
 	// whose server died.
 	Seized func() error
-	// Stopped is called when all threads with objects are stopped and nothing
-	// is changed yet.
+	// Stopped is called once, when the first processes are stopped and nothing is
+	// changed yet.
 	Stopped func() error
-	// Undo reverses Stopped, in a rollback after Stopped succeeded.
+	// Undo reverses Stopped, in a rollback after Stopped succeeded. It is not
+	// called when other processes have been let go with new files already.
 	Undo func() error
+	// Exchanged is called once, when everything is exchanged: with the processes
+	// still stopped if they are stopped all at once, else when the last are on
+	// their way. An error fails the swap.
+	Exchanged func() error
 	// Step, if set, is called before each step with one of the Step constants.
 	// An error makes the transaction roll back.
 	Step func(step string) error
@@ -171,14 +183,44 @@ type Options struct {
 	// swapped, instead of reporting it. Executable maps are never swapped and
 	// do not count.
 	RequireAll bool
-	// Deadline is how long the threads may take to stop. Default 2 s.
+	// Together stops all processes at once. Else those that share nothing are
+	// stopped one group after another, so that each stands still only for its own
+	// exchange. What makes a group: open file descriptions, descriptor tables or
+	// memory in common; a file of which one has a map while one may write to it; and
+	// a file on which one has a POSIX lock.
+	Together bool
+	// Deadline is how long all may take from the first thread seized to the last
+	// exchange begun. Default 2 s.
 	Deadline time.Duration
+	// Budget is how long a process may have been stopped when its exchange begins;
+	// beyond it, its group is put back and the swap fails. 0 is no limit but the
+	// Deadline.
+	Budget time.Duration
 }
 
-// Report tells what a swap did.
+// Phases are parts of a pause. With several groups of processes each is the sum
+// over them.
+type Phases struct {
+	Stop     time.Duration `json:"stop"`     // until all threads stand and were looked at again
+	Inject   time.Duration `json:"inject"`   // until code runs in a thread for each table, directories and memory
+	Exchange time.Duration `json:"exchange"` // until every object is exchanged and checked
+	Resume   time.Duration `json:"resume"`   // until every thread is let go
+}
+
+// Add adds the times of other.
+func (p *Phases) Add(other Phases) {
+	p.Stop += other.Stop
+	p.Inject += other.Inject
+	p.Exchange += other.Exchange
+	p.Resume += other.Resume
+}
+
+// Report tells what a swap did. Durations are nanoseconds in JSON.
 type Report struct {
 	Prepare     time.Duration   `json:"prepare"` // before the first thread was seized
 	Pause       time.Duration   `json:"pause"`   // from the first thread seized to the last one resumed
+	Phases      Phases          `json:"phases"`
+	Groups      int             `json:"groups"` // of processes that were stopped one after another
 	Processes   []ProcessReport `json:"processes,omitempty"`
 	Swapped     []ObjectReport  `json:"swapped,omitempty"`
 	Skipped     []ObjectReport  `json:"skipped,omitempty"`

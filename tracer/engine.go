@@ -46,6 +46,7 @@ type engine struct {
 	restartErrnos []syscall.Errno
 	procs         map[int]*process
 	order         []*process
+	left          []*process // that are still to be stopped
 }
 
 func newEngine(restart []syscall.Errno) *engine {
@@ -271,7 +272,10 @@ func (e *engine) resume(p *process) error {
 			t.left = true
 			continue
 		}
-		if err := ptraceValue(unix.PTRACE_DETACH, t.tid, 0, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
+		switch err := ptraceValue(unix.PTRACE_DETACH, t.tid, 0, 0); {
+		case errors.Is(err, syscall.ESRCH): // it was killed, or it runs: then it is let go when the tracing thread ends
+			t.left = true
+		case err != nil:
 			errs = append(errs, fmt.Errorf("detach thread %d (%s): %w", t.tid, p.comm, err))
 		}
 		t.stopped = false

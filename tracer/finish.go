@@ -31,10 +31,23 @@ func (x *transaction) resumeAll() error {
 			x.report.Processes = append(x.report.Processes, ProcessReport{PID: p.pid, Comm: p.comm, Threads: len(p.order), Pause: time.Since(p.since)})
 		}
 	}
-	if len(x.e.order) > 0 {
-		x.report.Pause = time.Since(x.begun)
-	}
 	return errors.Join(errs...)
+}
+
+// forgetStop makes the processes ready for being stopped once more.
+func (x *transaction) forgetStop() {
+	x.undetached = x.leftTraced()
+	for _, p := range x.e.order {
+		if p.mem != nil {
+			_ = p.mem.Close() // only read and written by pread and pwrite: nothing is lost
+		}
+		*p = process{pid: p.pid, pidfd: p.pidfd, comm: p.comm, dead: p.dead, threads: map[int]*thread{}}
+	}
+	for _, it := range x.s.items {
+		if len(it.Holders) > 0 && it.repl >= 0 && it.err == nil {
+			it.live = true
+		}
+	}
 }
 
 // rollback puts everything back. Its error lists what it could not.
@@ -58,7 +71,7 @@ func (x *transaction) rollback() error {
 			errs = append(errs, fmt.Errorf("%s: %w", j.what(), err))
 		}
 	}
-	if x.undo && x.o.Undo != nil {
+	if x.undo && !x.done && x.o.Undo != nil {
 		if err := x.o.Undo(); err != nil {
 			errs = append(errs, fmt.Errorf("undo: %w", err))
 		}
@@ -66,7 +79,11 @@ func (x *transaction) rollback() error {
 	return errors.Join(append(errs, x.resumeAll())...)
 }
 
-func (x *transaction) finishReport() {
+// addToReport adds what the exchange of a group did.
+func (x *transaction) addToReport() {
+	if len(x.e.order) > 0 {
+		x.report.Groups++
+	}
 	for _, j := range x.jobs {
 		x.report.RemoteCalls += j.calls
 		if j.gone {
@@ -82,8 +99,23 @@ func (x *transaction) finishReport() {
 			}
 		}
 	}
-	x.report.Skipped = append(x.report.Skipped, x.s.skipped...)
+	x.addSkipped()
 }
+
+// reportRunning adds what processes have that were never stopped.
+func (x *transaction) reportRunning() {
+	stopped := map[int]bool{}
+	for _, p := range x.report.Processes {
+		stopped[p.PID] = true
+	}
+	for _, s := range x.left {
+		if !stopped[s.Object.PID] {
+			x.report.Skipped = append(x.report.Skipped, s)
+		}
+	}
+}
+
+func (x *transaction) addSkipped() { x.report.Skipped = append(x.report.Skipped, x.s.skipped...) }
 
 func (s *scanner) close() {
 	for _, it := range s.items {

@@ -19,6 +19,8 @@ type item struct {
 	asked   bool
 	err     error // why there is none
 	noFlags bool  // O_PATH: no offset, no flags to copy
+	locked  bool  // a holder had a POSIX lock at it when it was looked at
+	live    bool  // a process runs with the new file: what it has is not to be overwritten
 }
 
 // slot is one number of a descriptor table that is part of the swap.
@@ -65,7 +67,9 @@ type scanner struct {
 	byFile  map[fileKey]*kcmpSet[*item]
 	byPlace map[placeKey]*item
 	seen    map[int]map[int]*slot        // pid, fd: what the live scan found in the table of the leader
+	looked  map[int]map[mapLine]*Object  // pid: what the live scan found of a map, nil if it is not part of the swap
 	flags   map[int]map[mapLine][]string // pid: VmFlags of maps that the live scan found
+	types   map[uint64]string            // file system by mount id
 	skipped []ObjectReport
 }
 
@@ -83,7 +87,7 @@ type placeKey struct {
 
 func newScanner(o *Options) *scanner {
 	return &scanner{o: o, self: os.Getpid(), byFile: map[fileKey]*kcmpSet[*item]{}, byPlace: map[placeKey]*item{},
-		seen: map[int]map[int]*slot{}, flags: map[int]map[mapLine][]string{}}
+		seen: map[int]map[int]*slot{}, looked: map[int]map[mapLine]*Object{}, flags: map[int]map[mapLine][]string{}, types: map[uint64]string{}}
 }
 
 // reset forgets holders, not items: what was replaced before the stop stays.
@@ -197,8 +201,10 @@ func (s *scanner) look(g *getter, dir, fd int, link string) (*slot, error) {
 		s.skip(o, err.Error())
 		return nil, nil
 	}
+	s.fileSystem(g.pid, o.MountID) // to know it in the stop
 	it := s.itemOf(&o, file)
 	it.Holders = append(it.Holders, o)
+	it.locked = it.locked || len(fi.locks) > 0 || s.o.Locked != nil && s.o.Locked(&o)
 	return &slot{fd: fd, cloexec: fi.flags&unix.O_CLOEXEC != 0, obj: o, item: it}, nil
 }
 

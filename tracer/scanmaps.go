@@ -10,7 +10,7 @@ import (
 )
 
 // scanMaps looks at the memory maps of thread tid.
-func (s *scanner) scanMaps(pid, tid int) (*memory, error) {
+func (s *scanner) scanMaps(pid, tid int, remember bool) (*memory, error) {
 	m := &memory{pid: pid, tid: tid}
 	text, err := os.ReadFile(procPath(tid, "maps"))
 	if err != nil {
@@ -30,17 +30,29 @@ func (s *scanner) scanMaps(pid, tid int) (*memory, error) {
 			executable[file{l.dev, l.ino}] = true
 		}
 	}
+	known := s.looked[pid]
+	if known == nil && remember {
+		known = map[mapLine]*Object{}
+		s.looked[pid] = known
+	}
 	for _, l := range lines {
 		if !strings.HasPrefix(l.path, "/") {
 			continue
 		}
-		p, err := s.lookMap(pid, tid, l)
-		if err != nil {
-			return nil, err
+		o, seen := known[l]
+		if !seen {
+			if o, err = s.lookMap(pid, tid, l); err != nil {
+				return nil, err
+			}
+			if remember {
+				known[l] = o
+			}
 		}
-		if p == nil {
+		if o == nil {
 			continue
 		}
+		p := &place{obj: *o, line: l}
+		p.obj.TID = tid
 		if executable[file{l.dev, l.ino}] && !s.o.Executables {
 			s.skip(p.obj, reasonExecutable)
 			continue
@@ -86,7 +98,7 @@ func mapFile(tid int, l mapLine) string {
 }
 
 // lookMap asks whether a map is part of the swap; nil if not.
-func (s *scanner) lookMap(pid, tid int, l mapLine) (*place, error) {
+func (s *scanner) lookMap(pid, tid int, l mapLine) (*Object, error) {
 	path := mapFile(tid, l)
 	link, err := readLink(path)
 	if err == nil && strings.HasPrefix(link, "/") {
@@ -108,7 +120,7 @@ func (s *scanner) lookMap(pid, tid int, l mapLine) (*place, error) {
 				if !s.o.Match(&o) {
 					return nil, nil
 				}
-				return &place{obj: o, line: l}, nil
+				return &o, nil
 			}
 		}
 	}

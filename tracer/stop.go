@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -18,18 +20,32 @@ type found struct {
 	mems   []*memory // of all, where several are joined
 }
 
+// matches reports that there is something to be swapped that can be.
 func (f *found) matches() bool {
+	some := false
+	f.each(func(_ *Object, it *item) { some = some || it.err == nil })
+	return some
+}
+
+// each calls do for every object.
+func (f *found) each(do func(*Object, *item)) {
 	for _, t := range f.tables {
-		if len(t.slots) > 0 {
-			return true
+		for _, s := range t.slots {
+			do(&s.obj, s.item)
 		}
 	}
+	var places []*place
 	for _, d := range f.fs {
-		if d.cwd != nil || d.root != nil {
-			return true
+		places = append(places, d.cwd, d.root)
+	}
+	if f.mem != nil {
+		places = append(append(places, f.mem.maps...), f.mem.exe)
+	}
+	for _, p := range places {
+		if p != nil {
+			do(&p.obj, p.item)
 		}
 	}
-	return f.mem != nil && (len(f.mem.maps) > 0 || f.mem.exe != nil)
 }
 
 // scanProcess looks at all tables, directories and maps of a process.
@@ -61,7 +77,7 @@ func (s *scanner) scanProcess(pid, pidfd int, remember bool) (*found, error) {
 	}
 	for _, tid := range tids { // a leader that is a zombie has no memory
 		if st, err := readStatus(tid); err == nil && st.state != 'Z' && st.state != 'X' {
-			f.mem, err = s.scanMaps(pid, tid)
+			f.mem, err = s.scanMaps(pid, tid, remember)
 			return f, err
 		}
 	}
@@ -124,6 +140,7 @@ func (x *transaction) refresh() error {
 			p.close()
 			delete(x.known, pid)
 			delete(x.s.seen, pid)
+			delete(x.s.looked, pid)
 		}
 		p, err := x.candidate(pid)
 		if err != nil {
@@ -142,19 +159,13 @@ func (x *transaction) refresh() error {
 	return nil
 }
 
-// stop stops every process with a matching object: all its threads, until no
-// new thread and no new such process turns up.
-func (x *transaction) stop() error {
-	x.deadline = time.Now().Add(x.o.Deadline)
-	first := true
-	for {
+// stop stops the members of a group, and every process with a matching object
+// that turns up while they stop: all their threads, until there is no new one.
+func (x *transaction) stop(members []*process) error {
+	x.e.left = members
+	for first := true; ; first = false {
 		if err := x.alive(); err != nil {
 			return err
-		}
-		if !first {
-			if err := x.refresh(); err != nil {
-				return err
-			}
 		}
 		fresh, deferred, err := x.pickFresh(first)
 		if err != nil {
@@ -179,7 +190,10 @@ func (x *transaction) stop() error {
 		if !first && seized == 0 && deferred == 0 {
 			return nil
 		}
-		first = false
+		if time.Now().After(x.deadline) {
+			return fmt.Errorf("new threads and processes with objects to be swapped turned up for %v, the last of %d stopped is process %d (%s)",
+				x.waited(), len(x.e.order), x.e.order[len(x.e.order)-1].pid, x.e.order[len(x.e.order)-1].comm)
+		}
 	}
 }
 
@@ -187,36 +201,84 @@ func (x *transaction) stop() error {
 // matching object. deferred counts those that must wait: a child of vfork(2)
 // runs until it calls execve, or its parent, asleep till then, would never stop.
 func (x *transaction) pickFresh(first bool) (fresh []*process, deferred int, err error) {
+	candidates := x.e.left
+	switch {
+	case first:
+	case x.rolling:
+		if candidates, err = x.offspring(); err != nil {
+			return nil, 0, err
+		}
+	default:
+		if err := x.refresh(); err != nil {
+			return nil, 0, err
+		}
+		candidates = x.sortedKnown()
+	}
 	chosen := map[int]bool{}
 	var picked []*process
-	for _, p := range x.sortedKnown() {
+	for _, p := range candidates {
 		if x.e.procs[p.pid] != nil {
 			continue
 		}
-		match := x.matched[p.pid]
 		if !first {
 			f, err := x.s.scanProcess(p.pid, p.pidfd, false)
 			if err != nil {
 				return nil, 0, err
 			}
-			match = f.matches()
+			if !f.matches() {
+				continue
+			}
 		}
-		if match {
-			chosen[p.pid] = true
-			picked = append(picked, p)
-		}
+		chosen[p.pid] = true
+		picked = append(picked, p)
 	}
+	x.e.left = nil
 	for _, p := range picked {
 		if st, err := readStatus(p.pid); err == nil && kcmp(p.pid, st.ppid, kcmpVM, 0, 0) == 0 {
 			parent := x.e.procs[st.ppid]
 			if chosen[st.ppid] || parent != nil && parent.running() != nil {
 				deferred++
+				x.e.left = append(x.e.left, p)
 				continue
 			}
 		}
 		fresh = append(fresh, p)
 	}
 	return fresh, deferred, nil
+}
+
+// offspring lists what belongs to a group that is being stopped beside those
+// that are: who had to wait, and children that were not there when all were
+// looked at. Where the kernel does not list children (CONFIG_PROC_CHILDREN) they
+// are found after the last group.
+func (x *transaction) offspring() ([]*process, error) {
+	r := x.e.left
+	for _, p := range x.e.order {
+		for _, t := range p.order {
+			text, err := os.ReadFile(procPath(p.pid, fmt.Sprintf("task/%d/children", t.tid)))
+			if err != nil {
+				continue // ended
+			}
+			for _, f := range strings.Fields(string(text)) {
+				pid, err := strconv.Atoi(f)
+				if err != nil || x.known[pid] != nil && x.known[pid].same() {
+					continue
+				}
+				c, err := x.candidate(pid)
+				if err != nil {
+					return nil, err
+				}
+				if c != nil {
+					if was := x.known[pid]; was != nil {
+						was.close()
+					}
+					x.known[pid] = c
+					r = append(r, c)
+				}
+			}
+		}
+	}
+	return r, nil
 }
 
 func (x *transaction) seizeAll() (n int, err error) {
@@ -267,12 +329,17 @@ func (x *transaction) waitAll() error {
 		if time.Now().After(x.deadline) {
 			for _, p := range x.e.order {
 				if t := p.running(); t != nil {
-					return notStopping(t.tid, x.o.Deadline)
+					return notStopping(t.tid, x.waited())
 				}
 			}
 		}
 		d.sleep()
 	}
+}
+
+// waited is how long the present group has been stopped for, for messages.
+func (x *transaction) waited() time.Duration {
+	return time.Since(x.stopping).Round(100 * time.Millisecond)
 }
 
 // alive is an error once the caller gave up.

@@ -17,7 +17,9 @@ const DefaultDeadline = 2 * time.Second
 
 // Swap replaces files in running processes, as o says. Either everything that
 // can be swapped is, or the error says why not, and that nothing was changed.
-// After an error the report tells what is known so far.
+// After an error the report tells what is known so far. If the error is an
+// ErrPartly, its Swapped lists what has new files: processes that were let go
+// before the one that failed. The caller swaps these back, or tries again.
 //
 // The functions of o are called one at a time, on an OS thread of their own.
 // None of the processes may be a child that this process waits for meanwhile:
@@ -35,10 +37,14 @@ func Swap(ctx context.Context, o Options) (*Report, error) {
 	if self := os.Getpid(); kcmp(self, self, kcmpVM, 0, 0) != 0 {
 		return nil, errors.New("swap: kcmp(2) does not work here: the kernel needs CONFIG_KCMP, a container's seccomp profile must allow it")
 	}
-	x := &transaction{ctx: ctx, o: &o, known: map[int]*process{}, matched: map[int]bool{}}
+	x := &transaction{ctx: ctx, o: &o, known: map[int]*process{}, found: map[int]*found{}}
 	x.s, x.e = newScanner(&o), newEngine(o.RestartErrnos)
 	var err error
-	onOwnThread(func() { err = x.run() })
+	onOwnThread(func() {
+		// sleeps of microseconds would take 50 more (PR_SET_TIMERSLACK(2const)); the thread ends with the swap
+		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
+		err = x.run()
+	})
 	x.s.close()
 	x.waitDetached()
 	for _, p := range x.known {
@@ -46,6 +52,10 @@ func Swap(ctx context.Context, o Options) (*Report, error) {
 	}
 	return &x.report, err
 }
+
+// ErrPartly is what a swap fails with after other processes have been let go with
+// their new files.
+var ErrPartly = errors.New("other processes have their new files already")
 
 // onOwnThread runs f on an OS thread that ends afterwards. ptrace(2) ties a
 // target to the thread that seized it, and the end of that thread lets go of all
@@ -74,14 +84,9 @@ func onOwnThread(f func()) {
 func (x *transaction) waitDetached() {
 	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		held := false
-		for _, p := range x.e.order {
-			for _, t := range p.order {
-				if t.gone || !t.left {
-					continue
-				}
-				if st, err := readStatus(t.tid); err == nil && st.tracer != 0 {
-					held = true
-				}
+		for _, tid := range x.leftTraced() {
+			if st, err := readStatus(tid); err == nil && st.tracer != 0 && st.state != 'Z' && st.state != 'X' {
+				held = true
 			}
 		}
 		if !held {
@@ -90,20 +95,37 @@ func (x *transaction) waitDetached() {
 	}
 }
 
+// leftTraced lists the threads that could not be detached.
+func (x *transaction) leftTraced() []int {
+	r := x.undetached
+	for _, p := range x.e.order {
+		for _, t := range p.order {
+			if t.left && !t.gone {
+				r = append(r, t.tid)
+			}
+		}
+	}
+	return r
+}
+
 // transaction is one swap.
 type transaction struct {
-	ctx      context.Context
-	o        *Options
-	s        *scanner
-	e        *engine
-	known    map[int]*process // candidates by PID
-	matched  map[int]bool     // by the live scan
-	frozen   freezer
-	deadline time.Time
-	jobs     []*job
-	begun    time.Time
-	undo     bool // Stopped succeeded
-	report   Report
+	ctx        context.Context
+	o          *Options
+	s          *scanner
+	e          *engine          // of the group that is being stopped
+	known      map[int]*process // candidates by PID
+	found      map[int]*found   // what the last look while it ran saw of a process
+	rolling    bool             // the groups are stopped one after another
+	frozen     freezer
+	deadline   time.Time
+	stopping   time.Time      // since when the present group is being stopped
+	jobs       []*job         // of the present group
+	undo       bool           // Stopped succeeded
+	done       bool           // a group was let go with new files
+	left       []ObjectReport // of processes that run: what is not swapped
+	undetached []int          // threads of groups that were let go, see thread.left
+	report     Report
 }
 
 func (x *transaction) step(name string) error {
@@ -135,19 +157,14 @@ func (x *transaction) run() error {
 	if err != nil {
 		return fmt.Errorf("%w; nothing was changed", err)
 	}
-	x.begun = time.Now()
-	if err = x.exchange(); err == nil {
-		err = x.release()
-		x.finishReport()
-		return err
+	begun := time.Now()
+	x.deadline = begun.Add(x.o.Deadline)
+	err = x.exchangeAll()
+	if len(x.report.Processes) > 0 {
+		x.report.Pause = time.Since(begun)
 	}
-	rollback := x.rollback()
-	x.finishReport()
-	x.report.Swapped = nil
-	if rollback != nil {
-		return fmt.Errorf("%w; and not all could be put back: %w", err, rollback)
-	}
-	return fmt.Errorf("%w; nothing was changed", err)
+	x.reportRunning()
+	return err
 }
 
 // prepare does what can be done while the processes run.
@@ -155,24 +172,76 @@ func (x *transaction) prepare() error {
 	if err := x.step(StepScan); err != nil {
 		return err
 	}
+	if err := x.lookAtAll(); err != nil {
+		return err
+	}
+	if err := x.step(StepReplace); err != nil {
+		return err
+	}
+	if err := x.replace(); err != nil {
+		return err
+	}
+	return x.leaveHopeless()
+}
+
+// leaveHopeless leaves processes alone that have nothing that can be swapped.
+func (x *transaction) leaveHopeless() error {
+	refused := map[Object]bool{}
+	for _, s := range x.report.Skipped {
+		refused[s.Object] = true
+	}
+	for pid, f := range x.found {
+		some := false
+		f.each(func(o *Object, it *item) { some = some || it.err == nil && !refused[*o] })
+		if some {
+			continue
+		}
+		all := *f
+		if all.mem != nil {
+			all.mems = []*memory{all.mem}
+		}
+		all.dropRefused(x.s)
+		delete(x.found, pid)
+	}
+	x.left = x.s.skipped
+	return x.requireAll()
+}
+
+// requireAll is an error for what is known to be left where it is, if nothing may be.
+func (x *transaction) requireAll() error {
+	if !x.o.RequireAll {
+		return nil
+	}
+	for _, s := range x.s.skipped {
+		if s.Reason != reasonExecutable {
+			return fmt.Errorf("%s cannot be swapped: %s", &s.Object, s.Reason)
+		}
+	}
+	return nil
+}
+
+// lookAtAll scans every candidate while it runs.
+func (x *transaction) lookAtAll() error {
 	if err := x.refresh(); err != nil {
 		return err
 	}
+	x.s.reset()
+	clear(x.found)
+	clear(x.s.looked)
+	clear(x.s.flags)
 	for _, p := range x.sortedKnown() {
 		f, err := x.s.scanProcess(p.pid, p.pidfd, true)
 		if err != nil {
 			return err
 		}
-		if x.matched[p.pid] = f.matches(); x.matched[p.pid] {
+		if f.matches() {
 			if err := x.frozen.check(p.pid, p.comm); err != nil {
 				return err
 			}
+			x.found[p.pid] = f
 		}
 	}
-	if err := x.step(StepReplace); err != nil {
-		return err
-	}
-	return x.replace()
+	return nil
 }
 
 // replace asks for new files for the items that have none yet.
@@ -196,156 +265,58 @@ func (x *transaction) replace() error {
 	return nil
 }
 
-// exchange stops, and changes everything.
-func (x *transaction) exchange() error {
-	if err := x.step(StepSeize); err != nil {
-		return err
+// lateRounds bounds how often processes are looked through again for what came
+// to them while others were stopped.
+const lateRounds = 3
+
+// exchangeAll stops the groups one after another, and changes everything.
+func (x *transaction) exchangeAll() error {
+	groups := x.groups()
+	x.rolling = len(groups) > 1
+	if !x.rolling {
+		return x.exchangeGroup(slices.Concat(groups...))
 	}
-	if err := x.stop(); err != nil {
-		return err
-	}
-	all, err := x.lookAgain()
-	if err != nil {
-		return err
-	}
-	if err := x.replace(); err != nil {
-		return err
-	}
-	if err := x.step(StepStopped); err != nil {
-		return err
-	}
-	if x.o.Stopped != nil {
-		if err := x.o.Stopped(); err != nil {
-			return fmt.Errorf("while all is stopped: %w", err)
-		}
-		x.undo = true
-	}
-	for _, it := range x.s.items {
-		if len(it.Holders) == 0 || it.repl < 0 {
-			continue
-		}
-		if err := it.carryOver(); err != nil {
-			it.err = err
-		}
-	}
-	all.dropRefused(x.s)
-	if x.o.RequireAll {
-		for _, s := range x.s.skipped {
-			if s.Reason != reasonExecutable {
-				return fmt.Errorf("%s cannot be swapped: %s", &s.Object, s.Reason)
+	for range lateRounds {
+		for _, g := range groups {
+			if err := x.exchangeGroup(g); err != nil {
+				return err
 			}
 		}
-	}
-	if err := x.plan(all); err != nil {
-		return err
-	}
-	return x.runJobs()
-}
-
-// lookAgain scans what is stopped now, and joins what processes share.
-func (x *transaction) lookAgain() (*found, error) {
-	x.s.reset()
-	all := &found{}
-	var tables kcmpSet[*table]
-	var dirs kcmpSet[*fsInfo]
-	var mems kcmpSet[*memory]
-	for _, p := range x.e.order {
-		if !p.alive() {
-			continue
+		// processes that were started meanwhile, or got a file from one that was not stopped yet
+		err := x.lookAtAll()
+		if err == nil {
+			err = x.replace()
 		}
-		f, err := x.s.scanProcess(p.pid, p.pidfd, false)
+		if err == nil {
+			err = x.leaveHopeless()
+		}
 		if err != nil {
-			return nil, err
+			return x.partly(err)
 		}
-		for _, t := range f.tables {
-			if _, isNew := tables.find(func(o *table) int { return kcmp(t.tid, o.tid, kcmpFiles, 0, 0) }, func() *table { return t }); isNew {
-				all.tables = append(all.tables, t)
-			}
-		}
-		for _, d := range f.fs {
-			if _, isNew := dirs.find(func(o *fsInfo) int { return kcmp(d.tid, o.tid, kcmpFS, 0, 0) }, func() *fsInfo { return d }); isNew {
-				all.fs = append(all.fs, d)
-			}
-		}
-		if m := f.mem; m != nil {
-			if _, isNew := mems.find(func(o *memory) int { return kcmp(m.tid, o.tid, kcmpVM, 0, 0) }, func() *memory { return m }); isNew {
-				all.mems = append(all.mems, m)
-			}
+		if groups = x.groups(); len(groups) == 0 {
+			break
 		}
 	}
-	return all, nil
+	return x.partly(x.exchanged())
 }
 
-// dropRefused takes out what has no replacement, and reports it.
-func (f *found) dropRefused(s *scanner) {
-	drop := func(o Object, it *item) bool {
-		if it.err == nil && it.repl >= 0 {
-			return false
-		}
-		reason := "there is no replacement"
-		if it.err != nil {
-			reason = it.err.Error()
-		}
-		s.skip(o, reason)
-		return true
+func (x *transaction) exchanged() error {
+	if x.o.Exchanged == nil {
+		return nil
 	}
-	for _, t := range f.tables {
-		t.slots = slices.DeleteFunc(t.slots, func(sl *slot) bool { return drop(sl.obj, sl.item) })
-	}
-	for _, d := range f.fs {
-		for _, p := range []**place{&d.cwd, &d.root} {
-			if *p != nil && drop((*p).obj, (*p).item) {
-				*p = nil
-			}
-		}
-	}
-	for _, m := range f.mems {
-		m.maps = slices.DeleteFunc(m.maps, func(p *place) bool { return drop(p.obj, p.item) })
-		if m.exe != nil && drop(m.exe.obj, m.exe.item) {
-			m.exe = nil
-		}
-	}
-}
-
-// each runs one part of every job; a process that ended has no part in it.
-func (x *transaction) each(step string, f func(*job) error) error {
-	for _, j := range x.jobs {
-		if err := x.step(step); err != nil {
-			return err
-		}
-		if j.gone {
-			continue
-		}
-		if err := f(j); errors.Is(err, errTargetGone) {
-			j.gone = true
-		} else if err != nil {
-			return err
-		}
+	if err := x.o.Exchanged(); err != nil {
+		return fmt.Errorf("when all was exchanged: %w", err)
 	}
 	return nil
 }
 
-func (x *transaction) runJobs() error {
-	if err := x.each(StepInject, func(j *job) error { return j.inject(x) }); err != nil {
-		return err
+// partly says of an error what it left.
+func (x *transaction) partly(err error) error {
+	if err == nil {
+		return nil
 	}
-	if err := x.each(StepStage, func(j *job) error { return j.stage(newFile, j.cwd) }); err != nil {
-		return err
+	if !x.done {
+		return fmt.Errorf("%w; nothing was changed", err)
 	}
-	err := x.each(StepCommit, func(j *job) error {
-		if err := j.commit(newFile, x.o.NeverEmpty); err != nil {
-			return err
-		}
-		if err := x.step(StepCheck); err != nil {
-			return err
-		}
-		if len(j.refused) > 0 && x.o.RequireAll {
-			return fmt.Errorf("%s cannot be swapped: %s", &j.refused[0].Object, j.refused[0].Reason)
-		}
-		return j.verify(x.s.self, newFile)
-	})
-	if err != nil {
-		return err
-	}
-	return x.step(StepRelease)
+	return fmt.Errorf("%w; %w", err, ErrPartly)
 }

@@ -89,7 +89,6 @@ type adopter struct {
 	server  Server
 	mount   int // of the layer
 	adopted []AdoptedDescription
-	mapped  []int // files of the layer that will be mapped
 }
 
 // adoption opens a file of the layer, by the token or by whatever open opens, that
@@ -124,27 +123,20 @@ func (a *adopter) adoption(d *tracer.Description, description int, token, name s
 		return -1, fmt.Errorf("keep the original: %w", err)
 	}
 	a.adopted = append(a.adopted, AdoptedDescription{Handle: handle, File: original})
-	if d.Kind == tracer.Map {
-		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			_ = unix.Close(fd)
-			return -1, fmt.Errorf("keep the file of a map: %w", err)
-		}
-		a.mapped = append(a.mapped, dup)
-	}
 	return fd, nil
 }
 
-// knowSizes has the kernel ask for the sizes of files that are about to be
-// mapped. A page fault beyond the size that it knows raises SIGBUS, and does not
-// ask for the size of now (filemap_fault, mm/filemap.c): the file may have grown
-// since it was opened.
-func (a *adopter) knowSizes() error {
-	for _, fd := range a.mapped {
-		var x unix.Statx_t
-		if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_SIZE, &x); err != nil {
-			return fmt.Errorf("size of a mapped file: %w", err)
-		}
+// settle has the kernel ask for the size of a file that is about to be mapped. A
+// page fault beyond the size that it knows raises SIGBUS, and does not ask for the
+// size of now (filemap_fault, mm/filemap.c): the file may have grown since it was
+// opened.
+func (a *adopter) settle(d *tracer.Description, fd int) error {
+	if d.Kind != tracer.Map {
+		return nil
+	}
+	var x unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_SIZE, &x); err != nil {
+		return fmt.Errorf("size of a mapped file: %w", err)
 	}
 	return nil
 }
@@ -153,9 +145,6 @@ func (a *adopter) knowSizes() error {
 func (a *adopter) close() {
 	for _, d := range a.adopted {
 		_ = unix.Close(d.File)
-	}
-	for _, fd := range a.mapped {
-		_ = unix.Close(fd)
 	}
 }
 

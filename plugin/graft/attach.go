@@ -21,6 +21,8 @@ type AttachOptions struct {
 	Server Server
 	// Deadline bounds how long the target may be stopped; 0 means DefaultDeadline.
 	Deadline time.Duration
+	// Budget bounds how long one process may be stopped before its exchange begins; 0 means no bound but the deadline.
+	Budget time.Duration
 	// HandleIoctl is the ioctl(2) request by which the layer tells the handle of an open file.
 	HandleIoctl uint
 	// RequireAll turns an object that cannot be swapped into an error.
@@ -58,7 +60,11 @@ func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 			if err == nil {
 				break
 			}
-			err = errors.Join(err, undo[i]())
+			uerr := undo[i]()
+			if uerr == nil && errors.Is(err, tracer.ErrPartly) {
+				uerr = errors.New("these have been swapped back: nothing is changed")
+			}
+			err = errors.Join(err, uerr)
 		}
 		a.release()
 		if err != nil {
@@ -70,16 +76,18 @@ func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 	}
 	swap := tracer.Options{
 		Processes: a.Target.Processes, Match: a.match, Replace: a.adopt,
-		Stopped: a.mountLayer, Undo: a.unmountLayer, Step: a.Step,
-		RequireAll: a.RequireAll, Deadline: a.Deadline,
+		Stopped: a.mountLayer, Undo: a.unmountLayer, Settle: a.settle, Step: a.Step,
+		RequireAll: a.RequireAll, Deadline: a.Deadline, Budget: a.Budget,
 	}
 	r, err := tracer.Swap(ctx, swap)
+	if err == nil || errors.Is(err, tracer.ErrPartly) {
+		// From here on a failure has to swap back what is on the layer.
+		undo = append(undo, func() error { return a.revert() })
+	}
 	if err != nil {
 		return nil, err
 	}
 	a.rep.add(r)
-	// From here on a failure has to swap back what is on the layer.
-	undo = append(undo, func() error { return a.revert() })
 	// Processes without an object were not stopped, and may have opened one until the layer lay there.
 	swap.Stopped, swap.Undo = nil, nil
 	for range stragglerPasses {
@@ -180,9 +188,6 @@ func (a *attachment) prepare(ctx context.Context) (err error) {
 // mountLayer makes the layer live: when move_mount returns, every new path walk goes through it.
 func (a *attachment) mountLayer() error {
 	if err := a.Step(StepMount); err != nil {
-		return err
-	}
-	if err := a.knowSizes(); err != nil {
 		return err
 	}
 	return a.ns.do(func() error {

@@ -27,6 +27,8 @@ type DetachOptions struct {
 	HandleIoctl uint
 	// Deadline bounds how long the target may be stopped; 0 means DefaultDeadline.
 	Deadline time.Duration
+	// Budget bounds how long one process may be stopped before its exchange begins; 0 means no bound but the deadline.
+	Budget time.Duration
 	// Step is called before each step with its name; an error makes the ungraft roll back. For tests.
 	Step func(step string) error
 }
@@ -57,26 +59,27 @@ type detachment struct {
 	ns      *namespace
 	procFD  int
 	groupFD int
-	maps    []int // files of the layer that are mapped, to be written back
-	sample  int   // some file of the layer, -1 for none
-	off     bool  // it is not mounted any more
+	sample  int  // some file of the layer, -1 for none
+	off     bool // it is not mounted any more
 	// lockless: no POSIX lock is held through the layer; asked for each file, that would cost more than all the rest
 	lockless bool
+	locked   map[uint64]bool // inode numbers with POSIX locks
 	used     map[uint64]bool
 	rep      *Report
 }
 
 func (d *detachment) run(ctx context.Context) error {
 	swap := tracer.Options{
-		Match: d.match, Replace: d.original, Locks: d.locks,
-		Stopped: d.quiesce, Step: d.step, Deadline: d.Deadline,
+		Match: d.match, Replace: d.original, Locks: d.locks, Locked: d.hasLocks, Settle: d.settle,
+		Stopped: d.quiesce, Exchanged: d.takeOff, Step: d.step, Deadline: d.Deadline, Budget: d.Budget,
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,
 		// What was started from the layer must not depend on it any longer.
 		Executables: true,
 	}
 	if d.Server == nil {
-		swap.Replace, swap.Locks = d.rescue, nil
+		swap.Replace, swap.Locks, swap.Locked = d.rescue, nil, nil
+		swap.Together = true // once the connection is aborted, nobody must run who has files of it
 		swap.Seized = func() error { return abortConnection(d.Layer.Info.Dev) }
 		swap.MapsByPath = true
 		swap.RestartErrnos = []syscall.Errno{unix.ECONNABORTED, unix.ENOTCONN}
@@ -84,15 +87,15 @@ func (d *detachment) run(ctx context.Context) error {
 	if err := d.enter(); err != nil {
 		return err
 	}
+	if err := d.askLocks(); err != nil {
+		return err
+	}
 	r, err := swapEverywhere(ctx, d.Target, swap)
 	if err != nil {
-		return err
+		return partly(err, r)
 	}
 	d.rep.add(r)
-	if err := d.takeOff(); err != nil { // it has happened, unless nothing had to be stopped
-		return err
-	}
-	swap.Stopped, swap.Seized, swap.Step = nil, nil, d.Step
+	swap.Stopped, swap.Seized, swap.Exchanged = nil, nil, nil
 	for range stragglerPasses {
 		r, err := swapEverywhere(ctx, d.Target, swap)
 		if err != nil {
@@ -199,12 +202,7 @@ func (d *detachment) originalOfMap(o *tracer.Description) (int, error) {
 	flags := unix.O_RDONLY
 	if o.Flags&unix.O_ACCMODE == unix.O_RDWR {
 		flags = unix.O_RDWR
-		dup, err := unix.FcntlInt(uintptr(o.File), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			return -1, err
-		}
-		d.maps = append(d.maps, dup)
-		if err := writeBack(dup); err != nil {
+		if err := writeBack(o.File); err != nil { // most of it now, while nobody waits
 			return -1, err
 		}
 	}
@@ -224,8 +222,35 @@ func writeBack(fd int) error {
 	return nil
 }
 
+// askLocks learns which files have POSIX locks: whoever has such a file open is
+// stopped together with the holder.
+func (d *detachment) askLocks() error {
+	d.locked = map[uint64]bool{}
+	if d.Server == nil {
+		return nil
+	}
+	inodes, err := d.Server.LockedFiles()
+	if err != nil {
+		return fmt.Errorf("ask the layer for its locks: %w", err)
+	}
+	for _, ino := range inodes {
+		d.locked[ino] = true
+	}
+	return nil
+}
+
+// step asks for the locks again when the next processes are stopped.
+func (d *detachment) step(name string) error {
+	if err := d.Step(name); err != nil || name != tracer.StepStopped || d.lockless {
+		return err
+	}
+	return d.askLocks()
+}
+
+func (d *detachment) hasLocks(o *tracer.Object) bool { return d.locked[o.Ino] }
+
 func (d *detachment) locks(o *tracer.Object) []tracer.Lock {
-	if d.lockless || o.Mode&unix.S_IFMT != unix.S_IFREG {
+	if d.lockless || !d.locked[o.Ino] {
 		return nil
 	}
 	locks, err := d.Server.PosixLocks(o.PID, o.Ino)
@@ -235,15 +260,19 @@ func (d *detachment) locks(o *tracer.Object) []tracer.Lock {
 	return locks
 }
 
-// quiesce runs with every target thread stopped, before anything is exchanged: nothing can dirty a page any more.
+// settle brings what was written to a map since to the server: now nobody can
+// dirty a page any more.
+func (d *detachment) settle(o *tracer.Description, _ int) error {
+	if d.Server == nil || o.Kind != tracer.Map || o.Flags&unix.O_ACCMODE != unix.O_RDWR {
+		return nil
+	}
+	return writeBack(o.File)
+}
+
+// quiesce runs when the first processes are stopped and nothing is exchanged yet.
 func (d *detachment) quiesce() error {
 	if d.Server == nil {
 		return nil
-	}
-	for _, fd := range d.maps {
-		if err := writeBack(fd); err != nil {
-			return err
-		}
 	}
 	return d.endFlushes()
 }
@@ -263,19 +292,9 @@ func (d *detachment) endFlushes() error {
 	return nil
 }
 
-// step takes the layer off when all is exchanged and the target still stands:
-// a working directory below a mount that lies over it has no path for getcwd(2).
-// Until then a failure leaves the layer where it is.
-func (d *detachment) step(name string) error {
-	if err := d.Step(name); err != nil {
-		return err
-	}
-	if name == tracer.StepRelease {
-		return d.takeOff()
-	}
-	return nil
-}
-
+// takeOff takes the mount off when all is exchanged: a working directory on a
+// mount that is not there any more has no path for getcwd(2). Until then a failure
+// leaves the layer where it is.
 func (d *detachment) takeOff() error {
 	if d.off {
 		return nil
@@ -362,7 +381,7 @@ func (d *detachment) release() {
 	if d.ns != nil {
 		d.ns.close()
 	}
-	for _, fd := range append(d.maps, d.procFD, d.groupFD, d.sample) {
+	for _, fd := range []int{d.procFD, d.groupFD, d.sample} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}

@@ -4,6 +4,9 @@
 package graft
 
 import (
+	"errors"
+	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -18,6 +21,10 @@ type Report struct {
 	// Prepare is the work done while the target ran; Pause how long its threads stood still. Nanoseconds in JSON.
 	Prepare time.Duration `json:"prepare"`
 	Pause   time.Duration `json:"pause"`
+	// Phases are the parts of Pause.
+	Phases tracer.Phases `json:"phases"`
+	// Longest is how long the process stood still that did so for the longest.
+	Longest time.Duration `json:"longest"`
 	// Stopped are the processes that were stopped; the others never noticed.
 	Stopped []tracer.ProcessReport `json:"stopped"`
 	// Swapped and Skipped list the open objects, with a reason for each that was left where it was.
@@ -33,6 +40,10 @@ func (r *Report) add(t *tracer.Report) {
 	}
 	r.Prepare += t.Prepare
 	r.Pause += t.Pause
+	r.Phases.Add(t.Phases)
+	for _, p := range t.Processes {
+		r.Longest = max(r.Longest, p.Pause)
+	}
 	r.Stopped = append(r.Stopped, t.Processes...)
 	r.Swapped = append(r.Swapped, t.Swapped...)
 	r.Skipped = append(r.Skipped, t.Skipped...)
@@ -45,6 +56,8 @@ func (r *Report) Add(o *Report) {
 	}
 	r.Prepare += o.Prepare
 	r.Pause += o.Pause
+	r.Phases.Add(o.Phases)
+	r.Longest = max(r.Longest, o.Longest)
 	r.Stopped = append(r.Stopped, o.Stopped...)
 	r.Swapped = append(r.Swapped, o.Swapped...)
 	r.Skipped = append(r.Skipped, o.Skipped...)
@@ -66,4 +79,16 @@ func (r *Report) addStragglers(t *tracer.Report) {
 			r.Skipped = append(r.Skipped, s)
 		}
 	}
+}
+
+// partly adds to an error which processes have changed all the same.
+func partly(err error, r *tracer.Report) error {
+	if !errors.Is(err, tracer.ErrPartly) {
+		return err
+	}
+	pids := map[int]bool{}
+	for _, o := range r.Swapped {
+		pids[o.Object.PID] = true
+	}
+	return fmt.Errorf("%w; off the layer are processes %v", err, slices.Sorted(maps.Keys(pids)))
 }

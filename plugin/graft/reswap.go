@@ -81,7 +81,8 @@ type lockKey struct {
 func (r *reswap) run(ctx context.Context) error {
 	swap := tracer.Options{
 		Match: r.match, Replace: r.replace, Locks: r.locks,
-		Stopped: r.stopped, Step: r.Step, Deadline: r.Deadline, RequireAll: r.RequireAll,
+		Stopped: r.stopped, Settle: r.settle, Step: r.Step, Deadline: r.Deadline, RequireAll: r.RequireAll,
+		Together: true, // see stopped
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,
 	}
@@ -133,7 +134,7 @@ func (r *reswap) stopped() error {
 		return err
 	}
 	r.keeping, r.known = true, map[lockKey][]tracer.Lock{}
-	return r.knowSizes()
+	return nil
 }
 
 // handOver leaves the descriptions with the keeper, for the day the server dies.

@@ -19,8 +19,10 @@ type Server interface {
 	Description(handle uint64) (int, error)
 	// Backing duplicates an O_PATH descriptor of what lies under an inode of the layer; path is relative to the layer.
 	Backing(ino uint64, path string) (int, error)
+	// LockedFiles lists the inode numbers of files on which somebody has a POSIX lock through the layer.
+	LockedFiles() (inodes []uint64, err error)
 	// EndFlushes has closes of the layer's files no longer wait for the server, if no POSIX lock
-	// depends on them. All that has files of the layer must be stopped.
+	// depends on them. Locks that are taken later end with the last close of their description.
 	EndFlushes() (bool, error)
 	// KeepLocks says whether closes of retired files, and of those that take their place, leave the POSIX
 	// locks of who closes them alone. All that has such files must be stopped. It reports whether there are such locks.

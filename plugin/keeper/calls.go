@@ -24,13 +24,14 @@ const (
 	// server to keeper, on a pair of its own
 	callNews = "news" // []newsCall
 	// swapper to server, on its pair
-	callArm         = "arm"         // armCall, fds: the description
-	callDisarm      = "disarm"      // int (tid) -> disarmAnswer
-	callDescription = "description" // uint64 (handle) -> fds: the description
-	callBacking     = "backing"     // backingCall -> fds: O_PATH
-	callLocks       = "locks"       // locksCall -> []tracer.Lock
-	callEndFlushes  = "end flushes" // -> bool
-	callKeepLocks   = "keep locks"  // bool -> bool
+	callArm         = "arm"          // armCall, fds: the description
+	callDisarm      = "disarm"       // int (tid) -> disarmAnswer
+	callDescription = "description"  // uint64 (handle) -> fds: the description
+	callBacking     = "backing"      // backingCall -> fds: O_PATH
+	callLocks       = "locks"        // locksCall -> []tracer.Lock
+	callLockedFiles = "locked files" // -> []uint64 (inode numbers)
+	callEndFlushes  = "end flushes"  // -> bool
+	callKeepLocks   = "keep locks"   // bool -> bool
 	// swapper to keeper
 	callJob       = "job"       // -> job, fds: mount, backing[, peer group], none for an attach
 	callLayer     = "layer"     // graft.LayerInfo, fds: device, mount, backing[, peer group]
@@ -163,6 +164,12 @@ func (s serverLink) Description(handle uint64) (int, error) {
 
 func (s serverLink) Backing(ino uint64, path string) (int, error) {
 	return one(s.call(callBacking, backingCall{Ino: ino, Path: path}, nil))
+}
+
+func (s serverLink) LockedFiles() ([]uint64, error) {
+	var inodes []uint64
+	_, err := s.call(callLockedFiles, nil, &inodes)
+	return inodes, err
 }
 
 func (s serverLink) EndFlushes() (bool, error) {

@@ -354,6 +354,8 @@ func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
 		}
 		fd, err := h.layer.Backing(c.Ino, c.Path)
 		return nil, []int{fd}, err
+	case callLockedFiles:
+		return h.layer.LockedFiles(), nil, nil
 	case callEndFlushes:
 		return h.layer.EndFlushes(), nil, nil
 	case callKeepLocks:

@@ -1,0 +1,228 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// exchangeGroup stops processes, exchanges what they have, and lets them go.
+func (x *transaction) exchangeGroup(members []*process) error {
+	x.e, x.jobs = newEngine(x.o.RestartErrnos), nil
+	x.stopping = time.Now()
+	x.s.reset()
+	err := x.exchange(members)
+	if err == nil {
+		mark := time.Now()
+		err = x.release()
+		x.report.Phases.Resume += time.Since(mark)
+		x.done = x.done || len(x.jobs) > 0
+		x.addToReport()
+		x.forgetStop()
+		if err != nil {
+			return fmt.Errorf("let the processes go: %w", err)
+		}
+		return nil
+	}
+	rollback := x.rollback()
+	x.addSkipped()
+	if rollback != nil {
+		return fmt.Errorf("%w; and not all could be put back: %w", err, rollback)
+	}
+	return x.partly(err)
+}
+
+// exchange stops the processes and changes everything.
+func (x *transaction) exchange(members []*process) error {
+	if err := x.step(StepSeize); err != nil {
+		return err
+	}
+	if err := x.stop(members); err != nil {
+		return err
+	}
+	all, err := x.lookAgain()
+	if err != nil {
+		return err
+	}
+	if err := x.replace(); err != nil {
+		return err
+	}
+	if err := x.step(StepStopped); err != nil {
+		return err
+	}
+	if x.o.Stopped != nil && !x.undo {
+		if err := x.o.Stopped(); err != nil {
+			return fmt.Errorf("while all is stopped: %w", err)
+		}
+		x.undo = true
+	}
+	for _, it := range x.s.items {
+		if len(it.Holders) == 0 || it.repl < 0 {
+			continue
+		}
+		if x.o.Settle != nil {
+			if err := x.o.Settle(&it.Description, it.repl); err != nil {
+				return fmt.Errorf("prepare the exchange of %s: %w", &it.Holders[0], err)
+			}
+		}
+		if it.live {
+			continue
+		}
+		if err := it.carryOver(); err != nil {
+			it.err = err
+		}
+	}
+	all.dropRefused(x.s)
+	if err := x.requireAll(); err != nil {
+		return err
+	}
+	if err := x.plan(all); err != nil {
+		return err
+	}
+	x.report.Phases.Stop += time.Since(x.stopping)
+	return x.runJobs()
+}
+
+// lookAgain scans what is stopped now, and joins what processes share.
+func (x *transaction) lookAgain() (*found, error) {
+	x.s.reset()
+	all := &found{}
+	var tables kcmpSet[*table]
+	var dirs kcmpSet[*fsInfo]
+	var mems kcmpSet[*memory]
+	for _, p := range x.e.order {
+		if !p.alive() {
+			continue
+		}
+		f, err := x.s.scanProcess(p.pid, p.pidfd, false)
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range f.tables {
+			if _, isNew := tables.find(func(o *table) int { return kcmp(t.tid, o.tid, kcmpFiles, 0, 0) }, func() *table { return t }); isNew {
+				all.tables = append(all.tables, t)
+			}
+		}
+		for _, d := range f.fs {
+			if _, isNew := dirs.find(func(o *fsInfo) int { return kcmp(d.tid, o.tid, kcmpFS, 0, 0) }, func() *fsInfo { return d }); isNew {
+				all.fs = append(all.fs, d)
+			}
+		}
+		if m := f.mem; m != nil {
+			if _, isNew := mems.find(func(o *memory) int { return kcmp(m.tid, o.tid, kcmpVM, 0, 0) }, func() *memory { return m }); isNew {
+				all.mems = append(all.mems, m)
+			}
+		}
+	}
+	return all, nil
+}
+
+// dropRefused takes out what has no replacement, and reports it.
+func (f *found) dropRefused(s *scanner) {
+	drop := func(o Object, it *item) bool {
+		if it.err == nil && it.repl >= 0 {
+			return false
+		}
+		reason := "there is no replacement"
+		if it.err != nil {
+			reason = it.err.Error()
+		}
+		s.skip(o, reason)
+		return true
+	}
+	for _, t := range f.tables {
+		t.slots = slices.DeleteFunc(t.slots, func(sl *slot) bool { return drop(sl.obj, sl.item) })
+	}
+	for _, d := range f.fs {
+		for _, p := range []**place{&d.cwd, &d.root} {
+			if *p != nil && drop((*p).obj, (*p).item) {
+				*p = nil
+			}
+		}
+	}
+	for _, m := range f.mems {
+		m.maps = slices.DeleteFunc(m.maps, func(p *place) bool { return drop(p.obj, p.item) })
+		if m.exe != nil && drop(m.exe.obj, m.exe.item) {
+			m.exe = nil
+		}
+	}
+}
+
+// each runs one part of every job; a process that ended has no part in it.
+func (x *transaction) each(step string, f func(*job) error) error {
+	for _, j := range x.jobs {
+		if err := x.step(step); err != nil {
+			return err
+		}
+		if j.gone {
+			continue
+		}
+		if err := f(j); errors.Is(err, errTargetGone) {
+			j.gone = true
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (x *transaction) runJobs() error {
+	mark := time.Now()
+	phase := func(d *time.Duration) {
+		now := time.Now()
+		*d += now.Sub(mark)
+		mark = now
+	}
+	err := x.each(StepInject, func(j *job) error { return j.inject(x) })
+	phase(&x.report.Phases.Inject)
+	if err != nil {
+		return err
+	}
+	defer phase(&x.report.Phases.Exchange)
+	if err := x.each(StepStage, func(j *job) error { return j.stage(newFile, j.cwd) }); err != nil {
+		return err
+	}
+	if err := x.inTime(); err != nil {
+		return err
+	}
+	err = x.each(StepCommit, func(j *job) error {
+		if err := j.commit(newFile, x.o.NeverEmpty); err != nil {
+			return err
+		}
+		if err := x.step(StepCheck); err != nil {
+			return err
+		}
+		if len(j.refused) > 0 && x.o.RequireAll {
+			return fmt.Errorf("%s cannot be swapped: %s", &j.refused[0].Object, j.refused[0].Reason)
+		}
+		return j.verify(x.s.self, newFile)
+	})
+	if err != nil {
+		return err
+	}
+	if err := x.step(StepRelease); err != nil {
+		return err
+	}
+	if x.rolling {
+		return nil
+	}
+	return x.exchanged()
+}
+
+// inTime is asked before anything is exchanged: whether the processes stand still
+// for longer than they may.
+func (x *transaction) inTime() error {
+	if now := time.Now(); now.After(x.deadline) {
+		return fmt.Errorf("the exchange was not begun within %v", x.o.Deadline)
+	}
+	if x.o.Budget <= 0 {
+		return nil
+	}
+	for _, p := range x.e.order {
+		if d := time.Since(p.since); !p.since.IsZero() && p.alive() && d > x.o.Budget {
+			return fmt.Errorf("process %d (%s) has been stopped for %v, longer than its budget of %v", p.pid, p.comm, d.Round(10*time.Microsecond), x.o.Budget)
+		}
+	}
+	return nil
+}
