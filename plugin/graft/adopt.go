@@ -29,6 +29,9 @@ func (a *attachment) match(o *tracer.Object) bool {
 	if unnamed(o.Path, o.Mode) {
 		return o.MountID == uint64(a.place.mount.ID) // it may lie there: adopt says so
 	}
+	if a.place.root() && (o.MountID != uint64(a.place.mount.ID) || atRoot(o, a.place.prefix)) {
+		return false // on another mount, which is not under the layer; or moved by pivot_root
+	}
 	_, below := a.place.relative(o.Path)
 	return below
 }

@@ -124,7 +124,7 @@ type attachment struct {
 
 // prepare does all that can be done while the target runs and nothing of it can see.
 func (a *attachment) prepare(ctx context.Context) (err error) {
-	a.fuse, a.procFD, a.groupFD = fuseMount{-1, -1}, -1, -1
+	a.fuse, a.procFD, a.groupFD = fuseMount{-1, -1, -1}, -1, -1
 	start := time.Now()
 	if err := a.Step(StepResolve); err != nil {
 		return err
@@ -156,6 +156,11 @@ func (a *attachment) prepare(ctx context.Context) (err error) {
 	if a.fuse, err = newFuseMount(a.ID, a.place.mode, attrs); err != nil {
 		return err
 	}
+	if a.place.root() {
+		if a.fuse.bottom, err = fuseMountOf(a.fuse.device, a.ID, a.place.mode, attrs); err != nil {
+			return err
+		}
+	}
 	a.adopter = adopter{server: a.Server, mount: a.fuse.mount}
 	if a.dev, err = device(a.fuse.mount); err != nil {
 		return err
@@ -172,7 +177,7 @@ func (a *attachment) prepare(ctx context.Context) (err error) {
 		peer = a.group.clone
 	}
 	err = a.Keeper.Serve(ctx, Layer{
-		Device: a.fuse.device, Mount: a.fuse.mount, Backing: a.place.backing, PeerGroup: peer,
+		Device: a.fuse.device, Mount: a.fuse.mount, Backing: a.place.backing, Bottom: a.fuse.bottom, PeerGroup: peer,
 		Info: LayerInfo{Path: a.place.path, Prefix: a.place.prefix, Dev: a.dev},
 	})
 	if err != nil {
@@ -190,23 +195,40 @@ func (a *attachment) mountLayer() error {
 	if err := a.Step(StepMount); err != nil {
 		return err
 	}
-	return a.ns.do(func() error {
-		if a.group != nil {
-			if err := a.group.leave(a.groupFD); err != nil {
-				return err
-			}
+	if a.group != nil {
+		if err := a.ns.do(func() error { return a.group.leave(a.groupFD) }); err != nil {
+			return err
 		}
-		err := moveOnto(a.fuse.mount, a.place.backing)
-		if err != nil && a.group != nil {
-			err = errors.Join(err, a.group.rejoin(a.groupFD))
-		}
-		return err
-	})
+	}
+	err := a.attachMount()
+	if err != nil && a.group != nil {
+		err = errors.Join(err, a.ns.do(func() error { return a.group.rejoin(a.groupFD) }))
+	}
+	return err
+}
+
+func (a *attachment) attachMount() error {
+	if !a.place.root() {
+		return a.ns.do(func() error { return moveOnto(a.fuse.mount, a.place.backing) })
+	}
+	notes, err := a.cover().put()
+	a.rep.Notes = append(a.rep.Notes, notes...)
+	return err
+}
+
+func (a *attachment) cover() rootCover {
+	return rootCover{ns: a.ns, procFD: a.procFD, backing: a.place.backing, top: a.fuse.mount, bottom: a.fuse.bottom}
 }
 
 func (a *attachment) unmountLayer() error {
+	var err error
+	if a.place.root() {
+		_, err = a.cover().off(a.Target, a.dev, false)
+	}
 	return a.ns.do(func() error {
-		err := detachMount(a.fuse.mount, a.procFD)
+		if !a.place.root() {
+			err = detachMount(a.fuse.mount, a.procFD)
+		}
 		if a.group != nil {
 			err = errors.Join(err, a.group.rejoin(a.groupFD))
 		}
@@ -225,7 +247,7 @@ func (a *attachment) revert() error {
 	_, err := Detach(ctx, DetachOptions{
 		ID: a.ID, Target: a.Target, Server: a.Server, HandleIoctl: a.HandleIoctl, Deadline: a.Deadline,
 		Layer: Layer{
-			Device: -1, Mount: a.fuse.mount, Backing: a.place.backing, PeerGroup: group,
+			Device: -1, Mount: a.fuse.mount, Backing: a.place.backing, Bottom: a.fuse.bottom, PeerGroup: group,
 			Info: LayerInfo{Path: a.place.path, Prefix: a.place.prefix, Dev: a.dev},
 		},
 	})

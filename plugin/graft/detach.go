@@ -116,6 +116,9 @@ func (d *detachment) enter() (err error) {
 	if d.ns, err = enterNamespace(d.Target.namespaceFile()); err != nil {
 		return err
 	}
+	if err := d.enterRoot(); err != nil {
+		return err
+	}
 	if d.Layer.PeerGroup >= 0 {
 		l, err := resolveMountRoot(d.ns.tid, d.Layer.Backing)
 		if errors.Is(err, errMountGone) {
@@ -132,7 +135,9 @@ func (d *detachment) enter() (err error) {
 }
 
 // match picks what is open on the layer, in whatever process it is by now.
-func (d *detachment) match(o *tracer.Object) bool { return o.Dev == d.Layer.Info.Dev }
+func (d *detachment) match(o *tracer.Object) bool {
+	return o.Dev == d.Layer.Info.Dev && !(d.root() && !d.off && d.Server != nil && atRoot(o, d.Layer.Info.Prefix))
+}
 
 // original finds what a file of the layer stands for.
 func (d *detachment) original(o *tracer.Description) (int, error) {
@@ -302,19 +307,13 @@ func (d *detachment) takeOff() error {
 	if err := d.Step(StepUnmount); err != nil {
 		return err
 	}
-	if err := d.keepMounts(); err != nil {
-		return err
+	err := d.detachLayer()
+	if errors.Is(err, unix.EINVAL) {
+		err = nil // it is not mounted any more: an earlier ungraft came this far, or the target took it off
 	}
-	err := d.ns.do(func() error {
-		err := detachMount(d.Layer.Mount, d.procFD)
-		if errors.Is(err, unix.EINVAL) {
-			err = nil // it is not mounted any more: an earlier ungraft came this far, or the target took it off
-		}
-		if err != nil || d.groupFD < 0 {
-			return err
-		}
-		return (&peerGroup{clone: d.Layer.PeerGroup}).rejoin(d.groupFD)
-	})
+	if err == nil && d.groupFD >= 0 {
+		err = d.ns.do(func() error { return (&peerGroup{clone: d.Layer.PeerGroup}).rejoin(d.groupFD) })
+	}
 	d.off = err == nil
 	return err
 }

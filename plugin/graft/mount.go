@@ -17,13 +17,14 @@ const Subtype = "faultgraft"
 type fuseMount struct {
 	device int // /dev/fuse
 	mount  int // fsmount(2)
+	bottom int // another mount of it, for a layer over "/" (see root.go); -1 for none
 }
 
 // newFuseMount makes a detached FUSE mount by the new mount API (fsopen(2),
 // Linux 5.2). The superblock is made on a thread of the initial user namespace,
 // so that targets with a user namespace of their own work too.
 func newFuseMount(source string, rootMode uint32, attrs int) (m fuseMount, err error) {
-	m = fuseMount{device: -1, mount: -1}
+	m = fuseMount{device: -1, mount: -1, bottom: -1}
 	defer func() {
 		if err != nil {
 			m.close()
@@ -36,39 +37,46 @@ func newFuseMount(source string, rootMode uint32, attrs int) (m fuseMount, err e
 		}
 		return m, fmt.Errorf("open /dev/fuse: %w", err)
 	}
+	m.mount, err = fuseMountOf(m.device, source, rootMode, attrs)
+	return m, err
+}
+
+// fuseMountOf makes a detached mount of the FUSE connection behind device: the first one makes the superblock,
+// others are further mounts of it (fuse_get_tree, fs/fuse/inode.c, Linux 5.13).
+func fuseMountOf(device int, source string, rootMode uint32, attrs int) (int, error) {
 	fs, err := unix.Fsopen("fuse", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		if errors.Is(err, unix.ENOSYS) {
-			return m, fmt.Errorf("fsopen fuse: %w: faultgraft needs Linux 5.6 or newer", err)
+			return -1, fmt.Errorf("fsopen fuse: %w: faultgraft needs Linux 5.6 or newer", err)
 		}
-		return m, fmt.Errorf("fsopen fuse: %w", err)
+		return -1, fmt.Errorf("fsopen fuse: %w", err)
 	}
 	defer func() { _ = unix.Close(fs) }()
 	for _, kv := range [][2]string{
-		{"source", source}, {"subtype", Subtype}, {"fd", fmt.Sprint(m.device)},
+		{"source", source}, {"subtype", Subtype}, {"fd", fmt.Sprint(device)},
 		{"rootmode", fmt.Sprintf("%o", rootMode&unix.S_IFMT)}, {"user_id", "0"}, {"group_id", "0"},
 	} {
-		if err = fsconfig(fs, unix.FSCONFIG_SET_STRING, kv[0], kv[1]); err != nil {
-			return m, err
+		if err := fsconfig(fs, unix.FSCONFIG_SET_STRING, kv[0], kv[1]); err != nil {
+			return -1, err
 		}
 	}
 	for _, flag := range []string{"allow_other", "default_permissions"} {
-		if err = fsconfig(fs, unix.FSCONFIG_SET_FLAG, flag, ""); err != nil {
-			return m, err
+		if err := fsconfig(fs, unix.FSCONFIG_SET_FLAG, flag, ""); err != nil {
+			return -1, err
 		}
 	}
-	if err = fsconfig(fs, unix.FSCONFIG_CMD_CREATE, "", ""); err != nil {
-		return m, err
+	if err := fsconfig(fs, unix.FSCONFIG_CMD_CREATE, "", ""); err != nil {
+		return -1, err
 	}
-	m.mount, err = unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
+	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
 	if err != nil {
-		return m, fmt.Errorf("fsmount: %w", err)
+		return -1, fmt.Errorf("fsmount: %w", err)
 	}
-	return m, nil
+	return mount, nil
 }
 
 func (m fuseMount) close() {
-	for _, fd := range []int{m.mount, m.device} {
+	for _, fd := range []int{m.mount, m.device, m.bottom} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}

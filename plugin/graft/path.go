@@ -40,15 +40,18 @@ func resolve(t Target, p string) (*place, error) {
 		return nil, fmt.Errorf("open the root directory of process %d: %w", t.PID, err)
 	}
 	defer func() { _ = unix.Close(root) }()
-	if p == "/" {
-		return nil, errors.New("a layer over / is not in this version: name a directory, a volume or a file below it")
-	}
 	fd, err := openInRoot(root, p)
 	if err != nil {
 		return nil, fmt.Errorf("open it in the target: %w", err)
 	}
 	l := &place{path: p, backing: fd}
-	if err := l.check(t, root); err != nil {
+	if l.root() {
+		err = l.checkRoot(t)
+	}
+	if err == nil {
+		err = l.check(t, root)
+	}
+	if err != nil {
 		l.close()
 		return nil, err
 	}
@@ -99,9 +102,30 @@ func (l *place) check(t Target, root int) error {
 		return fmt.Errorf("it lies inside the layer of graft %s over %s; recover that first", l.mount.Source, l.mount.Mountpoint)
 	}
 	for _, m := range l.mounts {
+		if m.FSType == layerType && m.Mountpoint == "/" {
+			return fmt.Errorf("graft %s lies over /; recover that first (faultgraft recover %s)", m.Source, m.Source)
+		}
 		if m.FSType == layerType && strings.HasPrefix(m.Mountpoint, strings.TrimSuffix(inside, "/")+"/") {
 			return fmt.Errorf("the layer of graft %s over %s lies inside it; recover that first", m.Source, m.Mountpoint)
 		}
+	}
+	return nil
+}
+
+// root: the place is the target's root directory.
+func (l *place) root() bool { return l.path == "/" }
+
+// checkRoot refuses root directories that pivot_root(2) could not change, or not for this target alone.
+func (l *place) checkRoot(t Target) error {
+	if t.Tree {
+		return errors.New("it shares its mount namespace with others, and a layer over / would be under all of them: name a directory, a volume or a file below it")
+	}
+	var x unix.Statx_t
+	if err := unix.Statx(l.backing, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &x); err != nil {
+		return fmt.Errorf("statx: %w", err)
+	}
+	if x.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return errors.New("its root directory is a directory somewhere in its file system (chroot), no file system of its own: name a directory, a volume or a file below it")
 	}
 	return nil
 }

@@ -43,6 +43,8 @@ type Keeper interface {
 type Layer struct {
 	// Device is /dev/fuse, Mount the (first detached) mount, Backing an O_PATH descriptor of what lies under it.
 	Device, Mount, Backing int
+	// Bottom is the second mount of a layer over "/", which has the root directories of what ran before; -1 for none.
+	Bottom int
 	// PeerGroup is a clone in the propagation group that Backing's mount left; -1 for none.
 	PeerGroup int
 	Info      LayerInfo
@@ -56,6 +58,9 @@ type LayerInfo struct {
 	// Dev is st_dev of the layer.
 	Dev uint64 `json:"dev"`
 }
+
+// Root: the layer lies over the target's root directory.
+func (i LayerInfo) Root() bool { return i.Path == "/" }
 
 // AdoptedDescription is an original description that a handle of the layer wraps.
 type AdoptedDescription struct {

@@ -26,9 +26,10 @@ func readMounts(tid int) ([]*mountinfo.Info, error) {
 
 // mountOn is a mount on another.
 type mountOn struct {
-	id    uint64
-	path  string          // below the root of the other
-	above map[uint64]bool // what lies on all of it
+	id     uint64
+	path   string // below the root of the other
+	fsType string
+	above  map[uint64]bool // what lies on all of it
 }
 
 // mountsOn gives what is mounted on that very mount, but for what covers all of it.
@@ -45,7 +46,7 @@ func mountsOn(mounts []*mountinfo.Info, id uint64) []mountOn {
 	var on []mountOn
 	for _, m := range mounts {
 		if rel, below := relativeTo(at.Mountpoint, m.Mountpoint); m.Parent == at.ID && below && rel != "" {
-			on = append(on, mountOn{uint64(m.ID), rel, stackedOn(mounts, m)})
+			on = append(on, mountOn{uint64(m.ID), rel, m.FSType, stackedOn(mounts, m)})
 		}
 	}
 	return on
@@ -66,12 +67,7 @@ func stackedOn(mounts []*mountinfo.Info, lowest *mountinfo.Info) map[uint64]bool
 // carryMounts moves what was mounted on the layer to the same paths below it: the
 // mounts that the target made meanwhile, which would go with the layer. It runs on
 // a thread of the namespace. What cannot be moved is said in a note.
-func carryMounts(layer, backing int, mounts []*mountinfo.Info) (notes []string) {
-	id, err := mountID(layer)
-	if err != nil {
-		return []string{fmt.Sprintf("mounts made on the layer are lost: %v", err)}
-	}
-	left := mountsOn(mounts, id)
+func carryMounts(layer, backing int, left []mountOn) (notes []string) {
 	for progress := true; progress && len(left) > 0; {
 		progress, notes = false, nil
 		var again []mountOn
@@ -89,23 +85,23 @@ func carryMounts(layer, backing int, mounts []*mountinfo.Info) (notes []string) 
 	return notes
 }
 
-// keepMounts saves what the target mounted on the layer. The thread of the namespace could only read the procfs of a container.
+// keepMounts saves what the target mounted on the layer.
 func (d *detachment) keepMounts() error {
 	mounts, err := readMounts(d.ns.tid)
 	if err != nil {
 		return err
 	}
-	if d.Server != nil {
-		return d.ns.do(func() error {
-			d.rep.Notes = append(d.rep.Notes, carryMounts(d.Layer.Mount, d.Layer.Backing, mounts)...)
-			return nil
-		})
-	}
-	// A look-up on a dead layer fails, and takes off what is mounted there.
 	id, err := mountID(d.Layer.Mount)
 	if err != nil {
 		return err
 	}
+	if d.Server != nil {
+		return d.ns.do(func() error {
+			d.rep.Notes = append(d.rep.Notes, carryMounts(d.Layer.Mount, d.Layer.Backing, mountsOn(mounts, id))...)
+			return nil
+		})
+	}
+	// A look-up on a dead layer fails, and takes off what is mounted there.
 	for _, on := range mountsOn(mounts, id) {
 		d.rep.Notes = append(d.rep.Notes, fmt.Sprintf("what was mounted on %s is lost: the server of the layer is dead", path.Join(d.Layer.Info.Path, on.path)))
 	}

@@ -14,7 +14,7 @@ import (
 // The calls between keeper, server and swapper. Descriptors ride beside them.
 const (
 	// keeper to server
-	callServe   = "serve"   // serveCall, fds: device, backing, mount[, peer group]
+	callServe   = "serve"   // serveCall, fds: device, backing, mount[, the other mount of one over "/"][, peer group]
 	callRules   = "rules"   // rulesCall
 	callStatus  = "status"  // layerCall -> []RuleStatus
 	callRetired = "retired" // layerCall -> []graft.RetiredFile
@@ -33,8 +33,8 @@ const (
 	callEndFlushes  = "end flushes"  // -> bool
 	callKeepLocks   = "keep locks"   // bool -> bool
 	// swapper to keeper
-	callJob       = "job"       // -> job, fds: mount, backing[, peer group], none for an attach
-	callLayer     = "layer"     // graft.LayerInfo, fds: device, mount, backing[, peer group]
+	callJob       = "job"       // -> job, fds: mount, backing[, the other mount of one over "/"][, peer group], none for an attach
+	callLayer     = "layer"     // graft.LayerInfo, fds: device, mount, backing[, the other mount of one over "/"][, peer group]
 	callAdopted   = "adopted"   // []uint64 (handles), fds: the descriptions, in that order
 	callOriginals = "originals" // int (offset) -> []uint64 (handles), fds
 	callResult    = "result"    // result

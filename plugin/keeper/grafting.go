@@ -43,7 +43,7 @@ func (k *keeper) inject(req Request) (Graft, error) {
 		Graft: Graft{
 			ID: newID(), Target: k.target, Path: path.Clean(req.Path), State: StateGrafting, Origin: req.Origin, Since: time.Now(),
 		},
-		device: -1, mount: -1, backing: -1, peer: -1, request: req,
+		device: -1, mount: -1, backing: -1, bottom: -1, peer: -1, request: req,
 	}
 	k.grafts[h.ID] = h
 	k.mu.Unlock()
@@ -276,24 +276,26 @@ func (k *keeper) recoverAll(why string) {
 func (k *keeper) serverDied(s *serverClient) {
 	k.mu.Lock()
 	swapper := k.swapper
-	var holding []int
+	var holding [][]int
 	for _, h := range k.grafts {
 		if h.device >= 0 {
-			// Its own duplicate: the graft may be forgotten while the loop reads.
-			if fd, err := unix.FcntlInt(uintptr(h.device), unix.F_DUPFD_CLOEXEC, 3); err == nil {
-				holding = append(holding, fd)
+			// Its own duplicates: the graft may be forgotten while the loop reads.
+			if fds, err := dupAll(h.device, h.backing); err == nil {
+				holding = append(holding, fds)
 			}
 		}
 	}
 	n, ending := len(k.grafts), k.ending
 	k.mu.Unlock()
 	if n == 0 || ending {
-		wire.CloseAll(holding)
+		for _, fds := range holding {
+			wire.CloseAll(fds)
+		}
 		return
 	}
 	k.log(Event{Type: EventServer, Message: "the server has died; its layers are taken off"})
-	for _, fd := range holding {
-		go answerCloses(fd, k.o.Logger)
+	for _, fds := range holding {
+		go answerCloses(fds[0], fds[1], k.o.Logger)
 	}
 	if swapper != nil {
 		// It may wait for an answer that never comes. The target restores itself.
@@ -312,7 +314,7 @@ func (k *keeper) forget(h *held) {
 	if h.timer != nil {
 		h.timer.Stop()
 	}
-	for _, fd := range []int{h.device, h.mount, h.backing, h.peer} {
+	for _, fd := range []int{h.device, h.mount, h.backing, h.bottom, h.peer} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}

@@ -12,7 +12,7 @@ import (
 
 // inheritance is what a server hands to a new keeper after its own died. The
 // connection with the server is descriptor 3; the layers' descriptors follow:
-// for each backing, mount[, peer group].
+// for each backing, mount[, the other mount of one over "/"][, peer group].
 type inheritance struct {
 	Target Target           `json:"target"`
 	Place  graft.Target     `json:"place"`
@@ -51,18 +51,18 @@ func (k *keeper) inherit(i inheritance) error {
 	k.server = &serverClient{conn: conn, dead: make(chan struct{})}
 	next := inheritedFirst + 1
 	for _, l := range i.Layers {
-		if l.FDs < 2 || l.FDs > 3 {
-			return fmt.Errorf("keeper: inherit graft %s: %d descriptors", l.Graft, l.FDs)
+		var fds []int
+		for fd := next; fd < next+l.FDs; fd++ {
+			unix.CloseOnExec(fd) // swappers must not have them
+			fds = append(fds, fd)
+		}
+		layer, err := layerOf(l.Info, fds)
+		if err != nil {
+			return fmt.Errorf("keeper: inherit graft %s: %w", l.Graft, err)
 		}
 		h := &held{
 			Graft:  Graft{ID: l.Graft, Target: k.target, Path: l.Info.Path, State: StateReverting, Since: time.Now(), Reason: "its keeper died"},
-			device: -1, backing: next, mount: next + 1, peer: -1, info: l.Info,
-		}
-		if l.FDs == 3 {
-			h.peer = next + 2
-		}
-		for fd := next; fd < next+l.FDs; fd++ {
-			unix.CloseOnExec(fd) // swappers must not have them
+			device: -1, backing: layer.Backing, mount: layer.Mount, bottom: layer.Bottom, peer: layer.PeerGroup, info: l.Info,
 		}
 		next += l.FDs
 		k.grafts[h.ID] = h

@@ -81,6 +81,7 @@ type held struct {
 	device  int // -1 when the server has the only one
 	mount   int
 	backing int
+	bottom  int // the second mount of a layer over "/"; -1 for none
 	peer    int
 	adopted map[uint64]int  // originals by handle; guarded by the keeper's mu
 	closed  map[uint64]bool // handles that were released before their original came

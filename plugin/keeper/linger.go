@@ -41,8 +41,8 @@ func (k *keeper) end(id string, wait time.Duration) (lingers bool) {
 // until it is not used any more.
 func (k *keeper) settle(h *held, rep *graft.Report) {
 	k.mu.Lock()
-	release := []int{h.mount, h.peer} // a mount of the layer is a user of it
-	h.mount, h.peer = -1, -1
+	release := []int{h.mount, h.bottom, h.peer} // a mount of the layer is a user of it
+	h.mount, h.bottom, h.peer = -1, -1, -1
 	k.mu.Unlock()
 	for _, fd := range release {
 		if fd >= 0 {

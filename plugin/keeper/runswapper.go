@@ -157,7 +157,7 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 		if !d.job.Detach && len(d.job.Reswap) == 0 {
 			return d.job, nil, nil
 		}
-		fds, err := dupAll(h.backing, h.mount, h.peer) // the first alone, of one that is off
+		fds, err := dupAll(h.backing, h.mount, h.bottom, h.peer) // the first alone, of one that is off
 		return d.job, fds, err
 	case callLayer:
 		return nil, nil, d.layer(r)
@@ -212,19 +212,19 @@ func (d *deskOfSwapper) originals(from int) (any, []int, error) {
 // layer takes a new layer's descriptors and has the server serve it.
 func (d *deskOfSwapper) layer(r *wire.Request) error {
 	h := d.h
-	if len(r.FDs) < 3 || len(r.FDs) > 4 {
+	var info graft.LayerInfo
+	if err := r.Decode(&info); err != nil || len(r.FDs) < 3 {
 		wire.CloseAll(r.FDs)
-		return fmt.Errorf("layer: %d descriptors", len(r.FDs))
+		return errors.Join(fmt.Errorf("layer: %d descriptors", len(r.FDs)), err)
 	}
-	d.k.mu.Lock()
-	h.device, h.backing, h.mount = r.FDs[0], r.FDs[1], r.FDs[2]
-	if len(r.FDs) == 4 {
-		h.peer = r.FDs[3]
-	}
-	d.k.mu.Unlock()
-	if err := r.Decode(&h.info); err != nil {
+	l, err := layerOf(info, r.FDs[1:])
+	if err != nil {
+		wire.CloseAll(r.FDs)
 		return err
 	}
+	d.k.mu.Lock()
+	h.device, h.backing, h.mount, h.bottom, h.peer, h.info = r.FDs[0], l.Backing, l.Mount, l.Bottom, l.PeerGroup, info
+	d.k.mu.Unlock()
 	if err := d.server.call(callServe, serveCall{Layer: h.ID, Info: h.info, Target: d.k.target, Place: d.k.place}, nil, r.FDs...); err != nil {
 		return err
 	}

@@ -97,7 +97,7 @@ func (s *server) holdNamespace(place *graft.Target) error {
 type servedLayer struct {
 	call  serveCall
 	layer *fusefs.Layer
-	keep  []int // duplicates of backing, mount[, peer group]
+	keep  []int // duplicates of backing, mount[, the other mount of one over "/"][, peer group]
 	log   *faultLog
 	// unused is made when the layer has been taken off, and closed when nothing uses it any more; guarded by the server's mu.
 	unused chan struct{}

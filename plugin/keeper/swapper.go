@@ -82,17 +82,24 @@ func (j job) step() func(string) error {
 
 // layer puts together what came with a job on a layer that is there.
 func (j job) layer(fds []int) (graft.Layer, error) {
-	l := graft.Layer{Device: -1, Mount: -1, PeerGroup: -1, Info: j.Layer}
 	if j.Off && len(fds) == 1 {
-		l.Backing = fds[0]
-		return l, nil
+		return graft.Layer{Device: -1, Backing: fds[0], Mount: -1, Bottom: -1, PeerGroup: -1, Info: j.Layer}, nil
 	}
-	if len(fds) < 2 {
-		return l, fmt.Errorf("swapper: a job on a layer with %d descriptors", len(fds))
+	return layerOf(j.Layer, fds)
+}
+
+// layerOf sorts the descriptors of a layer that are handed around: backing, mount[, the other mount of one over "/"][, peer group].
+func layerOf(info graft.LayerInfo, fds []int) (graft.Layer, error) {
+	l := graft.Layer{Device: -1, Backing: -1, Mount: -1, Bottom: -1, PeerGroup: -1, Info: info}
+	to := []*int{&l.Backing, &l.Mount}
+	if info.Root() {
+		to = append(to, &l.Bottom)
 	}
-	l.Backing, l.Mount = fds[0], fds[1]
-	if len(fds) > 2 {
-		l.PeerGroup = fds[2]
+	if len(fds) < len(to) || len(fds) > len(to)+1 {
+		return l, fmt.Errorf("graft over %s: %d descriptors of its layer", info.Path, len(fds))
+	}
+	for i, fd := range fds {
+		*append(to, &l.PeerGroup)[i] = fd
 	}
 	return l, nil
 }
@@ -146,8 +153,10 @@ func (k keeperLink) call(method string, in, out any, fds ...int) ([]int, error) 
 
 func (k keeperLink) Serve(_ context.Context, l graft.Layer) error {
 	fds := []int{l.Device, l.Backing, l.Mount}
-	if l.PeerGroup >= 0 {
-		fds = append(fds, l.PeerGroup)
+	for _, fd := range []int{l.Bottom, l.PeerGroup} {
+		if fd >= 0 {
+			fds = append(fds, fd)
+		}
 	}
 	_, err := k.call(callLayer, l.Info, nil, fds...)
 	return err

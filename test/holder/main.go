@@ -9,6 +9,7 @@
 //	mmap MAP NAME LEN KIND    peek MAP OFF LEN    poke MAP OFF TEXT msync MAP   (KIND: shared, private)
 //	stat PATH                 mkdir PATH          unlink PATH       rename OLD NEW
 //	cat PATH                  chdir PATH          getcwd            fdinfo NAME
+//	mount TYPE PATH           umount PATH (lazily)
 //	owner PATH (uid, gid, permissions)            chown PATH UID GID
 //	behind NAME OFF LEN       result            (a pread in a thread of its own, and what came of it)
 //	busy PATH THREADS         idle              (threads that read and write a file all the time, until idle; pipes that are full)
@@ -168,6 +169,10 @@ func run(f []string) (any, error) {
 		return fmt.Sprintf("%d %d %o", s.Uid, s.Gid, s.Mode&0o7777), err
 	case "chown":
 		return "", unix.Chown(f[1], number(f[2]), number(f[3]))
+	case "mount":
+		return "", unix.Mount(f[1], f[2], f[1], 0, "")
+	case "umount":
+		return "", unix.Unmount(f[1], unix.MNT_DETACH)
 	case "mkdir":
 		return "", unix.Mkdir(f[1], 0o755)
 	case "unlink":

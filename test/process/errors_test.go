@@ -28,7 +28,6 @@ func TestErrorsChangeNothing(t *testing.T) {
 	}{
 		{"no such path", []string{"--pid", pid, "--path", "/no/such/path", rule}, "/no/such/path"},
 		{"relative path", []string{"--pid", pid, "--path", "data", rule}, "absolute"},
-		{"root", []string{"--pid", pid, "--path", "/", rule}, "not in this version"},
 		{"proc", []string{"--pid", pid, "--path", "/proc", rule}, "window into the kernel"},
 		{"device", []string{"--pid", pid, "--path", "/dev/null", rule}, "neither a directory nor a regular file"},
 		{"no such process", []string{"--pid", fmt.Sprint(dead.Process.Pid), "--path", r.data, rule}, "no such process"},
