@@ -294,6 +294,37 @@ func TestInjectByName(t *testing.T) {
 	s.nerdctl("rm", "-f", "e2e-inject")
 }
 
+// G23: a layer over the root of a container on overlayfs. Its program and sessions that are opened later are under it.
+func TestGraftOverRoot(t *testing.T) {
+	s := newScene(t)
+	s.run("e2e-root")
+	s.nerdctl("exec", "e2e-root", "sh", "-c", "echo -n image >/tmp/f; mkdir -p /srv/d")
+	before := s.nerdctl("exec", "e2e-root", "sh", "-c", "cat /proc/1/mountinfo; ls -a /")
+	id, err := s.lab.Faultgraft(s.ctx, "inject", "e2e-root", "--path", "/", "io error=ENOSPC op=create+mkdir ttl=1m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]string{"create": "touch /tmp/x", "mkdir": "mkdir /srv/d/e"} {
+		if _, err := s.lab.Nerdctl(s.ctx, "exec", "e2e-root", "sh", "-c", c); err == nil || !strings.Contains(err.Error(), "No space left") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if out, ok := s.cat("e2e-root"); !ok || out != "content" {
+		t.Errorf("the volume: %q", out)
+	}
+	s.nerdctl("exec", "e2e-root", "sh", "-c", "touch /data/x && rm /data/x && cat /etc/hosts && echo x >/dev/null && ls /proc/1/fd && test \"$(cat /tmp/f)\" = image")
+	s.nerdctl("exec", "-w", "/srv/d", "e2e-root", "sh", "-c", "test \"$PWD\" = /srv/d && test -e ../d")
+	if _, err := s.lab.Faultgraft(s.ctx, "recover", strings.TrimSpace(id)); err != nil {
+		t.Fatal(err)
+	}
+	s.nerdctl("exec", "e2e-root", "touch", "/tmp/x", "/srv/d/e")
+	s.nerdctl("exec", "e2e-root", "rm", "/srv/d/e")
+	if after := s.nerdctl("exec", "e2e-root", "sh", "-c", "cat /proc/1/mountinfo; ls -a /"); after != before {
+		t.Errorf("after:\n%s\nbefore:\n%s", after, before)
+	}
+	s.nerdctl("rm", "-f", "e2e-root")
+}
+
 // P9: what runs the containers, faultgraft itself, pause processes and kube-system are refused.
 func TestProtected(t *testing.T) {
 	s := newScene(t)
