@@ -62,6 +62,11 @@ func TestRoot(t *testing.T) {
 			list := names(t, h)
 
 			g := r.inject(h, "/", "io error=EIO op=fsync ttl=1m")
+			for _, s := range g.Report.Stopped {
+				if s.PID == idle.pid() {
+					t.Error("a process that holds nothing but the root directory was stopped")
+				}
+			}
 			during := h.enter(r)
 			for _, p := range []*holder{h, idle, during} {
 				p.is("ok 0123456789", "cat /data/f")
