@@ -195,7 +195,8 @@ func (r *reconciler) inject(ctx context.Context, c *Container, req keeper.Reques
 		return g, err
 	}
 	r.metrics.grafts.WithLabelValues("made").Inc()
-	r.log.Info("grafted", "container", c.String(), "name", c.DisplayName(), "pid", c.PID, "path", req.Path, "graft", g.ID, "origin", req.Origin, "rules", describe(req), "pauseMs", g.PauseMs)
+	r.metrics.paused("graft", g)
+	r.log.Info("grafted", "container", c.String(), "name", c.DisplayName(), "pid", c.PID, "path", req.Path, "graft", g.ID, "origin", req.Origin, "rules", describe(req), "pauseMs", g.PauseMs, "longestPauseMs", g.LongestPauseMs)
 	return g, nil
 }
 
@@ -211,7 +212,8 @@ func (r *reconciler) update(ctx context.Context, c *Container, u ruleChange) (ke
 		return g, err
 	}
 	r.metrics.grafts.WithLabelValues("changed").Inc()
-	r.log.Info("rules changed", "container", c.String(), "name", c.DisplayName(), "path", u.graft.Path, "graft", g.ID, "new", g.Added, "pauseMs", g.PauseMs)
+	r.metrics.paused("change", g)
+	r.log.Info("rules changed", "container", c.String(), "name", c.DisplayName(), "path", u.graft.Path, "graft", g.ID, "new", g.Added, "pauseMs", g.PauseMs, "longestPauseMs", g.LongestPauseMs)
 	return g, nil
 }
 
@@ -219,11 +221,14 @@ func (r *reconciler) recoverAll(ctx context.Context, c *Container, grafts []keep
 	var errs []error
 	for _, g := range grafts {
 		gctx, cancel := context.WithTimeout(ctx, graftTimeout)
-		err := r.grafter.Recover(gctx, g.ID)
+		off, err := r.grafter.Ungraft(gctx, g.ID)
 		cancel()
 		if err != nil && !errors.Is(err, keeper.ErrNoGraft) {
 			errs = append(errs, fmt.Errorf("recover %s (%s): %w", g.ID, g.Path, err))
 			continue
+		}
+		if err == nil {
+			r.metrics.paused("ungraft", off)
 		}
 		r.metrics.grafts.WithLabelValues("recovered").Inc()
 		r.log.Info("recovered", "container", c.String(), "name", c.DisplayName(), "path", g.Path, "graft", g.ID)

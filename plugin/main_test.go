@@ -121,16 +121,16 @@ func (n *node) Update(_ context.Context, id string, c keeper.Change) (keeper.Gra
 	return keeper.Graft{}, fmt.Errorf("%w: %s", keeper.ErrNoGraft, id)
 }
 
-func (n *node) Recover(_ context.Context, id string) error {
+func (n *node) Ungraft(_ context.Context, id string) (keeper.Graft, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for i, g := range n.grafts {
 		if g.ID == id {
 			n.grafts = append(n.grafts[:i:i], n.grafts[i+1:]...)
-			return nil
+			return g, nil
 		}
 	}
-	return fmt.Errorf("%w: %s", keeper.ErrNoGraft, id)
+	return keeper.Graft{}, fmt.Errorf("%w: %s", keeper.ErrNoGraft, id)
 }
 
 func (n *node) all() []keeper.Graft {

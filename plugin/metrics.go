@@ -6,6 +6,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/faultgraft/faultgraft/plugin/keeper"
 )
 
 // metrics are what GET /metrics tells; docs/plugin.md lists them.
@@ -14,6 +16,8 @@ type metrics struct {
 	seen      *prometheus.CounterVec
 	problems  *prometheus.CounterVec
 	grafts    *prometheus.CounterVec
+	pause     *prometheus.HistogramVec
+	longest   *prometheus.HistogramVec
 	reconcile prometheus.Histogram
 	nri       *prometheus.HistogramVec
 	late      prometheus.Counter
@@ -30,6 +34,10 @@ func newMetrics() *metrics {
 			Help: "Things that kept a container from what its labels ask for, by kind."}, []string{"kind"}),
 		grafts: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "faultgraft_graft_operations_total",
 			Help: "Grafts that the agent made, whose rules it changed, that it recovered, and what of these failed."}, []string{"result"}),
+		pause: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "faultgraft_pause_seconds",
+			Help: "From the first process stopped to the last one resumed, by what was done: graft, change, ungraft.", Buckets: buckets}, []string{"operation"}),
+		longest: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "faultgraft_process_pause_seconds",
+			Help: "How long the process stood still that did so for the longest, by what was done.", Buckets: buckets}, []string{"operation"}),
 		reconcile: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "faultgraft_reconcile_duration_seconds",
 			Help: "Time to bring one container that has rules to its labels.", Buckets: prometheus.ExponentialBuckets(0.0001, 3, 13)}),
 		nri: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "faultgraft_nri_request_duration_seconds",
@@ -39,12 +47,18 @@ func newMetrics() *metrics {
 		connected: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "faultgraft_connected",
 			Help: "1 while the agent is connected to the source, else 0."}, []string{"source"}),
 	}
-	m.registry.MustRegister(m.seen, m.problems, m.grafts, m.reconcile, m.nri, m.late, m.connected,
+	m.registry.MustRegister(m.seen, m.problems, m.grafts, m.pause, m.longest, m.reconcile, m.nri, m.late, m.connected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, s := range []string{sourceNRI, sourceContainerd} {
 		m.connected.WithLabelValues(s).Set(0)
 	}
 	return m
+}
+
+// paused takes note of how long processes stood still.
+func (m *metrics) paused(operation string, g keeper.Graft) {
+	m.pause.WithLabelValues(operation).Observe(g.PauseMs / 1000)
+	m.longest.WithLabelValues(operation).Observe(g.LongestPauseMs / 1000)
 }
 
 // scrapeTimeout bounds how long a scrape asks keepers.

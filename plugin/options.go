@@ -37,8 +37,8 @@ type Grafter interface {
 	Update(ctx context.Context, id string, c keeper.Change) (keeper.Graft, error)
 	// List returns all grafts of all keepers on this node.
 	List(ctx context.Context) ([]keeper.Graft, error)
-	// Recover takes one graft off.
-	Recover(ctx context.Context, id string) error
+	// Ungraft takes one graft off.
+	Ungraft(ctx context.Context, id string) (keeper.Graft, error)
 }
 
 // Options say how Run works. What they set wins over the configuration that

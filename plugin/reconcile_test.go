@@ -109,7 +109,7 @@ func TestEndedRuleIsNotGraftedAgain(t *testing.T) {
 				n.mu.Lock()
 				n.grafts[0].Rules[0].Expires = time.Now().Add(-time.Second)
 				n.mu.Unlock()
-			} else if err := n.Recover(t.Context(), "g1"); err != nil {
+			} else if _, err := n.Ungraft(t.Context(), "g1"); err != nil {
 				t.Fatal(err)
 			}
 			if got := b.settle(t, c.Key); got.State != StateNone || !strings.Contains(got.Reason, "over for this task") {

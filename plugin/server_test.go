@@ -160,13 +160,14 @@ func TestControlSocket(t *testing.T) {
 	for _, want := range []string{
 		`faultgraft_containers{state="active"} 1`, `faultgraft_containers_seen_total{source="containerd"} 3`,
 		`faultgraft_problems_total{kind="label"} 1`, `faultgraft_graft_operations_total{result="made"} 1`,
+		`faultgraft_pause_seconds_count{operation="graft"} 1`, `faultgraft_process_pause_seconds_count{operation="graft"} 1`,
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("metrics lack %s", want)
 		}
 	}
 	// A graft that a person took off a moment ago is not shown as active.
-	if err := n.Recover(t.Context(), "g1"); err != nil {
+	if _, err := n.Ungraft(t.Context(), "g1"); err != nil {
 		t.Fatal(err)
 	}
 	if got := states(); got["a"] != StateNone {

@@ -16,15 +16,15 @@ import (
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/policy"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 type injectOptions struct {
 	*global
-	pid        int
-	path       string
-	name       string
-	deadline   time.Duration
-	requireAll bool
+	pid    int
+	path   string
+	name   string
+	limits graft.Limits
 }
 
 func newInjectCommand(g *global) *cobra.Command {
@@ -56,8 +56,7 @@ only their open files are moved.`,
 	f.IntVar(&o.pid, "pid", 0, "first process of the target, instead of a container")
 	f.StringVar(&o.path, "path", "", "path to graft, as the target sees it")
 	f.StringVar(&o.name, "name", "rule", "name of the rule in ps and events")
-	f.DurationVar(&o.deadline, "deadline", graft.DefaultDeadline, "how long the target may be stopped")
-	f.BoolVar(&o.requireAll, "require-all", false, "fail if an open object cannot be moved onto the layer")
+	limitFlags(f, &o.limits, "moved onto the layer")
 	g.outputFlag(c)
 	g.containerdFlags(c)
 	return c
@@ -158,7 +157,7 @@ func (o *injectOptions) inject(c *cobra.Command, t keeper.Target, byPath map[str
 	done := []keeper.Graft{}
 	for _, p := range paths {
 		g, err := o.keepers().Inject(c.Context(), t, keeper.Request{
-			Path: p, Rules: byPath[p], Deadline: o.deadline, RequireAll: o.requireAll, Origin: keeper.OriginUser,
+			Path: p, Rules: byPath[p], Limits: o.limits, Origin: keeper.OriginUser,
 		})
 		if err != nil {
 			for _, d := range done {
@@ -189,7 +188,8 @@ func (o *injectOptions) inject(c *cobra.Command, t keeper.Target, byPath map[str
 // takeBack undoes what an Inject did: a graft, or rules that were added to one.
 func (o *injectOptions) takeBack(ctx context.Context, g keeper.Graft) error {
 	if len(g.Added) == 0 {
-		return o.keepers().Recover(ctx, g.ID)
+		_, err := o.keepers().Ungraft(ctx, g.ID)
+		return err
 	}
 	_, err := o.keepers().Update(ctx, g.ID, keeper.Change{Keep: true, Drop: g.Added, Origin: keeper.OriginUser})
 	return err
@@ -202,7 +202,7 @@ func explain(w io.Writer, g keeper.Graft) {
 	if r := g.Report; r != nil {
 		fmt.Fprintf(&b, ": %s moved onto the layer", count(len(r.Swapped), "open object"))
 		if len(r.Stopped) > 0 {
-			fmt.Fprintf(&b, ", %s stopped for %.1f ms", count(len(r.Stopped), "process"), g.PauseMs)
+			fmt.Fprintf(&b, ", %s", stoppedFor(len(r.Stopped), g.Pause))
 		} else {
 			b.WriteString(", nothing had to be stopped")
 		}
@@ -236,4 +236,20 @@ func count(n int, what string) string {
 		return fmt.Sprintf("%d %ses", n, what)
 	}
 	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// limitFlags are the flags for what a swap may do to the target.
+func limitFlags(f *pflag.FlagSet, l *graft.Limits, moved string) {
+	f.DurationVar(&l.Deadline, "deadline", graft.DefaultDeadline, "how long it may take to stop all processes and move what they have open")
+	f.DurationVar(&l.Budget, "budget", 0, "how long one process may have been stopped when its open objects are moved; beyond it nothing is changed (0: as long as the deadline)")
+	f.BoolVar(&l.RequireAll, "require-all", false, "fail, and change nothing, if an open object cannot be "+moved)
+}
+
+// stoppedFor says how long processes stood still: in all, and each of them.
+func stoppedFor(n int, p keeper.Pause) string {
+	s := fmt.Sprintf("%s stopped for %.1f ms", count(n, "process"), p.PauseMs)
+	if n > 1 {
+		s += fmt.Sprintf(" in all, each for %.1f ms at most", p.LongestPauseMs)
+	}
+	return s
 }

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/spf13/cobra"
 )
@@ -63,8 +62,7 @@ no others.`,
 	f.BoolVar(&c.Keep, "keep", false, "keep the rules that the graft has, and add these")
 	f.StringSliceVar(&c.Drop, "drop", nil, "end the rule of that name and keep the others; may be repeated")
 	f.StringVar(&name, "name", "rule", "name of new rules in ps and events")
-	f.DurationVar(&c.Deadline, "deadline", graft.DefaultDeadline, "how long processes may be stopped whose files have to be moved again")
-	f.BoolVar(&c.RequireAll, "require-all", false, "fail if a file cannot be moved that a new rule can match")
+	limitFlags(f, &c.Limits, "moved that a new rule can match")
 	g.outputFlag(cmd)
 	return cmd
 }
@@ -74,7 +72,7 @@ func explainChange(w io.Writer, g keeper.Graft) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "graft over %s of %s (pid %d) has %s", g.Path, displayName(g.Target), g.Target.PID, count(len(g.Rules), "rule"))
 	if r := g.Report; r != nil && len(r.Stopped) > 0 {
-		fmt.Fprintf(&b, ": %s moved again, %s stopped for %.1f ms", count(len(r.Swapped), "open object"), count(len(r.Stopped), "process"), g.PauseMs)
+		fmt.Fprintf(&b, ": %s moved again, %s", count(len(r.Swapped), "open object"), stoppedFor(len(r.Stopped), g.Pause))
 	} else {
 		b.WriteString(", nothing had to be stopped")
 	}

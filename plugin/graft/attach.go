@@ -19,14 +19,9 @@ type AttachOptions struct {
 	Path   string
 	Keeper Keeper
 	Server Server
-	// Deadline bounds how long the target may be stopped; 0 means DefaultDeadline.
-	Deadline time.Duration
-	// Budget bounds how long one process may be stopped before its exchange begins; 0 means no bound but the deadline.
-	Budget time.Duration
+	Limits
 	// HandleIoctl is the ioctl(2) request by which the layer tells the handle of an open file.
 	HandleIoctl uint
-	// RequireAll turns an object that cannot be swapped into an error.
-	RequireAll bool
 	// Step is called before each step with its name; an error makes the graft roll back. For tests.
 	Step func(step string) error
 }

@@ -25,10 +25,8 @@ type DetachOptions struct {
 	Adopted []AdoptedDescription
 	// HandleIoctl is the ioctl(2) request by which the layer tells the handle of an open file.
 	HandleIoctl uint
-	// Deadline bounds how long the target may be stopped; 0 means DefaultDeadline.
+	// Deadline bounds how long the target may be stopped; 0 means DefaultDeadline. There is no other limit: a layer has to come off.
 	Deadline time.Duration
-	// Budget bounds how long one process may be stopped before its exchange begins; 0 means no bound but the deadline.
-	Budget time.Duration
 	// Step is called before each step with its name; an error makes the ungraft roll back. For tests.
 	Step func(step string) error
 }
@@ -71,7 +69,7 @@ type detachment struct {
 func (d *detachment) run(ctx context.Context) error {
 	swap := tracer.Options{
 		Match: d.match, Replace: d.original, Locks: d.locks, Locked: d.hasLocks, Settle: d.settle,
-		Stopped: d.quiesce, Exchanged: d.takeOff, Step: d.step, Deadline: d.Deadline, Budget: d.Budget,
+		Stopped: d.quiesce, Exchanged: d.takeOff, Step: d.step, Deadline: d.Deadline,
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,
 		// What was started from the layer must not depend on it any longer.

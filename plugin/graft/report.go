@@ -16,6 +16,17 @@ import (
 // DefaultDeadline bounds how long a target may be stopped.
 const DefaultDeadline = 2 * time.Second
 
+// Limits bound what a graft, an ungraft or a move of open files may do to a target.
+type Limits struct {
+	// Deadline is how long all may take from the first thread stopped to the last
+	// exchange begun; 0 means DefaultDeadline.
+	Deadline time.Duration `json:"deadline,omitempty"`
+	// Budget is how long one process may be stopped before its exchange begins; 0 means as long as the deadline lasts.
+	Budget time.Duration `json:"budget,omitempty"`
+	// RequireAll makes an object that cannot be swapped an error instead of a line in the report.
+	RequireAll bool `json:"requireAll,omitempty"`
+}
+
 // Report says what a graft or an ungraft did to the target.
 type Report struct {
 	// Prepare is the work done while the target ran; Pause how long its threads stood still. Nanoseconds in JSON.

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/faultgraft/faultgraft/tracer"
 	"golang.org/x/sys/unix"
@@ -32,10 +31,7 @@ type ReswapOptions struct {
 	Server Server
 	// HandleIoctl is the ioctl(2) request by which the layer tells the handle of an open file.
 	HandleIoctl uint
-	// Deadline bounds how long the processes may be stopped; 0 means DefaultDeadline.
-	Deadline time.Duration
-	// RequireAll turns an object that cannot be moved into an error.
-	RequireAll bool
+	Limits
 	// Step is called before each step with its name; an error makes the swap roll back. For tests.
 	Step func(step string) error
 }
@@ -81,7 +77,7 @@ type lockKey struct {
 func (r *reswap) run(ctx context.Context) error {
 	swap := tracer.Options{
 		Match: r.match, Replace: r.replace, Locks: r.locks,
-		Stopped: r.stopped, Settle: r.settle, Step: r.Step, Deadline: r.Deadline, RequireAll: r.RequireAll,
+		Stopped: r.stopped, Settle: r.settle, Step: r.Step, Deadline: r.Deadline, Budget: r.Budget, RequireAll: r.RequireAll,
 		Together: true, // see stopped
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,

@@ -44,12 +44,23 @@ type Request struct {
 	Path string `json:"path"`
 	// Rules are what the layer does; each has a TTL.
 	Rules []policy.Rule `json:"rules"`
-	// Deadline bounds how long the target may be stopped; 0 means graft.DefaultDeadline.
-	Deadline time.Duration `json:"deadline,omitempty"`
-	// RequireAll makes an object that cannot be swapped an error instead of a line in the report.
-	RequireAll bool `json:"requireAll,omitempty"`
+	graft.Limits
 	// Origin says who asked.
 	Origin Origin `json:"origin,omitempty"`
+}
+
+// Pause is how long a graft, an ungraft or a change of rules made processes stand still.
+type Pause struct {
+	// PauseMs is from the first process stopped to the last one resumed, milliseconds.
+	PauseMs float64 `json:"pauseMs"`
+	// LongestPauseMs is how long the one stood that did so for the longest: those that
+	// share nothing are stopped one after another.
+	LongestPauseMs float64 `json:"longestPauseMs"`
+}
+
+func pauseOf(r *graft.Report) Pause {
+	const ms = float64(time.Millisecond)
+	return Pause{PauseMs: float64(r.Pause) / ms, LongestPauseMs: float64(r.Longest) / ms}
 }
 
 // State is where a graft is in its life.
@@ -76,8 +87,7 @@ type Graft struct {
 	Origin Origin       `json:"origin,omitempty"`
 	Since  time.Time    `json:"since"`
 	Rules  []RuleStatus `json:"rules"`
-	// PauseMs is how long the target stood still for the graft, in milliseconds.
-	PauseMs float64 `json:"pauseMs"`
+	Pause
 	// Report lists what was swapped and what was not; only in the answer to Inject and Update.
 	Report *graft.Report `json:"report,omitempty"`
 	// Added names the rules that the call added to a graft that was there; only in the answer to Inject and Update.

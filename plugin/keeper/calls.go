@@ -115,14 +115,13 @@ type locksCall struct {
 
 // job is what a swapper has to do.
 type job struct {
-	Graft      string        `json:"graft"`
-	Target     graft.Target  `json:"target"`
-	Path       string        `json:"path"`
-	Deadline   time.Duration `json:"deadline"`
-	RequireAll bool          `json:"requireAll,omitempty"`
-	Detach     bool          `json:"detach,omitempty"`
-	Dead       bool          `json:"dead,omitempty"` // detach: the server is dead
-	Off        bool          `json:"off,omitempty"`  // detach: the layer is off already, and lingers
+	Graft  string       `json:"graft"`
+	Target graft.Target `json:"target"`
+	Path   string       `json:"path"`
+	graft.Limits
+	Detach bool `json:"detach,omitempty"`
+	Dead   bool `json:"dead,omitempty"` // detach: the server is dead
+	Off    bool `json:"off,omitempty"`  // detach: the layer is off already, and lingers
 	// Reswap are the files of the layer to move, instead of a graft or an ungraft.
 	Reswap []graft.RetiredFile `json:"reswap,omitempty"`
 	Layer  graft.LayerInfo     `json:"layer"`

@@ -21,9 +21,8 @@ type Change struct {
 	// Keep has the rules of now stay beside these, but for those that Drop names.
 	Keep bool     `json:"keep,omitempty"`
 	Drop []string `json:"drop,omitempty"`
-	// Deadline and RequireAll are as in Request, for files that have to be swapped again.
-	Deadline   time.Duration `json:"deadline,omitempty"`
-	RequireAll bool          `json:"requireAll,omitempty"`
+	// Limits are for files that have to be swapped again.
+	graft.Limits
 	// Origin says who asked.
 	Origin Origin `json:"origin,omitempty"`
 }
@@ -169,7 +168,7 @@ func (k *keeper) changeRules(h *held, c Change) (Graft, error) {
 	rep := &graft.Report{}
 	if len(added) > 0 {
 		if err = k.setRules(server, h, union(next, was), now); err == nil {
-			rep, err = k.cover(h, server, c.Deadline, c.RequireAll)
+			rep, err = k.cover(h, server, c.Limits)
 		}
 		if err != nil {
 			return fail(errors.Join(err, k.setRules(server, h, was, now)))
@@ -187,9 +186,9 @@ func (k *keeper) changeRules(h *held, c Change) (Graft, error) {
 	h.timer.Stop()
 	h.timer = time.AfterFunc(time.Until(lastEnd(next)), func() { k.expire(h) })
 	g := h.Graft
-	g.Rules, g.Report, g.Added, g.PauseMs = status, rep, added, float64(rep.Pause)/float64(time.Millisecond)
+	g.Rules, g.Report, g.Added, g.Pause = status, rep, added, pauseOf(rep)
 	k.mu.Unlock()
-	k.log(Event{Type: EventRules, Graft: h.ID, Path: h.Path, By: c.Origin, PauseMs: g.PauseMs, Message: describeChange(was, next, rep)})
+	k.log(Event{Type: EventRules, Graft: h.ID, Path: h.Path, By: c.Origin, PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: describeChange(was, next, rep)})
 	return g, nil
 }
 

@@ -184,12 +184,6 @@ func (c *Client) List(ctx context.Context) ([]Graft, error) {
 	return all, errors.Join(errs...)
 }
 
-// Recover takes a graft off.
-func (c *Client) Recover(ctx context.Context, id string) error {
-	_, err := c.Ungraft(ctx, id)
-	return err
-}
-
 // Ungraft takes a graft off and returns it with the report of that.
 func (c *Client) Ungraft(ctx context.Context, id string) (Graft, error) {
 	var g Graft

@@ -11,13 +11,13 @@ import (
 // cover brings open files under rules that have just come. Files that no rule
 // could match are served by the kernel itself; those that a rule can match now
 // are moved to files of the layer that ask the server.
-func (k *keeper) cover(h *held, server *serverClient, deadline time.Duration, requireAll bool) (*graft.Report, error) {
+func (k *keeper) cover(h *held, server *serverClient, limits graft.Limits) (*graft.Report, error) {
 	files, err := server.retired(h.ID)
 	if err != nil || len(files) == 0 {
 		return &graft.Report{}, err
 	}
 	rep, err := k.runSwapper(h, job{
-		Graft: h.ID, Target: k.place, Path: h.Path, Deadline: deadline, RequireAll: requireAll,
+		Graft: h.ID, Target: k.place, Path: h.Path, Limits: limits,
 		Reswap: files, Layer: h.info, FailAt: os.Getenv("FAULTGRAFT_TEST_FAIL_RESWAP_AT"),
 	})
 	if err != nil {
@@ -25,7 +25,7 @@ func (k *keeper) cover(h *held, server *serverClient, deadline time.Duration, re
 	}
 	for _, f := range k.uncovered(h, server) {
 		note := fmt.Sprintf("not covered: %s is still open where it could not be moved (a descriptor in flight over a socket, an io_uring, or one listed above)", f.Path)
-		if requireAll {
+		if limits.RequireAll {
 			return nil, fmt.Errorf("%s", note)
 		}
 		rep.Notes = append(rep.Notes, note)
@@ -49,7 +49,9 @@ func (k *keeper) coverSoon(h *held) {
 		if !active || !server.alive() {
 			return
 		}
-		rep, err := k.cover(h, server, h.request.Deadline, false)
+		limits := h.request.Limits
+		limits.RequireAll = false // nobody asked for it now
+		rep, err := k.cover(h, server, limits)
 		if err != nil {
 			k.o.Logger.Error("move files that were renamed to where a rule is", "graft", h.ID, "err", err)
 			k.log(Event{Type: EventRules, Graft: h.ID, Path: h.Path, Message: "files that were renamed to where a rule is are not under it: " + err.Error()})
@@ -57,7 +59,7 @@ func (k *keeper) coverSoon(h *held) {
 		}
 		if len(rep.Swapped) > 0 {
 			k.log(Event{
-				Type: EventRules, Graft: h.ID, Path: h.Path, PauseMs: float64(rep.Pause) / float64(time.Millisecond),
+				Type: EventRules, Graft: h.ID, Path: h.Path, PauseMs: pauseOf(rep).PauseMs, LongestPauseMs: pauseOf(rep).LongestPauseMs,
 				Message: fmt.Sprintf("renamed to where a rule is: %d objects moved again, %d processes stopped", len(rep.Swapped), len(rep.Stopped)),
 			})
 		}

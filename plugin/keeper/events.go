@@ -53,6 +53,8 @@ type Event struct {
 	LatencyMs float64 `json:"latencyMs,omitempty"`
 	Cut       bool    `json:"cut,omitempty"`
 	PauseMs   float64 `json:"pauseMs,omitempty"`
+	// LongestPauseMs is how long the one process stood that did so for the longest.
+	LongestPauseMs float64 `json:"longestPauseMs,omitempty"`
 	// Bytes is how much an operation transferred that was cut short, or of a write that was torn;
 	// Places are the bytes that were corrupted, or the parts of a torn write that reached the file.
 	Bytes  int64          `json:"bytes,omitempty"`

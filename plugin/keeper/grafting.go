@@ -32,7 +32,7 @@ func (k *keeper) inject(req Request) (Graft, error) {
 	k.swap.Lock()
 	defer k.swap.Unlock()
 	if h := k.active(path.Clean(req.Path), req.Origin); h != nil {
-		return k.changeRules(h, Change{Keep: true, Rules: req.Rules, Deadline: req.Deadline, RequireAll: req.RequireAll, Origin: req.Origin})
+		return k.changeRules(h, Change{Keep: true, Rules: req.Rules, Limits: req.Limits, Origin: req.Origin})
 	}
 	k.mu.Lock()
 	if k.ending || k.o.Inherit != "" { // one that inherited is there to take layers off
@@ -74,7 +74,7 @@ func (k *keeper) graft(h *held) (Graft, error) {
 		return Graft{}, err
 	}
 	rep, err := k.runSwapper(h, job{
-		Graft: h.ID, Target: k.place, Path: h.request.Path, Deadline: h.request.Deadline, RequireAll: h.request.RequireAll,
+		Graft: h.ID, Target: k.place, Path: h.request.Path, Limits: h.request.Limits,
 		FailAt: os.Getenv("FAULTGRAFT_TEST_FAIL_AT"),
 	})
 	if err == nil {
@@ -82,7 +82,7 @@ func (k *keeper) graft(h *held) (Graft, error) {
 		h.rules = activate(h.request.Rules, start)
 		if err = k.setRules(server, h, h.rules, start); err == nil {
 			var again *graft.Report
-			again, err = k.cover(h, server, h.request.Deadline, h.request.RequireAll)
+			again, err = k.cover(h, server, h.request.Limits)
 			rep.Add(again)
 		}
 		if err != nil {
@@ -97,18 +97,18 @@ func (k *keeper) graft(h *held) (Graft, error) {
 		k.o.Logger.Warn("read the rules", "graft", h.ID, "err", err)
 	}
 	k.mu.Lock()
-	h.State, h.PauseMs, h.status = StateActive, float64(rep.Pause)/float64(time.Millisecond), status
+	h.State, h.Pause, h.status = StateActive, pauseOf(rep), status
 	h.timer = time.AfterFunc(time.Until(lastEnd(h.rules)), func() { k.expire(h) })
 	g := h.Graft
 	g.Rules, g.Report = status, rep
 	k.mu.Unlock()
-	k.log(Event{Type: EventGraft, Graft: h.ID, Path: h.Path, By: h.Origin, PauseMs: h.PauseMs, Message: fmt.Sprintf("%d objects swapped, %d left, %d processes stopped", len(rep.Swapped), len(rep.Skipped), len(rep.Stopped))})
+	k.log(Event{Type: EventGraft, Graft: h.ID, Path: h.Path, By: h.Origin, PauseMs: h.PauseMs, LongestPauseMs: h.LongestPauseMs, Message: fmt.Sprintf("%d objects swapped, %d left, %d processes stopped", len(rep.Swapped), len(rep.Skipped), len(rep.Stopped))})
 	return g, nil
 }
 
 func (k *keeper) detachJob(h *held) job {
 	return job{
-		Graft: h.ID, Target: k.place, Path: h.Path, Deadline: h.request.Deadline, Detach: true, Off: h.mount < 0, Layer: h.info,
+		Graft: h.ID, Target: k.place, Path: h.Path, Limits: h.request.Limits, Detach: true, Off: h.mount < 0, Layer: h.info,
 	}
 }
 
@@ -233,12 +233,12 @@ func (k *keeper) recover(id, why string) (Graft, error) {
 	k.settle(h, rep)
 	k.mu.Lock()
 	g := h.Graft
-	g.Rules, g.Report, g.PauseMs = h.status, rep, float64(rep.Pause)/float64(time.Millisecond)
+	g.Rules, g.Report, g.Pause = h.status, rep, pauseOf(rep)
 	k.mu.Unlock()
 	if g.State == StateLingering {
 		why += "; " + g.Reason
 	}
-	k.log(Event{Type: EventUngraft, Graft: id, Path: g.Path, PauseMs: g.PauseMs, Message: why})
+	k.log(Event{Type: EventUngraft, Graft: id, Path: g.Path, PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: why})
 	return g, nil
 }
 

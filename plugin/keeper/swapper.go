@@ -48,7 +48,7 @@ func RunSwapper(o SwapperOptions) error {
 	default:
 		res.Report, err = graft.Attach(context.Background(), graft.AttachOptions{
 			ID: j.Graft, Target: j.Target, Path: j.Path, Keeper: k, Server: server, HandleIoctl: fusefs.IoctlHandle,
-			Deadline: j.Deadline, RequireAll: j.RequireAll, Step: j.step(),
+			Limits: j.Limits, Step: j.step(),
 		})
 	}
 	if err != nil {
@@ -112,7 +112,7 @@ func reswap(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 	}
 	return graft.Reswap(context.Background(), graft.ReswapOptions{
 		Target: j.Target, Layer: l, Files: j.Reswap, Keeper: k, Server: server, HandleIoctl: fusefs.IoctlHandle,
-		Deadline: j.Deadline, RequireAll: j.RequireAll, Step: j.step(),
+		Limits: j.Limits, Step: j.step(),
 	})
 }
 
