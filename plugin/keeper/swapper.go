@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/faultgraft/faultgraft/fusefs"
@@ -65,18 +67,29 @@ func (j job) step() func(string) error {
 	if j.FailAt == "" {
 		return nil
 	}
+	at, nth, _ := strings.Cut(j.FailAt, "#") // "commit#2" is the second time
+	left, _ := strconv.Atoi(nth)
+	left = max(left, 1)
+	how, name, ok := strings.Cut(at, ":")
+	if !ok {
+		how, name = "fail", at
+	}
 	return func(step string) error {
-		if step == j.FailAt {
-			return fmt.Errorf("failure asked for before step %s", step)
+		if step != name {
+			return nil
 		}
-		if "kill:"+step == j.FailAt {
+		if left--; left != 0 {
+			return nil
+		}
+		switch how {
+		case "kill":
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			select {}
-		}
-		if "stop:"+step == j.FailAt {
+		case "stop":
 			_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP) // the test ends the server now
+			return nil
 		}
-		return nil
+		return fmt.Errorf("failure asked for before step %s", step)
 	}
 }
 
