@@ -29,8 +29,9 @@ func (l *Layer) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if h == nil {
 		return fuse.EBADF
 	}
-	if !l.moving(h.node) {
-		h.node.locks.drop(func(o *lockOwner) bool { return o.id == in.LockOwner })
+	closing := func(o *lockOwner) bool { return o.id == in.LockOwner }
+	if !l.moving(h.node) && !h.node.locks.stays(closing) {
+		h.node.locks.drop(closing)
 		h.posixOwner.CompareAndSwap(in.LockOwner, 0) // the name may be used again
 	}
 	if l.ending.Load() {
@@ -129,8 +130,9 @@ func (l *Layer) release(cancel <-chan struct{}, in *fuse.ReleaseIn, op policy.Op
 		return
 	}
 	// POSIX locks went with FLUSH. What is left are OFD locks whose kind could not be told.
-	if !l.moving(h.node) {
-		h.node.locks.drop(func(o *lockOwner) bool { return o.fh == h.id })
+	last := func(o *lockOwner) bool { return o.fh == h.id }
+	if !l.moving(h.node) && !h.node.locks.stays(last) {
+		h.node.locks.drop(last)
 	}
 	if owner := h.posixOwner.Load(); owner != 0 && l.ending.Load() { // there was no FLUSH
 		h.node.locks.drop(func(o *lockOwner) bool { return o.id == owner })

@@ -58,7 +58,7 @@ func (l *Layer) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fu
 			err = retry(func() error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &lock) })
 		}
 	} else {
-		lock, err = h.node.locks.get(h.node, in.Owner, s)
+		lock, err = h.node.locks.get(h.node, in.Owner, in.Pid, s)
 	}
 	if err != nil {
 		return status(err)
@@ -150,7 +150,7 @@ func (l *Layer) setPosix(cancel <-chan struct{}, h *handle, in *fuse.LkIn, wait 
 		if !l.waits.begin(w) {
 			return unix.EDEADLK
 		}
-		err = t.wait(h.node, cancel, in.Owner, s)
+		err = t.wait(h.node, cancel, in.Owner, in.Lk.Pid, s)
 		l.waits.end(w)
 		if err != nil {
 			return err

@@ -29,6 +29,7 @@ type lockTable struct {
 	shared int // nodes that have it; guarded by nodeTable.mu
 	mu     sync.Mutex
 	owners map[uint64]*lockOwner
+	guards []*lockGuard
 }
 
 func newLockTable() *lockTable { return &lockTable{shared: 1} }
@@ -45,7 +46,12 @@ func (t *lockTable) held() bool {
 	return len(t.owners) > 0
 }
 
-func (t *lockTable) close() { t.drop(func(*lockOwner) bool { return true }) }
+func (t *lockTable) close() {
+	t.mu.Lock()
+	t.endGuards(0)
+	t.mu.Unlock()
+	t.drop(func(*lockOwner) bool { return true })
+}
 
 // drop lets go of all locks of the owners that match.
 func (t *lockTable) drop(match func(*lockOwner) bool) {
@@ -95,6 +101,9 @@ func (t *lockTable) set(n *node, in *fuse.LkIn, s span) error {
 	if s.typ == unix.F_UNLCK && t.owners[in.Owner] == nil {
 		return nil
 	}
+	if g, _ := t.guardAgainst(in.Lk.Pid, s); g != nil {
+		return unix.EAGAIN
+	}
 	o, err := t.owner(n, in.Owner)
 	if err != nil {
 		return err
@@ -112,8 +121,21 @@ func (t *lockTable) set(n *node, in *fuse.LkIn, s span) error {
 }
 
 // wait waits until the owner has the lock below.
-func (t *lockTable) wait(n *node, cancel <-chan struct{}, id uint64, s span) error {
+func (t *lockTable) wait(n *node, cancel <-chan struct{}, id uint64, pid uint32, s span) error {
 	t.mu.Lock()
+	for {
+		g, _ := t.guardAgainst(pid, s)
+		if g == nil {
+			break
+		}
+		t.mu.Unlock()
+		select {
+		case <-g.over:
+		case <-cancel:
+			return unix.EINTR
+		}
+		t.mu.Lock()
+	}
 	o, err := t.owner(n, id)
 	if err != nil {
 		t.mu.Unlock()
@@ -147,10 +169,15 @@ func openForLocks(n *node) (fd int, err error) {
 }
 
 // get asks what is in the way of a lock.
-func (t *lockTable) get(n *node, id uint64, s span) (unix.Flock_t, error) {
+func (t *lockTable) get(n *node, id uint64, pid uint32, s span) (unix.Flock_t, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	l := s.flock()
+	if g, held := t.guardAgainst(pid, s); g != nil {
+		l = held.flock()
+		l.Pid = int32(g.pid)
+		return l, nil
+	}
 	o, err := t.owner(n, id)
 	if err != nil {
 		return l, err

@@ -146,6 +146,11 @@ type Options struct {
 	// Settle is called for each description and its replacement while all its
 	// holders are stopped, right before the exchange. An error fails the swap.
 	Settle func(d *Description, fd int) error
+	// GuardLocks, if set, keeps POSIX locks from others while they go over from
+	// the files that are exchanged to the new ones. It is called for each phase,
+	// with the locks of one process in full, though it has read locks at that
+	// time (see LockPhase). back: they go over in the other direction, in a rollback.
+	GuardLocks func(phase LockPhase, files []LockedFile, back bool) error
 	// Seized is called once every thread is seized and told to stop, and none
 	// was waited for: the moment to release threads that sleep in a file system
 	// whose server died.

@@ -23,7 +23,9 @@ type job struct {
 
 	r       *remote
 	locks   []heldLock
-	dirs    map[int]int // files of ours for directories and the executable: temporary number in the target
+	guard   func(LockPhase, []LockedFile, bool) error // Options.GuardLocks
+	back    bool                                      // this is a rollback
+	dirs    map[int]int                               // files of ours for directories and the executable: temporary number in the target
 	maps    []stagedMap
 	brk     uint64 // the program break, where the executable is exchanged
 	cwd     int    // present working directory, O_PATH, where the root is exchanged; else -1
@@ -34,12 +36,6 @@ type job struct {
 
 	extra    []int   // in a rollback: descriptors that were not there before
 	restored []*slot // in a rollback: all slots, also those that were not changed
-}
-
-// heldLock is a POSIX lock to take again through descriptor fd.
-type heldLock struct {
-	fd int
-	Lock
 }
 
 // pick says which file goes in: the new one, or in a rollback the old one.
@@ -211,8 +207,12 @@ func (j *job) sendFiles(which pick, cwd int) error {
 }
 
 // commit exchanges everything of the job in one batch, so that a death of ours
-// cannot leave half of it.
+// cannot leave half of it. Around it locks that would be lost are guarded.
 func (j *job) commit(which pick, neverEmpty bool) error {
+	j.begun = true
+	if err := j.guardLocks(); err != nil {
+		return err
+	}
 	b := j.r.batch()
 	if err := j.fillSlots(b, which, neverEmpty); err != nil {
 		return err
@@ -228,10 +228,13 @@ func (j *job) commit(which pick, neverEmpty bool) error {
 	}
 	b.closeTemps(slices.Sorted(maps.Values(j.dirs)))
 	// last: a close of any descriptor of a file drops the locks of the process at it
-	for _, l := range j.locks {
-		b.add(unix.SYS_FCNTL, uint64(l.fd), unix.F_SETLK, b.bytes(l.flock()))
+	for i := range j.locks {
+		fd, lock := j.locks[i].fd, j.locks[i].Lock
+		if j.guard != nil {
+			fd, lock = j.locks[i].passing()
+		}
+		b.setLock(fd, lock)
 	}
-	j.begun = true
 	if err := b.run(); err != nil {
 		return err
 	}
@@ -239,7 +242,7 @@ func (j *job) commit(which pick, neverEmpty bool) error {
 		return err
 	}
 	j.checkExecutable(b, exe)
-	return nil
+	return j.regainLocks()
 }
 
 func (l Lock) flock() []byte {

@@ -72,7 +72,7 @@ func (x *transaction) collectLocks(j *job) error {
 			}
 			if !taken[f][l] {
 				if taken[f][l] = lockable(s, l); taken[f][l] {
-					j.locks = append(j.locks, heldLock{s.fd, l})
+					j.locks = append(j.locks, heldLock{fd: s.fd, obj: &s.obj, Lock: l})
 				}
 			}
 		}
@@ -91,6 +91,8 @@ func (x *transaction) collectLocks(j *job) error {
 			add(s, locks)
 		}
 	}
+	j.guard = x.o.GuardLocks
+	j.findReaders()
 	for f, locks := range taken {
 		for l, ok := range locks {
 			if !ok {

@@ -170,6 +170,7 @@ func (j *job) finish() error {
 // putBack gives the process its old files again, with fresh code: what the
 // failed batch did is unknown.
 func (j *job) putBack(x *transaction) error {
+	j.back = true
 	if j.table != nil {
 		now, err := numbers(procPath(j.t.tid, "fd"))
 		if err != nil {

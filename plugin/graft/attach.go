@@ -71,6 +71,9 @@ func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 	}
 	swap := tracer.Options{
 		Processes: a.Target.Processes, Match: a.match, Replace: a.adopt,
+		GuardLocks: func(phase tracer.LockPhase, files []tracer.LockedFile, back bool) error {
+			return a.Server.GuardLocks(phase, guarded(files, a.dev), back)
+		},
 		Stopped: a.mountLayer, Undo: a.unmountLayer, Settle: a.settle, Step: a.Step,
 		RequireAll: a.RequireAll, Deadline: a.Deadline, Budget: a.Budget,
 	}

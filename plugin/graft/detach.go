@@ -74,9 +74,12 @@ func (d *detachment) run(ctx context.Context) error {
 		NeverEmpty: true,
 		// What was started from the layer must not depend on it any longer.
 		Executables: true,
+		GuardLocks: func(phase tracer.LockPhase, files []tracer.LockedFile, back bool) error {
+			return d.Server.GuardLocks(phase, guarded(files, d.Layer.Info.Dev), !back)
+		},
 	}
 	if d.Server == nil {
-		swap.Replace, swap.Locks, swap.Locked = d.rescue, nil, nil
+		swap.Replace, swap.Locks, swap.Locked, swap.GuardLocks = d.rescue, nil, nil, nil
 		swap.Together = true // once the connection is aborted, nobody must run who has files of it
 		swap.Seized = func() error { return abortConnection(d.Layer.Info.Dev) }
 		swap.MapsByPath = true

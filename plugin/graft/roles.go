@@ -27,8 +27,32 @@ type Server interface {
 	// KeepLocks says whether closes of retired files, and of those that take their place, leave the POSIX
 	// locks of who closes them alone. All that has such files must be stopped. It reports whether there are such locks.
 	KeepLocks(on bool) (held bool, err error)
+	// GuardLocks keeps POSIX locks from others while they go over between files of the layer and those
+	// below, from them to the layer or, leaving, back (see tracer.LockPhase).
+	GuardLocks(phase tracer.LockPhase, files []GuardedFile, leaving bool) error
 	// PosixLocks lists the POSIX locks that the process holds on the inode through the layer.
 	PosixLocks(pid int, ino uint64) ([]tracer.Lock, error)
+}
+
+// GuardedFile is a file with POSIX locks of a process. Dev is st_dev below the layer, 0 if it is not known.
+type GuardedFile struct {
+	PID   int           `json:"pid"`
+	Dev   uint64        `json:"dev,omitempty"`
+	Ino   uint64        `json:"ino"`
+	Locks []tracer.Lock `json:"locks"`
+}
+
+// guarded names files as the layer knows them.
+func guarded(files []tracer.LockedFile, layer uint64) []GuardedFile {
+	var out []GuardedFile
+	for _, f := range files {
+		g := GuardedFile{PID: f.Object.PID, Dev: f.Object.Dev, Ino: f.Object.Ino, Locks: f.Locks}
+		if g.Dev == layer {
+			g.Dev = 0
+		}
+		out = append(out, g)
+	}
+	return out
 }
 
 // Keeper is the process that owns the graft when the swapper has gone.

@@ -31,6 +31,7 @@ const (
 	callLocks       = "locks"        // locksCall -> []tracer.Lock
 	callLockedFiles = "locked files" // -> []uint64 (inode numbers)
 	callEndFlushes  = "end flushes"  // -> bool
+	callGuardLocks  = "guard locks"  // guardCall
 	callKeepLocks   = "keep locks"   // bool -> bool
 	// swapper to keeper
 	callJob       = "job"       // -> job, fds: mount, backing[, the other mount of one over "/"][, peer group], none for an attach
@@ -108,6 +109,12 @@ type backingCall struct {
 	Path string `json:"path"`
 }
 
+type guardCall struct {
+	Phase   tracer.LockPhase    `json:"phase"`
+	Files   []graft.GuardedFile `json:"files"`
+	Leaving bool                `json:"leaving,omitempty"`
+}
+
 type locksCall struct {
 	PID int    `json:"pid"`
 	Ino uint64 `json:"ino"`
@@ -181,6 +188,11 @@ func (s serverLink) KeepLocks(on bool) (bool, error) {
 	var held bool
 	_, err := s.call(callKeepLocks, on, &held)
 	return held, err
+}
+
+func (s serverLink) GuardLocks(phase tracer.LockPhase, files []graft.GuardedFile, leaving bool) error {
+	_, err := s.call(callGuardLocks, guardCall{Phase: phase, Files: files, Leaving: leaving}, nil)
+	return err
 }
 
 func (s serverLink) PosixLocks(pid int, ino uint64) ([]tracer.Lock, error) {

@@ -292,6 +292,7 @@ func (s *server) attachSwapper(r *wire.Request) error {
 		if h.layer != nil {
 			h.layer.Trust(c.PID, false)
 			h.layer.KeepLocks(false)
+			h.layer.EndGuards(0, 0, 0)
 		}
 	}()
 	return nil
@@ -358,6 +359,12 @@ func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
 		return h.layer.LockedFiles(), nil, nil
 	case callEndFlushes:
 		return h.layer.EndFlushes(), nil, nil
+	case callGuardLocks:
+		var c guardCall
+		if err := r.Decode(&c); err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, guardLocks(h.layer, c)
 	case callKeepLocks:
 		var on bool
 		if err := r.Decode(&on); err != nil {
@@ -377,6 +384,28 @@ func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
 	default:
 		return nil, nil, fmt.Errorf("server: unknown call %q of a swapper", r.Method)
 	}
+}
+
+// guardLocks has a layer keep the locks of a process that go over.
+func guardLocks(l *fusefs.Layer, c guardCall) error {
+	for _, f := range c.Files {
+		switch c.Phase {
+		case tracer.LocksTaken:
+			l.LocksTaken(f.PID, f.Dev, f.Ino)
+			continue
+		case tracer.LocksKept:
+			l.EndGuards(f.PID, f.Dev, f.Ino)
+			continue
+		}
+		locks := make([]fusefs.Lock, 0, len(f.Locks))
+		for _, k := range f.Locks {
+			locks = append(locks, fusefs.Lock(k))
+		}
+		if err := l.GuardLocks(f.PID, f.Dev, f.Ino, locks, !c.Leaving); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // abandon starts a keeper that takes the layers off, and serves them until it has.

@@ -13,6 +13,8 @@
 //	owner PATH (uid, gid, permissions)            chown PATH UID GID
 //	behind NAME OFF LEN       result            (a pread in a thread of its own, and what came of it)
 //	busy PATH THREADS         idle              (threads that read and write a file all the time, until idle; pipes that are full)
+//	grab PATH once|again KIND grabbed           (a thread that tries to lock the whole file all the time, opened anew each time or not, KIND: read, write)
+//	rdlk NAME START LEN       waitlk NAME START LEN                      unlk NAME
 //	spin PATH COUNT OP        (COUNT times OP, which is read or fsync; prints how often each errno came)
 //
 // The answer is one line: "ok VALUE" or the name of an errno.
@@ -199,6 +201,16 @@ func run(f []string) (any, error) {
 	case "result":
 		r := <-behind
 		return r.value, r.err
+	case "grab":
+		return "", contender.start(f[1], f[2] == "again", f[3])
+	case "grabbed":
+		return contender.stop()
+	case "waitlk":
+		return "", unix.FcntlFlock(uintptr(fd), unix.F_SETLKW, &unix.Flock_t{Type: unix.F_RDLCK, Start: int64(number(f[2])), Len: int64(number(f[3]))})
+	case "unlk":
+		return "", unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
+	case "rdlk":
+		return "", unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Start: int64(number(f[2])), Len: int64(number(f[3]))})
 	case "busy":
 		return "", crowd.start(f[1], number(f[2]))
 	case "idle":
