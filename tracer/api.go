@@ -113,6 +113,7 @@ const (
 	StepInject  = "inject"  // before code is placed into each thread that will run it
 	StepStage   = "stage"   // before files are sent to each of these threads and maps are prepared beside the old
 	StepCommit  = "commit"  // before each of these threads exchanges its slots, directories and maps
+	StepLocks   = "locks"   // within the exchange of a thread that has POSIX locks, with GuardLocks: before LocksTaken
 	StepCheck   = "check"   // after each exchange, before its result is looked at
 	StepRelease = "release" // all exchanged; before the code is taken out again and the threads go on
 )

@@ -209,10 +209,10 @@ func (j *job) sendFiles(which pick, cwd int) error {
 // commit exchanges everything of the job in one batch, so that a death of ours
 // cannot leave half of it. Around it locks that would be lost are guarded.
 func (j *job) commit(which pick, neverEmpty bool) error {
-	j.begun = true
 	if err := j.guardLocks(); err != nil {
 		return err
 	}
+	j.begun = true
 	b := j.r.batch()
 	if err := j.fillSlots(b, which, neverEmpty); err != nil {
 		return err

@@ -87,6 +87,12 @@ func (j *job) guardLocks() error {
 	if j.guard == nil || len(j.locks) == 0 {
 		return nil
 	}
+	if !j.back {
+		if err := j.refuseWaiters(); err != nil {
+			return err
+		}
+	}
+	j.begun = true
 	b := j.r.batch()
 	for i := range j.locks {
 		if l := &j.locks[i]; l.Type == unix.F_WRLCK && l.shared() {
@@ -151,4 +157,14 @@ func (j *job) regainLocks() error {
 		}
 		return err
 	}
+}
+
+// guardLocks calls Options.GuardLocks.
+func (x *transaction) guardLocks(phase LockPhase, files []LockedFile, back bool) error {
+	if phase == LocksTaken && !back {
+		if err := x.step(StepLocks); err != nil {
+			return err
+		}
+	}
+	return x.o.GuardLocks(phase, files, back)
 }

@@ -91,7 +91,9 @@ func (x *transaction) collectLocks(j *job) error {
 			add(s, locks)
 		}
 	}
-	j.guard = x.o.GuardLocks
+	if x.o.GuardLocks != nil {
+		j.guard = x.guardLocks
+	}
 	j.findReaders()
 	for f, locks := range taken {
 		for l, ok := range locks {

@@ -135,7 +135,7 @@ func TestRollbackAtEachStep(t *testing.T) {
 
 // G22 for the way back: a failure leaves the target on the layer, whole, and the next try takes it off.
 func TestRollbackOfRecoverAtEachStep(t *testing.T) {
-	for _, step := range []string{"scan", "replace", "seize", "stopped", "unmount", "inject", "stage", "commit", "check", "release", "kill:unmount", "kill:check", "kill:release"} {
+	for _, step := range []string{"scan", "replace", "seize", "stopped", "unmount", "inject", "stage", "commit", "locks", "check", "release", "kill:unmount", "kill:check", "kill:release"} {
 		t.Run(step, func(t *testing.T) {
 			r := newRig(t)
 			r.env = append(r.env, "FAULTGRAFT_TEST_FAIL_DETACH_AT="+step)

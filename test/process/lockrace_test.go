@@ -1,9 +1,13 @@
 package process
 
 import (
+	"fmt"
 	"os"
 	"strconv"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // cycles is how often a graft comes and goes in tests of races: FAULTGRAFT_TEST_CYCLES, or a number that does not take minutes.
@@ -61,4 +65,81 @@ func TestPosixLocksHaveNoGap(t *testing.T) {
 		}
 	}
 	same(t, before, h.snapshot())
+}
+
+// A lock that would be lost to one who waits for it, or to one who comes between, is not lost: the graft fails in words.
+func TestLockThatWouldBeLost(t *testing.T) {
+	r := newRig(t)
+	p := r.write("locked", "0123456789")
+	h := r.start()
+	h.ok("open w %s rdwr", p)
+	h.ok("setlk w 2 5")
+	before := h.snapshot()
+	reader := r.startWith(binaries.holder)
+	reader.ok("open k %s rdwr", p)
+	waits := reader.begin("waitlk k 0 10")
+	lockWaiters(t, reader.pid())
+	inject := func() string {
+		t.Helper()
+		out, err := r.run("inject", "--pid", strconv.Itoa(h.pid()), "--path", r.data, "io error=EIO op=fsync ttl=2m")
+		if err == nil {
+			t.Fatalf("grafted: %s", out)
+		}
+		return err.Error()
+	}
+	if got, want := inject(), fmt.Sprintf("process %d (holder) waits for a read lock at %s, where process %d (holder) has a lock", reader.pid(), p, h.pid()); !strings.Contains(got, want) || !strings.Contains(got, "nothing was changed") {
+		t.Errorf("inject: %s; want %s", got, want)
+	}
+	same(t, before, h.snapshot())
+	h.ok("unlk w")
+	if got := <-waits; got != "ok" {
+		t.Fatalf("the reader's lock: %s", got)
+	}
+	reader.ok("unlk k")
+	h.ok("setlk w 2 5")
+	// A failure in the middle puts the write lock back.
+	r.env = append(r.env, "FAULTGRAFT_TEST_FAIL_AT=locks")
+	if got := inject(); !strings.Contains(got, "at step locks") {
+		t.Errorf("inject: %s", got)
+	}
+	same(t, before, h.snapshot())
+	// One that comes in the moment in which there are read locks: others get none for writing even then.
+	r.env = append(r.env, "FAULTGRAFT_TEST_FAIL_AT=stop:locks")
+	failed := make(chan string, 1)
+	go func() { failed <- inject() }()
+	swapper := r.awaitStopped()
+	if swapper == 0 {
+		t.Fatal("no swapper stopped")
+	}
+	reader.is("EAGAIN", "setlk k 0 10")
+	reader.ok("rdlk k 0 10")
+	if err := syscall.Kill(swapper, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-failed; !strings.Contains(got, "another process has a read lock where process") {
+		t.Errorf("inject: %s", got)
+	}
+	h.is("ok 0123456789", "pread w 0 100")
+	reader.is("EAGAIN", "setlk k 0 10") // the target has the read lock still
+	reader.ok("unlk k")
+	h.ok("setlk w 2 5")
+	h.ok("stat /")
+	same(t, before, h.snapshot())
+}
+
+// lockWaiters waits until a process waits for a lock.
+func lockWaiters(t *testing.T, pid int) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		b, err := os.ReadFile("/proc/locks")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range strings.Split(string(b), "\n") {
+			if f := strings.Fields(l); len(f) > 5 && f[1] == "->" && f[5] == strconv.Itoa(pid) {
+				return
+			}
+		}
+	}
+	t.Fatalf("process %d waits for no lock", pid)
 }
