@@ -29,6 +29,9 @@ func (a *attachment) match(o *tracer.Object) bool {
 	if unnamed(o.Path, o.Mode) {
 		return o.MountID == uint64(a.place.mount.ID) // it may lie there: adopt says so
 	}
+	if a.visits(o.Kind, o.MountID) {
+		return true
+	}
 	if a.place.root() && (o.MountID != uint64(a.place.mount.ID) || atRoot(o, a.place.prefix)) {
 		return false // on another mount, which is not under the layer; or moved by pivot_root
 	}
@@ -44,6 +47,8 @@ func (a *attachment) adopt(d *tracer.Description) (int, error) {
 	}
 	rel, _ := a.place.relative(d.Path)
 	switch {
+	case a.visits(d.Kind, d.MountID):
+		return openVisited(a.fuse.bottom, rel, d)
 	case d.Kind == tracer.Cwd || d.Kind == tracer.Root:
 		return a.openSame(rel, unix.O_PATH|unix.O_DIRECTORY, d)
 	case d.Flags&unix.O_PATH != 0:

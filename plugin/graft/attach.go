@@ -86,6 +86,9 @@ func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 		return nil, err
 	}
 	a.rep.add(r)
+	if err := a.findVisited(); err != nil {
+		return nil, err
+	}
 	// Processes without an object were not stopped, and may have opened one until the layer lay there.
 	swap.Stopped, swap.Undo = nil, nil
 	for range stragglerPasses {
@@ -114,6 +117,7 @@ type attachment struct {
 	fuse    fuseMount
 	procFD  int
 	dev     uint64
+	visited map[uint64]bool // mounts below "/", of which the layer has copies by now
 	group   *peerGroup
 	groupFD int // root of the mount that left its group
 	adopter

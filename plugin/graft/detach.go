@@ -63,6 +63,7 @@ type detachment struct {
 	lockless bool
 	locked   map[uint64]bool // inode numbers with POSIX locks
 	used     map[uint64]bool
+	copies   map[uint64]bool // mounts on a layer over "/" that are copies of others
 	rep      *Report
 }
 
@@ -137,11 +138,17 @@ func (d *detachment) enter() (err error) {
 
 // match picks what is open on the layer, in whatever process it is by now.
 func (d *detachment) match(o *tracer.Object) bool {
-	return o.Dev == d.Layer.Info.Dev && !(d.root() && !d.off && d.Server != nil && atRoot(o, d.Layer.Info.Prefix))
+	if d.root() && !d.off && d.Server != nil && atRoot(o, d.Layer.Info.Prefix) {
+		return false // pivot_root moves it
+	}
+	return o.Dev == d.Layer.Info.Dev || d.visits(o.Kind, o.MountID)
 }
 
 // original finds what a file of the layer stands for.
 func (d *detachment) original(o *tracer.Description) (int, error) {
+	if d.visits(o.Kind, o.MountID) {
+		return d.visited(o)
+	}
 	if o.Kind == tracer.Map || o.Kind == tracer.Executable {
 		return d.originalOfMap(o)
 	}
@@ -322,6 +329,9 @@ func (d *detachment) takeOff() error {
 // rescue finds the original of a file whose server is dead: an adopted one of the
 // same inode and mode, or the file that its path names below the layer.
 func (d *detachment) rescue(o *tracer.Description) (int, error) {
+	if d.visits(o.Kind, o.MountID) {
+		return d.visited(o)
+	}
 	rel, below := relativeTo(d.Layer.Info.Prefix, o.Path)
 	if o.Kind == tracer.Descriptor && o.Flags&unix.O_PATH == 0 {
 		if fd, ok := d.adoptedLike(o); ok {

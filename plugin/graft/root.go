@@ -186,18 +186,18 @@ func (c rootCover) checkRoots(t Target, dev uint64) error {
 
 // moveRoots gives all whose root is the root of a mount of the layer R instead.
 func (c rootCover) moveRoots(layer int) error {
-	if err := c.chroot(layer); err != nil {
-		return err
-	}
-	err := c.pivot(c.backing, c.backing)
-	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EBUSY) {
-		return err
+	// A mount that was taken off already, of a connection that has ended, may refuse: what follows tells.
+	if c.chroot(layer) == nil {
+		err := c.pivot(c.backing, c.backing)
+		if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EBUSY) {
+			return err
+		}
 	}
 	// R is not below it but the other way round (EBUSY: it lies right on R): there and back.
 	if err := c.chroot(c.backing); err != nil {
 		return err
 	}
-	err = c.pivot(layer, layer)
+	err := c.pivot(layer, layer)
 	if errors.Is(err, unix.EINVAL) {
 		return nil // it is not mounted any more
 	}
@@ -218,6 +218,10 @@ func (c rootCover) carry(dead bool) (notes []string, err error) {
 			return notes, err
 		}
 		on, err := c.mountsOn(layer)
+		if err != nil && dead {
+			notes = append(notes, fmt.Sprintf("what was mounted on the layer is lost: %v", err))
+			continue
+		}
 		if err != nil {
 			return notes, err
 		}
@@ -305,6 +309,11 @@ func (d *detachment) enterRoot() error {
 		var x unix.Statx_t
 		// An error: the connection was aborted by an earlier try, which asked too.
 		_ = unix.Statx(d.Layer.Mount, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_MODE, &x)
+	}
+	if !d.off {
+		if err := d.findCopies(); err != nil {
+			return err
+		}
 	}
 	return d.ns.do(func() error { return d.cover().chroot(d.Layer.Backing) })
 }
