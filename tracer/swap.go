@@ -41,7 +41,8 @@ func Swap(ctx context.Context, o Options) (*Report, error) {
 	x.s, x.e = newScanner(&o), newEngine(o.RestartErrnos)
 	var err error
 	onOwnThread(func() {
-		// sleeps of microseconds would take 50 more (PR_SET_TIMERSLACK(2const)); the thread ends with the swap
+		// sleeps of microseconds would take 50 more (PR_SET_TIMERSLACK(2const)); the thread ends with the swap.
+		// A higher priority makes the pause longer: most of it is waiting for the target's thread.
 		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 		err = x.run()
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -23,6 +24,9 @@ type SwapperOptions struct {
 // RunSwapper is the swapper process: one graft, ungraft or move of open files, and it is gone.
 func RunSwapper(o SwapperOptions) error {
 	raiseDescriptorLimit()
+	// It lives for milliseconds: no garbage collection while a target stands still.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(512 << 20)
 	conn, err := wire.FromDescriptor(o.Keeper)
 	if err != nil {
 		return fmt.Errorf("swapper: %w", err)
