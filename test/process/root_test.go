@@ -26,7 +26,7 @@ func (r *rig) container(kind string) *holder {
 	script := `set -e; mount --make-rprivate /; ` + rootKinds[kind] + `
 cd "$1"; mkdir bin proc dev etc vol data data/sub old; cp "$2" bin/holder
 echo -n below >etc/resolv.conf; echo -n 0123456789 >data/f; echo -n mapped >data/m; echo -n bound >bound
-mount -t proc proc proc; mount -t tmpfs dev dev; mkdir dev/pts; mount -t tmpfs pts dev/pts; mount -t tmpfs vol vol; echo -n volume >vol/f; mkdir vol/d
+mount -t proc proc proc; mount -t tmpfs dev dev; mkdir dev/pts; mount -t tmpfs pts dev/pts; mount -t tmpfs vol vol; echo -n volume >vol/f; mkdir -p srv/vol; echo -n beside >srv/f; mount -t tmpfs vol2 srv/vol; mkdir srv/vol/d
 mount --bind bound etc/resolv.conf
 pivot_root . old; exec ./bin/holder`
 	root := filepath.Join(r.t.TempDir(), "root")
@@ -51,8 +51,8 @@ func TestRoot(t *testing.T) {
 			r := newRig(t)
 			h := r.container(kind)
 			idle := h.enter(r)    // holds nothing but the root directory
-			visitor := h.enter(r) // is on another mount, from where ".." leads to the root
-			visitor.ok("chdir /vol/d")
+			visitor := h.enter(r) // is on another mount, from where ".." leads to the root file system
+			visitor.ok("chdir /srv/vol/d")
 			h.ok("open f /data/f rdwr")
 			h.ok("lseek f 4")
 			h.ok("open vol /vol/f rdwr")
@@ -103,10 +103,10 @@ func TestRoot(t *testing.T) {
 			during.is("EIO", "fsync f")
 			during.ok("open new /data/new rdwr,creat")
 
-			visitor.is(`ok {"EIO":1}`, "spin ../../data/f 1 fsync")
-			visitor.is("ok /vol/d", "getcwd")
+			visitor.is(`ok {"EIO":1}`, "spin ../../f 1 fsync")
+			visitor.is("ok /srv/vol/d", "getcwd")
 			later := h.enter(r)
-			later.ok("chdir /vol/d")
+			later.ok("chdir /srv/vol/d")
 
 			u := r.recover(g)
 			for _, s := range u.Report.Skipped {
@@ -118,8 +118,8 @@ func TestRoot(t *testing.T) {
 			same(t, idleBefore, idle.snapshot())
 			same(t, visitorBefore, visitor.snapshot())
 			for _, p := range []*holder{visitor, later} {
-				p.is("ok /vol/d", "getcwd")
-				p.is(`ok {"ok":1}`, "spin ../../data/f 1 fsync")
+				p.is("ok /srv/vol/d", "getcwd")
+				p.is(`ok {"ok":1}`, "spin ../../f 1 fsync")
 			}
 			later.stop()
 			if a, b := during.mountinfo(), before["mountinfo"]; a != b {
