@@ -64,12 +64,21 @@ func (l *Layer) openToRead(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Sta
 	return fuse.OK
 }
 
-// reopen opens the file of a node anew.
+// reopen opens the file of a node anew. With O_NONBLOCK the open, and only that,
+// does not wait for somebody to give a lease back (F_SETLEASE, fcntl(2)).
 func reopen(n *node, flags uint32) (fd int, err error) {
+	how := int(flags) &^ dropped
+	nonblock := int(flags) & unix.O_NONBLOCK
 	err = retry(func() error {
-		fd, err = unix.Open(magic(n.fd), int(flags)&^dropped|unix.O_CLOEXEC, 0)
+		fd, err = unix.Open(magic(n.fd), how|nonblock|unix.O_CLOEXEC, 0)
 		return err
 	})
+	if err == nil && nonblock != 0 {
+		if _, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, how); err != nil {
+			_ = unix.Close(fd)
+			return -1, err
+		}
+	}
 	return fd, err
 }
 

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Kind is the way in which a process refers to a file.
@@ -16,9 +18,19 @@ const (
 	Root                   // the root directory
 	Map                    // a memory map
 	Executable             // what the process was started from, /proc/PID/exe
+
+	// What the kernel holds beside these. It is never swapped, but reported.
+	InFlight   // a descriptor that was sent over a unix socket and not received yet
+	RingFile   // a fixed file of an io_uring
+	AIOContext // a context of io_setup(2), whose requests may be under way
+	Watch      // a watch of inotify or fanotify
+	Polled     // an entry of an epoll instance
+	LoopDevice // the file behind a loop device
+	SwapFile   // a file that the machine swaps to
 )
 
-var kindNames = [...]string{"descriptor", "cwd", "root", "map", "executable"}
+var kindNames = [...]string{"descriptor", "cwd", "root", "map", "executable",
+	"in flight", "io_uring file", "aio context", "watch", "epoll entry", "loop device", "swap file"}
 
 // String returns the name of the kind as it stands in reports.
 func (k Kind) String() string {
@@ -27,6 +39,10 @@ func (k Kind) String() string {
 	}
 	return fmt.Sprintf("kind(%d)", int(k))
 }
+
+// HeldByKernel says that objects of the kind are neither descriptors nor
+// directories nor maps, and are never swapped.
+func (k Kind) HeldByKernel() bool { return k >= InFlight }
 
 // MarshalText writes the kind as its name.
 func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
@@ -47,7 +63,7 @@ type Object struct {
 	PID     int    `json:"pid"`               // process (thread group) id
 	TID     int    `json:"tid"`               // a thread whose table, directories or memory it is in; the PID unless threads have their own
 	Kind    Kind   `json:"kind"`              //
-	FD      int    `json:"fd"`                // number, for Descriptor; else -1
+	FD      int    `json:"fd"`                // number, for Descriptor; of the socket for InFlight, of the ring for RingFile, of the instance for Watch and Polled; else -1
 	Path    string `json:"path"`              // text of the link in /proc, without " (deleted)": relative to the root of the reader's mount namespace where it can be; "/" for one that is longer than the kernel shows
 	Deleted bool   `json:"deleted,omitempty"` // the link text ended in " (deleted)"
 	MountID uint64 `json:"mountID"`           // as in fdinfo and mountinfo
@@ -61,6 +77,8 @@ type Object struct {
 	Offset uint64 `json:"offset,omitempty"` // offset in the file, bytes, for Map
 	Shared bool   `json:"shared,omitempty"` // MAP_SHARED, for Map
 	Prot   int    `json:"prot,omitempty"`   // PROT_READ, PROT_WRITE, PROT_EXEC, for Map
+
+	Index int `json:"index,omitempty"` // for InFlight the place in the queue, for RingFile the slot in the ring, for Watch of inotify the watch descriptor, for Polled the number of the descriptor, for LoopDevice that of the device
 }
 
 // String names the object as a person would look for it under /proc.
@@ -70,6 +88,21 @@ func (o *Object) String() string {
 		return fmt.Sprintf("descriptor %d of process %d (%s)", o.FD, o.PID, o.Path)
 	case Map:
 		return fmt.Sprintf("map %x-%x of process %d (%s)", o.Start, o.End, o.PID, o.Path)
+	case InFlight:
+		return fmt.Sprintf("descriptor in flight to socket %d of process %d (%s)", o.FD, o.PID, o.Path)
+	case RingFile:
+		return fmt.Sprintf("fixed file %d of io_uring %d of process %d (%s)", o.Index, o.FD, o.PID, o.Path)
+	case AIOContext:
+		return fmt.Sprintf("aio context of process %d", o.PID)
+	case Watch:
+		if o.Path == "" {
+			return fmt.Sprintf("watch %d of descriptor %d of process %d (inode %d)", o.Index, o.FD, o.PID, o.Ino)
+		}
+		return fmt.Sprintf("watch %d of descriptor %d of process %d (%s)", o.Index, o.FD, o.PID, o.Path)
+	case Polled:
+		return fmt.Sprintf("descriptor %d in epoll instance %d of process %d (%s)", o.Index, o.FD, o.PID, o.Path)
+	case LoopDevice, SwapFile:
+		return fmt.Sprintf("%s %s", o.Kind, o.Path)
 	default:
 		return fmt.Sprintf("%s of process %d (%s)", o.Kind, o.PID, o.Path)
 	}
@@ -127,8 +160,19 @@ type Options struct {
 	// Match says whether an object is part of the swap. It sees every object
 	// whose link text starts with "/": also FIFOs and devices, never sockets
 	// and other nameless files. It must be quick: it is called while the
-	// processes are stopped.
+	// processes are stopped. Of a RingFile, LoopDevice and SwapFile it sees the
+	// Path only, of a Watch Dev and Ino (MountID alone for a mark of fanotify on a
+	// mount, Dev alone for one on a file system) and what Locate finds, of a Polled
+	// Dev and Ino, and the rest only if the descriptor is open still. Here Dev is
+	// that of the file system, which btrfs and overlayfs do not show in st_dev.
+	// Where the Path of such an object is not empty and does not start with "/",
+	// nothing is known but that the process may have one.
 	Match func(*Object) bool
+	// Locate, if set, finds the path of a watched inode, of which the kernel tells
+	// no more than the device of its file system, the number, and mostly a file
+	// handle. ok is false for one that is not part of the swap: Match is not asked.
+	// It is called while the processes run, and within the stop for what came late.
+	Locate func(dev, ino uint64, handle *unix.FileHandle) (path string, ok bool)
 	// Replace returns the file that goes in the place of d, which belongs to
 	// tracer from then on. It is called before the stop for what a live scan
 	// finds, and within the stop for what came late. After an error the holders
@@ -186,8 +230,8 @@ type Options struct {
 	// processes were started from. Without, both are left as they are.
 	Executables bool
 	// RequireAll makes the transaction fail when a matching object cannot be
-	// swapped, instead of reporting it. Executable maps are never swapped and
-	// do not count.
+	// swapped, or when it cannot be told whether one matches, instead of reporting
+	// it. Executable maps are never swapped and do not count.
 	RequireAll bool
 	// Together stops all processes at once. Else those that share nothing are
 	// stopped one group after another, so that each stands still only for its own
@@ -230,7 +274,8 @@ type Report struct {
 	Processes   []ProcessReport `json:"processes,omitempty"`
 	Swapped     []ObjectReport  `json:"swapped,omitempty"`
 	Skipped     []ObjectReport  `json:"skipped,omitempty"`
-	RemoteCalls int             `json:"remoteCalls"` // system calls made inside the targets
+	Kept        []ObjectReport  `json:"kept,omitempty"` // left on the file they are at, and working there: Watch, AIOContext
+	RemoteCalls int             `json:"remoteCalls"`    // system calls made inside the targets
 }
 
 // ProcessReport is what happened to one process that was stopped.

@@ -115,7 +115,7 @@ func (x *transaction) lookAgain() (*found, error) {
 			}
 		}
 	}
-	return all, nil
+	return all, x.s.lookRings()
 }
 
 // dropRefused takes out what has no replacement, and reports it.

@@ -117,6 +117,12 @@ func (x *transaction) reportRunning() {
 
 func (x *transaction) addSkipped() { x.report.Skipped = append(x.report.Skipped, x.s.skipped...) }
 
+// reportHeld adds what the kernel holds.
+func (x *transaction) reportHeld() {
+	x.report.Skipped = append(x.report.Skipped, x.s.heldReports(false)...)
+	x.report.Kept = x.s.heldReports(true)
+}
+
 func (s *scanner) close() {
 	for _, it := range s.items {
 		_ = unix.Close(it.file) // duplicates: the last close of a file is not ours to judge

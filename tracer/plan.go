@@ -62,7 +62,9 @@ func assign(p *process, units []unit) (*job, []unit, error) {
 	score := -1
 	var why error
 	for _, t := range p.order {
-		if t.gone || !t.stopped {
+		if t.gone || !t.stopped || pc(&t.regs) == 0 {
+			// A worker thread of the kernel (PF_USER_WORKER: io_uring) is a thread of the
+			// process, but never runs its code, and has no place to go on at (copy_thread).
 			continue
 		}
 		if err := codeModel(&t.regs); err != nil {

@@ -57,6 +57,7 @@ type memory struct {
 	pid, tid int
 	maps     []*place
 	exe      *place // what it was started from
+	aio      bool   // has a context of io_setup(2)
 }
 
 // scanner finds the objects of processes and groups them into items.
@@ -71,6 +72,7 @@ type scanner struct {
 	flags   map[int]map[mapLine][]string // pid: VmFlags of maps that the live scan found
 	types   map[uint64]string            // file system by mount id
 	skipped []ObjectReport
+	heldScan
 }
 
 type fileKey struct {
@@ -87,7 +89,8 @@ type placeKey struct {
 
 func newScanner(o *Options) *scanner {
 	return &scanner{o: o, self: os.Getpid(), byFile: map[fileKey]*kcmpSet[*item]{}, byPlace: map[placeKey]*item{},
-		seen: map[int]map[int]*slot{}, looked: map[int]map[mapLine]*Object{}, flags: map[int]map[mapLine][]string{}, types: map[uint64]string{}}
+		seen: map[int]map[int]*slot{}, looked: map[int]map[mapLine]*Object{}, flags: map[int]map[mapLine][]string{}, types: map[uint64]string{},
+		heldScan: newHeldScan()}
 }
 
 // reset forgets holders, not items: what was replaced before the stop stays.
@@ -96,6 +99,14 @@ func (s *scanner) reset() {
 		it.Holders = nil
 	}
 	s.skipped = nil
+}
+
+// ended drops all that is known of a process.
+func (s *scanner) ended(pid int) {
+	delete(s.seen, pid)
+	delete(s.looked, pid)
+	delete(s.flags, pid)
+	s.heldScan.ended(pid)
 }
 
 func (s *scanner) skip(o Object, reason string) {
@@ -136,6 +147,7 @@ func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) 
 		return nil, fmt.Errorf("fdinfo of process %d: %w", pid, err)
 	}
 	defer func() { _ = unix.Close(dir) }() // O_PATH
+	var holders []heldSource
 	for _, fd := range t.all {
 		if was := known[fd]; was != nil && kcmp(tid, s.self, kcmpFile, fd, was.item.file) == 0 {
 			sl := *was
@@ -151,6 +163,9 @@ func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) 
 			return nil, fmt.Errorf("descriptor %d of process %d: %w", fd, pid, err)
 		}
 		if !strings.HasPrefix(link, "/") { // a socket, a pipe, an anonymous inode
+			if holderKind(link) != Descriptor {
+				holders = append(holders, heldSource{g: &g, dir: dir, fd: fd, link: link})
+			}
 			continue
 		}
 		sl, err := s.look(&g, dir, fd, link)
@@ -162,6 +177,12 @@ func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) 
 		}
 		if sl != nil {
 			t.slots = append(t.slots, sl)
+		}
+	}
+	for i := range holders {
+		holders[i].table = t
+		if err := s.lookHeld(&holders[i], remember); err != nil {
+			return nil, err
 		}
 	}
 	return t, nil

@@ -23,6 +23,7 @@ func (s *scanner) scanMaps(pid, tid int, remember bool) (*memory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("maps of process %d: %w", pid, err)
 	}
+	m.aio = s.lookMemory(pid, tid, lines)
 	type file struct{ dev, ino uint64 }
 	executable := map[file]bool{}
 	for _, l := range lines {

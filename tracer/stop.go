@@ -51,6 +51,7 @@ func (f *found) each(do func(*Object, *item)) {
 // scanProcess looks at all tables, directories and maps of a process.
 func (s *scanner) scanProcess(pid, pidfd int, remember bool) (*found, error) {
 	f := &found{}
+	s.forget(pid)
 	tids, err := numbers(procPath(pid, "task"))
 	if err != nil {
 		if gone(err) {
@@ -77,7 +78,9 @@ func (s *scanner) scanProcess(pid, pidfd int, remember bool) (*found, error) {
 	}
 	for _, tid := range tids { // a leader that is a zombie has no memory
 		if st, err := readStatus(tid); err == nil && st.state != 'Z' && st.state != 'X' {
-			f.mem, err = s.scanMaps(pid, tid, remember)
+			if f.mem, err = s.scanMaps(pid, tid, remember); err == nil && f.mem.aio {
+				s.lookAIO(f, pid)
+			}
 			return f, err
 		}
 	}
@@ -139,8 +142,7 @@ func (x *transaction) refresh() error {
 			}
 			p.close()
 			delete(x.known, pid)
-			delete(x.s.seen, pid)
-			delete(x.s.looked, pid)
+			x.s.ended(pid)
 		}
 		p, err := x.candidate(pid)
 		if err != nil {
@@ -154,6 +156,7 @@ func (x *transaction) refresh() error {
 		if !listed[pid] && p.since.IsZero() {
 			p.close()
 			delete(x.known, pid)
+			x.s.ended(pid)
 		}
 	}
 	return nil

@@ -156,6 +156,7 @@ func (x *transaction) run() error {
 	err := x.prepare()
 	x.report.Prepare = time.Since(start)
 	if err != nil {
+		x.reportHeld()
 		return fmt.Errorf("%w; nothing was changed", err)
 	}
 	begun := time.Now()
@@ -165,6 +166,7 @@ func (x *transaction) run() error {
 		x.report.Pause = time.Since(begun)
 	}
 	x.reportRunning()
+	x.reportHeld()
 	return err
 }
 
@@ -174,6 +176,12 @@ func (x *transaction) prepare() error {
 		return err
 	}
 	if err := x.lookAtAll(); err != nil {
+		return err
+	}
+	if err := x.s.lookHost(); err != nil {
+		return err
+	}
+	if err := x.requireAll(); err != nil {
 		return err
 	}
 	if err := x.step(StepReplace); err != nil {
@@ -213,7 +221,7 @@ func (x *transaction) requireAll() error {
 	if !x.o.RequireAll {
 		return nil
 	}
-	for _, s := range x.s.skipped {
+	for _, s := range append(x.s.heldReports(false), x.s.skipped...) {
 		if s.Reason != reasonExecutable {
 			return fmt.Errorf("%s cannot be swapped: %s", &s.Object, s.Reason)
 		}
@@ -242,7 +250,7 @@ func (x *transaction) lookAtAll() error {
 			x.found[p.pid] = f
 		}
 	}
-	return nil
+	return x.s.lookRings()
 }
 
 // replace asks for new files for the items that have none yet.

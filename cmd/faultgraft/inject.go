@@ -223,6 +223,9 @@ func explainReport(b *strings.Builder, r *graft.Report, skipped string) {
 	for _, s := range r.Skipped {
 		fmt.Fprintf(b, "  %s: %s: %s\n", skipped, &s.Object, s.Reason)
 	}
+	for _, s := range r.Kept {
+		fmt.Fprintf(b, "  goes on as it is: %s: %s\n", &s.Object, s.Reason)
+	}
 	for _, n := range r.Notes {
 		fmt.Fprintf(b, "  note: %s\n", n)
 	}
@@ -242,7 +245,7 @@ func count(n int, what string) string {
 func limitFlags(f *pflag.FlagSet, l *graft.Limits, moved string) {
 	f.DurationVar(&l.Deadline, "deadline", graft.DefaultDeadline, "how long it may take to stop all processes and move what they have open")
 	f.DurationVar(&l.Budget, "budget", 0, "how long one process may have been stopped when its open objects are moved; beyond it nothing is changed (0: as long as the deadline)")
-	f.BoolVar(&l.RequireAll, "require-all", false, "fail, and change nothing, if an open object cannot be "+moved)
+	f.BoolVar(&l.RequireAll, "require-all", false, "fail, and change nothing, if an open object cannot be "+moved+", or is one that the kernel holds (in flight over a socket, in an io_uring …)")
 }
 
 // stoppedFor says how long processes stood still: in all, and each of them.

@@ -330,6 +330,9 @@ func recovered(w io.Writer, g keeper.Graft) error {
 		for _, s := range g.Report.Skipped {
 			_, err = fmt.Fprintf(w, "  still on the layer: %s: %s\n", &s.Object, s.Reason)
 		}
+		for _, s := range g.Report.Kept {
+			_, err = fmt.Fprintf(w, "  goes on as it is: %s: %s\n", &s.Object, s.Reason)
+		}
 		if err == nil && g.State == keeper.StateLingering {
 			_, err = fmt.Fprintf(w, "  lingers: %s\n", g.Reason)
 		}

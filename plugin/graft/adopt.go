@@ -14,6 +14,9 @@ import (
 // match picks the objects under the layer's place. FIFOs, sockets and devices
 // stay where they are: their peers would not follow them.
 func (a *attachment) match(o *tracer.Object) bool {
+	if match, known := a.heldBelow(o); known {
+		return match
+	}
 	switch o.Mode & unix.S_IFMT {
 	case unix.S_IFREG, unix.S_IFDIR:
 	case unix.S_IFLNK:

@@ -70,7 +70,7 @@ func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 		return nil, err
 	}
 	swap := tracer.Options{
-		Processes: a.Target.Processes, Match: a.match, Replace: a.adopt,
+		Processes: a.Target.Processes, Match: a.match, Locate: a.locate, Replace: a.adopt,
 		GuardLocks: func(phase tracer.LockPhase, files []tracer.LockedFile, back bool) error {
 			return a.Server.GuardLocks(phase, guarded(files, a.dev), back)
 		},
@@ -97,10 +97,12 @@ func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 			return nil, err
 		}
 		a.rep.addStragglers(r)
+		a.rep.heldNow(r, tracer.InFlight, tracer.RingFile, tracer.Watch, tracer.LoopDevice, tracer.SwapFile)
 		if len(r.Swapped) == 0 {
 			break
 		}
 	}
+	a.explainKept()
 	if err := a.Step(StepHandOver); err != nil {
 		return nil, err
 	}

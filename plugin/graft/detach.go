@@ -21,6 +21,8 @@ type DetachOptions struct {
 	Layer Layer
 	// Server serves the layer; nil when it is dead.
 	Server Server
+	// Left is what the graft could not put onto the layer, by LeftBelow.
+	Left []tracer.Object
 	// Adopted are the originals; only needed when the server is dead.
 	Adopted []AdoptedDescription
 	// HandleIoctl is the ioctl(2) request by which the layer tells the handle of an open file.
@@ -64,6 +66,7 @@ type detachment struct {
 	locked   map[uint64]bool // inode numbers with POSIX locks
 	used     map[uint64]bool
 	copies   map[uint64]bool // mounts on a layer over "/" that are copies of others
+	near     map[int]bool    // the target's processes
 	rep      *Report
 }
 
@@ -92,6 +95,14 @@ func (d *detachment) run(ctx context.Context) error {
 	if err := d.askLocks(); err != nil {
 		return err
 	}
+	near, err := d.Target.Processes()
+	if err != nil {
+		return err
+	}
+	d.near = map[int]bool{}
+	for _, pid := range near {
+		d.near[pid] = true
+	}
 	r, err := swapEverywhere(ctx, d.Target, swap)
 	if err != nil {
 		return partly(err, r)
@@ -104,10 +115,13 @@ func (d *detachment) run(ctx context.Context) error {
 			return fmt.Errorf("%w; the layer is off, but some objects may still be on it", err)
 		}
 		d.rep.addStragglers(r)
+		// of what is open on a mount that was taken off, other paths are shown
+		d.rep.heldNow(r, tracer.InFlight)
 		if len(r.Swapped) == 0 {
 			break
 		}
 	}
+	d.explainHeld()
 	return nil
 }
 
@@ -138,6 +152,9 @@ func (d *detachment) enter() (err error) {
 
 // match picks what is open on the layer, in whatever process it is by now.
 func (d *detachment) match(o *tracer.Object) bool {
+	if match, known := d.heldOnLayer(o); known {
+		return match
+	}
 	if d.root() && !d.off && d.Server != nil && atRoot(o, d.Layer.Info.Prefix) {
 		return false // pivot_root moves it
 	}

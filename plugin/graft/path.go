@@ -16,6 +16,7 @@ type place struct {
 	path    string // as the target sees it, cleaned
 	backing int    // O_PATH descriptor of what is there now
 	mode    uint32 // st_mode of it
+	ino     uint64 // st_ino of it
 	prefix  string // its path as this process's readlink of /proc/PID/fd shows it
 	mount   mountinfo.Info
 	mounts  []*mountinfo.Info // all of the target's
@@ -69,7 +70,7 @@ func (l *place) check(t Target, root int) error {
 	if err := unix.Fstat(l.backing, &st); err != nil {
 		return err
 	}
-	l.mode = st.Mode
+	l.mode, l.ino = st.Mode, st.Ino
 	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFDIR && kind != unix.S_IFREG {
 		return fmt.Errorf("it is neither a directory nor a regular file (st_mode %#o)", st.Mode)
 	}

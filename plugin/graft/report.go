@@ -41,6 +41,8 @@ type Report struct {
 	// Swapped and Skipped list the open objects, with a reason for each that was left where it was.
 	Swapped []tracer.ObjectReport `json:"swapped"`
 	Skipped []tracer.ObjectReport `json:"skipped,omitempty"`
+	// Kept lists what goes on working on the files as they were, with what that means: watches, aio contexts.
+	Kept []tracer.ObjectReport `json:"kept,omitempty"`
 	// Notes are remarks that a person should read.
 	Notes []string `json:"notes,omitempty"`
 }
@@ -58,6 +60,7 @@ func (r *Report) add(t *tracer.Report) {
 	r.Stopped = append(r.Stopped, t.Processes...)
 	r.Swapped = append(r.Swapped, t.Swapped...)
 	r.Skipped = append(r.Skipped, t.Skipped...)
+	r.Kept = append(r.Kept, t.Kept...)
 }
 
 // Add adds what another swap did to the same target; nil is none.
@@ -72,14 +75,15 @@ func (r *Report) Add(o *Report) {
 	r.Stopped = append(r.Stopped, o.Stopped...)
 	r.Swapped = append(r.Swapped, o.Swapped...)
 	r.Skipped = append(r.Skipped, o.Skipped...)
+	r.Kept = append(r.Kept, o.Kept...)
 	r.Notes = append(r.Notes, o.Notes...)
 }
 
 // addStragglers adds a pass that may have found nothing.
 func (r *Report) addStragglers(t *tracer.Report) {
-	skipped := r.Skipped
+	skipped, kept := r.Skipped, r.Kept
 	r.add(t)
-	r.Skipped = skipped
+	r.Skipped, r.Kept = skipped, kept
 	for _, s := range t.Skipped { // mostly the same objects again
 		same := func(o tracer.ObjectReport) bool {
 			a, b := o.Object, s.Object
@@ -102,4 +106,20 @@ func partly(err error, r *tracer.Report) error {
 		pids[o.Object.PID] = true
 	}
 	return fmt.Errorf("%w; off the layer are processes %v", err, slices.Sorted(maps.Keys(pids)))
+}
+
+// heldNow takes from a later pass what the kernel holds of some kinds: what was in
+// flight may have arrived and been swapped, or have been sent since.
+func (r *Report) heldNow(t *tracer.Report, kinds ...tracer.Kind) {
+	of := func(s tracer.ObjectReport) bool { return slices.Contains(kinds, s.Object.Kind) }
+	replace := func(old, now []tracer.ObjectReport) []tracer.ObjectReport {
+		old = slices.DeleteFunc(old, of)
+		for _, s := range now {
+			if of(s) {
+				old = append(old, s)
+			}
+		}
+		return old
+	}
+	r.Skipped, r.Kept = replace(r.Skipped, t.Skipped), replace(r.Kept, t.Kept)
 }

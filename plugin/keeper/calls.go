@@ -129,6 +129,8 @@ type job struct {
 	Detach bool `json:"detach,omitempty"`
 	Dead   bool `json:"dead,omitempty"` // detach: the server is dead
 	Off    bool `json:"off,omitempty"`  // detach: the layer is off already, and lingers
+	// Left is what the graft could not put onto the layer, for a detach.
+	Left []tracer.Object `json:"left,omitempty"`
 	// Reswap are the files of the layer to move, instead of a graft or an ungraft.
 	Reswap []graft.RetiredFile `json:"reswap,omitempty"`
 	Layer  graft.LayerInfo     `json:"layer"`

@@ -78,6 +78,7 @@ func (k *keeper) graft(h *held) (Graft, error) {
 		FailAt: os.Getenv("FAULTGRAFT_TEST_FAIL_AT"),
 	})
 	if err == nil {
+		h.left = graft.LeftBelow(rep)
 		start := time.Now()
 		h.rules = activate(h.request.Rules, start)
 		if err = k.setRules(server, h, h.rules, start); err == nil {
@@ -108,7 +109,7 @@ func (k *keeper) graft(h *held) (Graft, error) {
 
 func (k *keeper) detachJob(h *held) job {
 	return job{
-		Graft: h.ID, Target: k.place, Path: h.Path, Limits: h.request.Limits, Detach: true, Off: h.mount < 0, Layer: h.info,
+		Graft: h.ID, Target: k.place, Path: h.Path, Limits: h.request.Limits, Detach: true, Off: h.mount < 0, Layer: h.info, Left: h.left,
 	}
 }
 

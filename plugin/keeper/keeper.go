@@ -13,6 +13,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/wire"
+	"github.com/faultgraft/faultgraft/tracer"
 	"golang.org/x/sys/unix"
 )
 
@@ -78,7 +79,8 @@ type keeper struct {
 type held struct {
 	Graft
 	info    graft.LayerInfo
-	device  int // -1 when the server has the only one
+	left    []tracer.Object // what its graft could not put onto the layer
+	device  int             // -1 when the server has the only one
 	mount   int
 	backing int
 	bottom  int // the second mount of a layer over "/"; -1 for none

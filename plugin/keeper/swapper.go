@@ -152,7 +152,7 @@ func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 		}()
 	}
 	return graft.Detach(context.Background(), graft.DetachOptions{
-		ID: j.Graft, Target: j.Target, Layer: l, Server: server, Adopted: adopted, HandleIoctl: fusefs.IoctlHandle,
+		ID: j.Graft, Target: j.Target, Layer: l, Server: server, Adopted: adopted, Left: j.Left, HandleIoctl: fusefs.IoctlHandle,
 		Deadline: j.Deadline, Step: j.step(),
 	})
 }

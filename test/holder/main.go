@@ -15,6 +15,8 @@
 //	busy PATH THREADS         idle              (threads that read and write a file all the time, until idle; pipes that are full)
 //	grab PATH once|again KIND grabbed           (a thread that tries to lock the whole file all the time, opened anew each time or not, KIND: read, write)
 //	rdlk NAME START LEN       waitlk NAME START LEN                      unlk NAME
+//	watch NAME PATH           events NAME         poll NAME FILE    ready NAME        (inotify, epoll; these make NAME)
+//	lease NAME                leased NAME         unlease NAME      (F_SETLEASE for reads, F_GETLEASE)
 //	spin PATH COUNT OP        (COUNT times OP, which is read or fsync; prints how often each errno came)
 //
 // The answer is one line: "ok VALUE" or the name of an errno.
@@ -215,6 +217,22 @@ func run(f []string) (any, error) {
 		return "", crowd.start(f[1], number(f[2]))
 	case "idle":
 		return crowd.stop()
+	case "watch":
+		return watch(f[1], f[2])
+	case "events":
+		return events(fd)
+	case "poll":
+		return "", poll(f[1], files[f[2]])
+	case "ready":
+		return ready(fd)
+	case "lease":
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_RDLCK)
+		return "", err
+	case "leased":
+		return unix.FcntlInt(uintptr(fd), unix.F_GETLEASE, 0)
+	case "unlease":
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_UNLCK)
+		return "", err
 	case "spin":
 		return spin(f[1], number(f[2]), f[3])
 	}

@@ -10,10 +10,11 @@
 //   target seccomp DIR   one file, under a filter that kills for open, socket, mmap and more
 //   target leaderless DIR its first thread has ended
 //   target inherit DIR   reads from descriptor 3, opens nothing
+//   target held DIR WHAT… files that the kernel holds: flight ring aio inotify fanotify epoll lease, in held.h
 //   target tables DIR    threads with descriptor tables and directories of their own
 //
 // It prints "ready", then answers each line of stdin: "check" with "ok" or a
-// line that starts with "bad"; "flip" (files) changes a close-on-exec flag; "quit" ends it, with status 0 if all was well.
+// line that starts with "bad"; "flip" (files) changes a close-on-exec flag; "take" (held) receives; "quit" ends it, with status 0 if all was well.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -79,6 +80,7 @@ static int need(int r, const char *what) {
 }
 
 static int nfiles, *fds, *cloexec;
+static void check_flight(void);
 
 // flip changes close-on-exec of the first file of "files".
 static void flip(void) {
@@ -94,6 +96,8 @@ static int serve(void (*check)(void)) {
 	while (fgets(line, sizeof line, stdin)) {
 		if (!strncmp(line, "flip", 4))
 			flip();
+		if (!strncmp(line, "take", 4))
+			check_flight();
 		if (check)
 			check();
 		if (bads[0])
@@ -757,6 +761,8 @@ static int tables(void) {
 	return serve(check_tables);
 }
 
+#include "held.h"
+
 int main(int argc, char **argv) {
 	for (int i = 0; i < 4096; i++)
 		page[i] = (char)(i * 31 + i / 256);
@@ -783,5 +789,7 @@ int main(int argc, char **argv) {
 		return leaderless();
 	if (!strcmp(argv[1], "inherit"))
 		return inherit();
+	if (!strcmp(argv[1], "held"))
+		return held(argv + 3);
 	return 2;
 }
