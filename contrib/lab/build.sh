@@ -83,16 +83,16 @@ build() {
   once nerdctl "$NERDCTL" "$LAB/bin/nerdctl" build_nerdctl
 }
 
-# pack ROOTFS NAME:TAG OUT ENTRYPOINT CMD: an image of one layer in the format of `docker save`.
+# pack ROOTFS NAME:TAG OUT CONFIG: an image of one layer in the format of `docker save`. CONFIG is JSON: Cmd, Entrypoint, User, Env.
 pack() {
   local w arch diff
   case $(uname -m) in x86_64) arch=amd64 ;; aarch64) arch=arm64 ;; *) arch=$(uname -m) ;; esac
   w=$(mktemp -d "$LAB/img/pack.XXXXXX")
   tar -C "$1" --sort=name --numeric-owner --owner=0 --group=0 --mtime=@0 -cf "$w/layer.tar" .
   diff=$(sha256sum "$w/layer.tar" | cut -d' ' -f1)
-  jq -cn --arg a "$arch" --arg d "sha256:$diff" --argjson e "$4" --argjson c "$5" \
+  jq -cn --arg a "$arch" --arg d "sha256:$diff" --argjson c "$4" \
     '{architecture: $a, os: "linux", created: "2026-01-01T00:00:00Z",
-      config: {Env: ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"], Entrypoint: $e, Cmd: $c},
+      config: ($c + {Env: (["PATH=/usr/sbin:/usr/bin:/sbin:/bin"] + $c.Env)}),
       rootfs: {type: "layers", diff_ids: [$d]}}' >"$w/config.json"
   jq -cn --arg n "$2" '[{Config: "config.json", RepoTags: [$n], Layers: ["layer.tar"]}]' >"$w/manifest.json"
   tar -C "$w" -cf "$3" manifest.json config.json layer.tar
@@ -110,7 +110,7 @@ pack_busybox() {
   done
   echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
   echo 'root:x:0:' >"$root/etc/group"
-  pack "$root" "$BUSYBOX_IMAGE" "$LAB/img/busybox.tar" null '["/bin/sh"]'
+  pack "$root" "$BUSYBOX_IMAGE" "$LAB/img/busybox.tar" '{"Cmd": ["/bin/sh"]}'
   rm -r "$root"
 }
 
@@ -129,7 +129,7 @@ int main(void) {
 		pause();
 }
 C
-  pack "$root" "$PAUSE_IMAGE" "$LAB/img/pause.tar" '["/pause"]' null
+  pack "$root" "$PAUSE_IMAGE" "$LAB/img/pause.tar" '{"Entrypoint": ["/pause"]}'
   rm -r "$root"
 }
 

@@ -4,6 +4,7 @@
 #
 #   lab.sh build             build the programs from published Go modules (once; minutes)
 #   lab.sh image             make the images lab.local/busybox:1 and lab.local/pause:1
+#   lab.sh databases         make the images lab.local/postgres:1 and lab.local/redis:1, and load them if it is up
 #   lab.sh up                build what is missing and start containerd
 #   lab.sh load [TAR...]     import images (default: those of `image`) for nerdctl, ctr and CRI
 #   lab.sh status            is it up, and what runs in it; exit status 1 when down
@@ -40,6 +41,8 @@ die() {
 . "$HERE/versions.sh"
 # shellcheck source-path=SCRIPTDIR source=build.sh
 . "$HERE/build.sh"
+# shellcheck source-path=SCRIPTDIR source=databases.sh
+. "$HERE/databases.sh"
 # shellcheck source-path=SCRIPTDIR source=members.sh
 . "$HERE/members.sh"
 # shellcheck source-path=SCRIPTDIR source=config.sh
@@ -165,12 +168,21 @@ load() { # TAR...
   done
 }
 
-load_default() {
-  local want
-  want=$(cat "$LAB/stamps/busybox" "$LAB/stamps/pause")
-  [ "$(cat "$LAB/root/.loaded" 2>/dev/null)" != "$want" ] || return 0
-  load "$LAB/img/busybox.tar" "$LAB/img/pause.tar"
-  echo "$want" >"$LAB/root/.loaded"
+# load_new NAME...: imports those of the images that are not in the lab as they are now.
+load_new() {
+  local name stamp
+  for name; do
+    stamp=$(cat "$LAB/stamps/$name")
+    [ "$(cat "$LAB/root/.loaded-$name" 2>/dev/null)" != "$stamp" ] || continue
+    load "$LAB/img/$name.tar"
+    echo "$stamp" >"$LAB/root/.loaded-$name"
+  done
+}
+load_default() { load_new busybox pause; }
+
+databases() {
+  database_images
+  ! containerd_pid >/dev/null || load_new postgres redis
 }
 
 status() {
@@ -205,7 +217,7 @@ down() {
 purge() {
   down
   local d
-  for d in bin cdi cni etc img log nerdctl nri opt root run shimpath src stamps; do
+  for d in bin cdi cni debs etc img log nerdctl nri opt root run shimpath src stamps; do
     rm -rf --one-file-system "${LAB:?}/$d"
   done
   rm -f "$LAB"/{lock,test.lock,faultgraft.built}
@@ -216,16 +228,16 @@ case ${1:-} in
   up | down | restart | purge) ! in_lab $$ || die "run '$1' from outside the lab" ;;
 esac
 case ${1:-} in
-  build | image) lock; "$1" ;;
+  build | image | databases) lock; "$1" ;;
   up | down | restart | purge) lock; "$1" ;;
   load)
     lock
     shift
-    if [ $# -gt 0 ]; then load "$@"; else rm -f "$LAB/root/.loaded"; load_default; fi
+    if [ $# -gt 0 ]; then load "$@"; else rm -f "$LAB"/root/.loaded-*; load_default; fi
     ;;
   status) status ;;
   nerdctl | ctr) enter "$@" ;;
   ns) shift; enter "$@" ;;
-  -h | --help | help) sed -n '2,24s/^# \{0,1\}//p' "$0" ;;
-  *) sed -n '2,24s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  -h | --help | help) sed -n '2,25s/^# \{0,1\}//p' "$0" ;;
+  *) sed -n '2,25s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

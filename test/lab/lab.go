@@ -20,6 +20,11 @@ import (
 const (
 	// Image is a busybox with a shell and the usual commands.
 	Image = "lab.local/busybox:1"
+	// PostgresImage runs a PostgreSQL over /data/db, RedisImage has redis-server; see Databases.
+	PostgresImage = "lab.local/postgres:1"
+	RedisImage    = "lab.local/redis:1"
+	// DatabaseUID is the user and the group as whom both run.
+	DatabaseUID = 999
 	// Namespace is the containerd namespace that nerdctl and ctr use in the private lab.
 	Namespace = "faultgraft-lab"
 )
@@ -129,6 +134,23 @@ func (l *Lab) Down() error {
 // Restart stops the private lab's containerd and starts it again under the
 // containers that run.
 func (l *Lab) Restart(ctx context.Context) error { return l.script(ctx, "restart") }
+
+// Databases makes PostgresImage and RedisImage, which takes seconds the first
+// time, and loads them into the lab.
+func (l *Lab) Databases(ctx context.Context) error {
+	if err := l.script(ctx, "databases"); err != nil {
+		return err
+	}
+	if l.Private() {
+		return nil // the script loaded them
+	}
+	for _, name := range []string{"postgres", "redis"} {
+		if _, err := l.Nerdctl(ctx, "load", "-q", "-i", filepath.Join(l.dir, "img", name+".tar")); err != nil {
+			return fmt.Errorf("load the image of %s: %w", name, err)
+		}
+	}
+	return nil
+}
 
 // Dir is the lab's folder on the machine; Log and pod logs are below it.
 func (l *Lab) Dir() string { return l.dir }

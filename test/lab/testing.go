@@ -60,6 +60,22 @@ func Require(t testing.TB) *Lab {
 	return shared.lab
 }
 
+// RequireDatabases is Require for tests that need PostgresImage and RedisImage.
+func RequireDatabases(t testing.TB) *Lab {
+	t.Helper()
+	l := Require(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	err := l.Databases(ctx)
+	switch {
+	case err != nil && os.Getenv("CI") == "true":
+		t.Fatalf("no databases, and CI=true forbids to skip them: %v", err)
+	case err != nil:
+		t.Skipf("no databases: %v", err)
+	}
+	return l
+}
+
 // unable says why the lab cannot run here; empty when it can.
 func unable() string {
 	if os.Geteuid() != 0 {
