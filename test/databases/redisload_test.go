@@ -137,37 +137,42 @@ func (l *redisLoad) check() {
 		l.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
-	ask := func(args ...string) string {
-		a, err := c.do(args)
-		if err != nil {
-			l.Fatalf("%q: %v", args, err)
+	var batch [][]string
+	var want []string
+	bad := 0
+	ask := func(expected string, args ...string) {
+		if args != nil {
+			batch, want = append(batch, args), append(want, expected)
 		}
-		return a[0]
+		if len(batch) < 500 && args != nil {
+			return
+		}
+		answers, err := c.do(batch...)
+		if err != nil {
+			l.Fatal(err)
+		}
+		for i, a := range answers {
+			if a != want[i] {
+				if bad++; bad <= 5 {
+					l.Errorf("%q: %.80q, want %.80q", batch[i], a, want[i])
+				}
+			}
+		}
+		batch, want = nil, nil
 	}
-	keys, bad := 0, 0
+	keys := 0
 	for w := range l.kept {
 		for k, version := range l.kept[w] {
 			keys += min(1, version)
-			if got, want := ask("GET", fmt.Sprintf("key:%d:%d", w, k)), value(w, k, version); got != want {
-				if bad++; bad <= 5 {
-					l.Errorf("key %d of writer %d: %.80q, want %.80q", k, w, got, want)
-				}
-			}
+			ask(value(w, k, version), "GET", fmt.Sprintf("key:%d:%d", w, k))
 		}
 		list := fmt.Sprintf("list:%d", w)
 		keys += min(1, l.lists[w])
+		ask(strconv.Itoa(l.lists[w]), "LLEN", list)
 		for i := range l.lists[w] {
-			if got, want := ask("LINDEX", list, strconv.Itoa(i)), value(w, -1, i); got != want {
-				if bad++; bad <= 5 {
-					l.Errorf("element %d of writer %d's list: %.80q, want %.80q", i, w, got, want)
-				}
-			}
-		}
-		if got := ask("LLEN", list); got != strconv.Itoa(l.lists[w]) {
-			l.Errorf("writer %d's list has %s elements, %d were acknowledged", w, got, l.lists[w])
+			ask(value(w, -1, i), "LINDEX", list, strconv.Itoa(i))
 		}
 	}
-	if got := ask("DBSIZE"); got != strconv.Itoa(keys) {
-		l.Errorf("there are %s keys, want %d", got, keys)
-	}
+	ask(strconv.Itoa(keys), "DBSIZE")
+	ask("") // what is left
 }
