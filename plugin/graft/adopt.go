@@ -137,17 +137,27 @@ func (a *adopter) adoption(d *tracer.Description, description int, token, name s
 	return fd, nil
 }
 
-// settle has the kernel ask for the size of a file that is about to be mapped. A
-// page fault beyond the size that it knows raises SIGBUS, and does not ask for the
-// size of now (filemap_fault, mm/filemap.c): the file may have grown since it was
-// opened.
+// settle has the kernel ask for the size of a file that has changed since it was
+// opened on the layer. It does not always ask by itself: a page fault beyond the
+// size that it knows raises SIGBUS (filemap_fault, mm/filemap.c), and an lseek to
+// the end takes the size that it knows where the answer to its question is
+// discarded, because the inode's attributes were invalidated meanwhile, as they
+// are when rules come (fuse_change_attributes_i and fuse_reverse_inval_inode,
+// fs/fuse/inode.c).
 func (a *adopter) settle(d *tracer.Description, fd int) error {
-	if d.Kind != tracer.Map {
+	if d.Kind != tracer.Descriptor && d.Kind != tracer.Map || d.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil
 	}
-	var x unix.Statx_t
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_SIZE, &x); err != nil {
-		return fmt.Errorf("size of a mapped file: %w", err)
+	var known, now unix.Statx_t
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_SIZE, &known) // makes no request
+	if err == nil {
+		err = unix.Statx(d.File, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_SIZE, &now)
+	}
+	if err == nil && known.Size != now.Size {
+		err = unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_SIZE, &known)
+	}
+	if err != nil {
+		return fmt.Errorf("size of an open file: %w", err)
 	}
 	return nil
 }

@@ -145,15 +145,15 @@ func TestExecSessions(t *testing.T) {
 			if !stopped[x.pid] {
 				t.Errorf("%s: process %d was not stopped: %+v", what, x.pid, graft.Report.Stopped)
 			}
-			for command, want := range map[string]string{
-				"head -c 3 <&5":    "Input/output error", // the open file
-				"cat g":            "Input/output error", // by the working folder
-				"echo x >&6":       "No space left",      // opened for appending
-				"ls":               "g",                  // no rule for this
-				"cat /tmp/nowhere": "No such file",       // elsewhere
+			for _, c := range [][2]string{
+				{"head -c 3 <&5", "Input/output error"}, // the open file
+				{"cat g", "Input/output error"},         // by the working folder
+				{"echo x >&6", "No space left"},         // opened for appending
+				{"ls", "g"},                             // no rule for this
+				{"cat /tmp/nowhere", "No such file"},    // elsewhere
 			} {
-				if out := x.run(command); !strings.Contains(out, want) {
-					t.Errorf("round %d, %s: %s: %q, want %q", round, what, command, out, want)
+				if out := x.run(c[0]); !strings.Contains(out, c[1]) {
+					t.Errorf("round %d, %s: %s: %q, want %q", round, what, c[0], out, c[1])
 				}
 			}
 		}
@@ -161,14 +161,14 @@ func TestExecSessions(t *testing.T) {
 			t.Fatal(err)
 		}
 		for what, x := range sessions {
-			for command, want := range map[string]string{
-				"head -c 3 <&5": "con",
-				"cat g":         "below",
-				"echo round >&6; cat /data/log.$$ | wc -l": fmt.Sprint(round + 1),
-				"pwd; exec 5</data/f":                      "/data/d",
+			for _, c := range [][2]string{
+				{"head -c 3 <&5", "con"},
+				{"cat g", "below"},
+				{"echo round >&6; cat /data/log.$$ | wc -l", fmt.Sprint(round + 1)},
+				{"pwd; exec 5</data/f", "/data/d"},
 			} {
-				if out := x.run(command); out != want {
-					t.Errorf("round %d, recovered, %s: %s: %q, want %q", round, what, command, out, want)
+				if out := x.run(c[0]); out != c[1] {
+					t.Errorf("round %d, recovered, %s: %s: %q, want %q", round, what, c[0], out, c[1])
 				}
 			}
 		}
