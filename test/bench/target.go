@@ -6,7 +6,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,8 +20,11 @@ type holder struct {
 	atEnd func() // ends what else runs in the namespace
 }
 
-func (b *bench) hold(dir string, files int) (*holder, error) {
-	h := &holder{cmd: exec.Command("unshare", "--mount", "--propagation", "private", "/proc/self/exe", "target-hold", dir, strconv.Itoa(files))}
+func (b *bench) hold(dir string, files int) (*holder, error) { return b.holdWith(dir, files, 1) }
+
+// holdWith is hold with a number of threads that wait for input.
+func (b *bench) holdWith(dir string, files, threads int) (*holder, error) {
+	h := &holder{cmd: exec.Command("unshare", "--mount", "--propagation", "private", "/proc/self/exe", "target-hold", dir, strconv.Itoa(files), strconv.Itoa(threads))}
 	// /proc/self/exe would be unshare by then.
 	exe, err := os.Executable()
 	if err != nil {
@@ -68,20 +73,16 @@ func (h *holder) inside(args ...string) *exec.Cmd {
 // target is what this binary does as a target.
 func target(what string, args []string) error {
 	switch {
-	case what == "target-hold" && len(args) == 2:
-		n, err := strconv.Atoi(args[1])
+	case what == "target-hold" && (len(args) == 2 || len(args) == 3):
+		files, err := strconv.Atoi(args[1])
+		threads := 1
+		if err == nil && len(args) == 3 {
+			threads, err = strconv.Atoi(args[2])
+		}
 		if err != nil {
 			return err
 		}
-		for i := range n {
-			_, err := unix.Open(filepath.Join(args[0], fmt.Sprintf("f%04d", i)), unix.O_RDWR|unix.O_CREAT, 0o644)
-			if err != nil {
-				return fmt.Errorf("open file %d: %w", i, err)
-			}
-		}
-		fmt.Println("ready")
-		_, err = io.Copy(io.Discard, os.Stdin)
-		return err
+		return holdFiles(args[0], files, threads)
 	case what == "target-loopback" && len(args) == 3:
 		return loopback(args[1], args[2], args[0] == "direct")
 	case what == "target-meta" && len(args) == 2:
@@ -92,4 +93,37 @@ func target(what string, args []string) error {
 		return err
 	}
 	return fmt.Errorf("%s %q: not a target of this benchmark", what, args)
+}
+
+// holdFiles opens files and waits for the end of its input with at least so many threads.
+func holdFiles(dir string, files, threads int) error {
+	for i := range files {
+		_, err := unix.Open(filepath.Join(dir, fmt.Sprintf("f%04d", i)), unix.O_RDWR|unix.O_CREAT, 0o644)
+		if err != nil {
+			return fmt.Errorf("open file %d: %w", i, err)
+		}
+	}
+	var wait [2]int
+	if err := unix.Pipe2(wait[:], unix.O_CLOEXEC); err != nil {
+		return err
+	}
+	for range threads - 1 {
+		go func() {
+			runtime.LockOSThread()
+			_, _ = unix.Read(wait[0], make([]byte, 1)) // nothing is ever written
+		}()
+	}
+	for {
+		tasks, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			return err
+		}
+		if len(tasks) >= threads {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	fmt.Println("ready")
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
 }

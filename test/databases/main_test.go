@@ -163,7 +163,8 @@ func (s *scene) cycle(i int) (graft, ungraft keeper.Graft) {
 		}
 		return g[0]
 	}
-	graft = answer("inject", s.name, "--path", "/data", rules[i%len(rules)])
+	// Not a test of how long it takes: the machine may be busy with other things.
+	graft = answer("inject", s.name, "--path", "/data", "--deadline", "1m", rules[i%len(rules)])
 	ungraft = answer("recover", graft.ID)
 	return graft, ungraft
 }
