@@ -162,9 +162,17 @@ func (t *trustTable) has(tid uint32) bool {
 }
 
 // Trust says whether all threads of a process are never faulted and may use
-// IoctlHandle. It is meant for a swapper, while it is at work.
+// IoctlHandle. It is meant for a swapper, while it is at work: some of the target
+// uses files below then, some the layer, and from the return of Trust on the
+// kernel keeps no name and no attribute that would hide the one from the other.
 func (l *Layer) Trust(pid int, on bool) {
-	t := &l.trusted
+	l.trusted.set(pid, on)
+	if on {
+		l.dropKnown()
+	}
+}
+
+func (t *trustTable) set(pid int, on bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if on {

@@ -332,3 +332,34 @@ func TestNoDescriptorIsLeft(t *testing.T) {
 		t.Errorf("%d descriptors, %d before\n%s", after, before, openFiles("/"))
 	}
 }
+
+// While a swapper is at work some of the target is on the layer already, or
+// still, and some is not: what the one does the other sees at once.
+func TestNothingIsCachedWhileSwapping(t *testing.T) {
+	b := over(t, setup{})
+	b.write("f", "content")
+	b.write("old", "content")
+	for _, name := range []string{"f", "old"} {
+		_, err := os.Stat(b.path(name)) // the kernel knows it for half a second
+		must(t, err)
+	}
+	file := b.open("f", unix.O_RDONLY)
+	b.Trust(os.Getppid(), true)
+	defer b.Trust(os.Getppid(), false)
+	for size := int64(100); size < 300; size += 100 {
+		must(t, os.Truncate(b.under("f"), size))
+		if fi, err := os.Stat(b.path("f")); err != nil || fi.Size() != size {
+			t.Errorf("size %d: %v, %v", size, fi, err)
+		}
+		if end, err := unix.Seek(file, 0, unix.SEEK_END); err != nil || end != size {
+			t.Errorf("size %d: the end is at %d, %v", size, end, err)
+		}
+	}
+	must(t, os.Rename(b.under("old"), b.under("new")))
+	if _, err := os.Stat(b.path("old")); !os.IsNotExist(err) {
+		t.Errorf("a name that is gone: %v", err)
+	}
+	if _, err := os.Stat(b.path("new")); err != nil {
+		t.Error(err)
+	}
+}

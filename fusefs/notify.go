@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 	"unsafe"
@@ -130,6 +131,25 @@ func (l *Layer) dropCaches(set *ruleSet) {
 		}
 	}
 	l.nodes.mu.RUnlock()
+	l.dropStale(all)
+}
+
+// dropKnown drops all names and attributes that the kernel has cached.
+func (l *Layer) dropKnown() {
+	if l.notify == nil {
+		return
+	}
+	var all []stale
+	l.nodes.mu.RLock()
+	for id, n := range l.nodes.byID {
+		all = append(all, stale{node: id, attr: true, names: slices.Clone(n.names)})
+	}
+	l.nodes.mu.RUnlock()
+	l.dropStale(all)
+}
+
+// dropStale waits until the kernel has dropped it all, two seconds at most.
+func (l *Layer) dropStale(all []stale) {
 	done := l.notify.start(func() {
 		for _, s := range all {
 			l.notify.drop(s)

@@ -23,7 +23,7 @@ import (
 	"github.com/faultgraft/faultgraft/test/lab"
 )
 
-var cycles = flag.Int("cycles", 60, "how often each database is grafted and ungrafted under load")
+var cycles = flag.Int("cycles", 25, "how often each database is grafted and ungrafted under load")
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
