@@ -22,8 +22,10 @@ have_databases() { [ -n "$(postgres_bin)" ] && [ -n "$(redis_program)" ] && { [ 
 
 # fetch_databases: unpacks Debian's packages, and those that they need and this machine does not have.
 fetch_databases() {
-  command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
-    { echo "no PostgreSQL or Redis here, and no apt-get to fetch them: install both (as Debian's packages postgresql, redis-tools)"; return 1; }
+  if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
+    echo "no PostgreSQL or Redis here, and no apt-get to fetch them: install both (as Debian's packages postgresql, redis-tools)"
+    return 1
+  fi
   local f get=(apt-get -qq -y --no-install-recommends --download-only -o "Dir::Cache::archives=$DEBS/archives" -o Debug::NoLocking=1
     install postgresql redis-tools)
   rm -rf "$DEBS"
