@@ -1,4 +1,4 @@
-//go:build linux && !amd64
+//go:build linux && !amd64 && !arm64
 
 package tracer
 
@@ -11,43 +11,42 @@ import (
 // The package compiles on other machines, so that a binary for them can say
 // in words that it cannot swap; nothing below is reached.
 
-var errArch = errors.New("open files can be swapped on x86-64 only: there is no code to run inside a process of this machine yet")
+var errArch = errors.New("open files can be swapped on x86-64 and arm64 only: there is no code to run inside a process of this machine")
 
 func archCheck() error { return errArch }
 
 type registers = unix.PtraceRegs
 
+type beforeStop struct{}
+
 var parasiteCode []byte
 
 const (
-	wordFini = 0
-	wordLast = 1
-
-	paraHeader = 16
-
-	scratchControl = 8
-	scratchData    = 16
-	scratchTemps   = 128
-	callStore      = 0
-	scratchHeader  = 4096
+	wordFini = iota
+	wordLast
+	wordAddr
+	wordSize
+	wordMask
+	wordLimited
+	wordLimitCur
+	wordLimitMax
+	wordRaisedCur
+	wordRaisedMax
+	wordCount
 )
 
-type paraConfig struct {
-	regs    registers
-	abortIP uint64
-	mask    uint64
-	scratch span
-	limit   *unix.Rlimit
-	raised  unix.Rlimit
-}
-
-func paraImage(*paraConfig) []byte                  { return nil }
-func paraLabel(int) uint64                          { return 0 }
+func paraImage(*paraConfig) ([]byte, error)         { return nil, errArch }
 func inSyscall(*registers) (nr, ret int64, ok bool) { return 0, 0, false }
-func setRestart(*registers, bool)                   {}
 func startRegs(r registers, _ uint64) registers     { return r }
 func pc(*registers) uint64                          { return 0 }
-
-func codeModel(*registers) error { return errArch }
+func codeModel(*registers) error                    { return errArch }
+func getRegs(int, *registers) error                 { return errArch }
+func setRegs(int, *registers) error                 { return errArch }
+func lookBefore(int) beforeStop                     { return beforeStop{} }
+func stopRegs(*thread) error                        { return errArch }
+func restartCall(*thread, bool) error               { return errArch }
+func calledAgain(*thread) error                     { return errArch }
+func notCalledAgain(*thread) error                  { return errArch }
+func (r *remote) giveBack() error                   { return errArch }
 
 var interruptedCalls = map[int64]bool{}

@@ -15,10 +15,12 @@ import (
 type thread struct {
 	tid        int
 	regs       registers // valid while stopped
+	before     beforeStop
 	stopped    bool
 	gone       bool
 	noSeccomp  bool // its seccomp filters are off while it is traced
 	left       bool // could not be detached: let go when the tracing thread ends
+	again      int  // not 0: on its way through a system call that will be restarted
 	resendStop bool // a SIGSTOP came while it ran our code: send it again afterwards
 }
 
@@ -90,6 +92,7 @@ func (e *engine) seizeProcess(p *process) (int, error) {
 		}
 		p.threads[tid] = t
 		n++
+		t.before = lookBefore(tid)
 		if err := ptraceValue(unix.PTRACE_INTERRUPT, tid, 0, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return n, fmt.Errorf("interrupt thread %d (%s): %w", tid, p.comm, err)
 		}
@@ -163,7 +166,7 @@ func (e *engine) poll(p *process, t *thread) error {
 		return nil
 	case eventStop(ws):
 		t.stopped = true
-		if err := unix.PtraceGetRegs(t.tid, &t.regs); err != nil {
+		if err := stopRegs(t); err != nil {
 			if errors.Is(err, syscall.ESRCH) { // killed in this moment; the next wait tells
 				t.stopped = false
 				return nil
@@ -171,7 +174,17 @@ func (e *engine) poll(p *process, t *thread) error {
 			return fmt.Errorf("registers of thread %d: %w", t.tid, err)
 		}
 		return e.restartRules(t)
+	case syscallStop(ws) && t.again != 0:
+		if err := calledAgain(t); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("restart the system call of thread %d: %w", t.tid, err)
+		}
+		return nil
 	case ws.Stopped():
+		if t.again != 0 {
+			if err := notCalledAgain(t); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("registers of thread %d: %w", t.tid, err)
+			}
+		}
 		// a signal was on its way: let it in, our interrupt is still pending and
 		// stops the thread before the handler's first instruction
 		sig := ws.StopSignal()
@@ -188,7 +201,7 @@ func (e *engine) poll(p *process, t *thread) error {
 func (e *engine) lost(p *process, t *thread) {
 	t.gone, t.stopped = true, false
 	if l := p.threads[p.pid]; l != nil && l.stopped {
-		if err := unix.PtraceGetRegs(l.tid, &l.regs); err != nil {
+		if err := getRegs(l.tid, &l.regs); err != nil {
 			l.stopped = false
 		}
 	}
@@ -248,14 +261,16 @@ func (e *engine) restartRules(t *thread) error {
 	}
 	switch errno := syscall.Errno(-ret); {
 	case slices.Contains(e.restartErrnos, errno):
-		setRestart(&t.regs, true)
+		return e.restart(t, true)
 	case errno == syscall.EINTR && interruptedCalls[nr]:
-		setRestart(&t.regs, false)
-	default:
-		return nil
+		return e.restart(t, false)
 	}
-	if err := unix.PtraceSetRegs(t.tid, &t.regs); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return fmt.Errorf("registers of thread %d: %w", t.tid, err)
+	return nil
+}
+
+func (e *engine) restart(t *thread, always bool) error {
+	if err := restartCall(t, always); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("restart the system call of thread %d: %w", t.tid, err)
 	}
 	return nil
 }

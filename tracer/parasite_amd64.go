@@ -2,13 +2,12 @@ package tracer
 
 import (
 	_ "embed"
-	"encoding/binary"
 	"fmt"
 
 	"golang.org/x/sys/unix"
 )
 
-//go:generate parasite/build.sh ../parasite_amd64.bin
+//go:generate parasite/build.sh amd64 ../parasite_amd64.bin
 
 // parasiteCode is parasite/amd64.S, assembled.
 //
@@ -32,76 +31,28 @@ const (
 	wordCount = wordRegs + 14
 )
 
-// paraHeader is the size of what stands before the first instruction: a mark and
-// the length of the whole, by which a later tracer knows what a dead one left.
-const paraHeader = 16
-
-// Layout of the scratch region, see parasite/amd64.S.
-const (
-	scratchControl = 8
-	scratchData    = 16
-	scratchTemps   = 128
-	scratchHeader  = 4096 // arguments and calls start here
-)
-
-// callStore is not a system call but a store of the second argument, 8 bytes, at
-// the address that is the first.
-const callStore = 0xffffffff
-
 // registers are those of a stopped thread.
 type registers = unix.PtraceRegs
 
 // archCheck says whether this machine's processes can be swapped.
 func archCheck() error { return nil }
 
-// paraConfig is what the parasite needs to know of the thread it borrows.
-type paraConfig struct {
-	regs    registers    // where the thread was stopped
-	abortIP uint64       // not 0: continue here, the stop was in a restartable sequence (rseq)
-	mask    uint64       // signal mask of the thread
-	scratch span         // where the scratch region goes: free addresses
-	limit   *unix.Rlimit // RLIMIT_NOFILE to put back at the end, nil: leave it
-	raised  unix.Rlimit  // RLIMIT_NOFILE to set at the start, if limit is not nil
-}
-
 // paraImage returns the code for one thread.
-func paraImage(c *paraConfig) []byte {
-	code := append([]byte(nil), parasiteCode...)
-	words := code[len(code)-8*wordCount:]
-	set := func(i int, v uint64) { binary.LittleEndian.PutUint64(words[8*i:], v) }
-	set(wordAddr, c.scratch.start)
-	set(wordSize, c.scratch.end-c.scratch.start)
-	set(wordMask, c.mask)
-	if c.limit != nil {
-		set(wordLimited, 1)
-		set(wordRaisedCur, c.raised.Cur)
-		set(wordRaisedMax, c.raised.Max)
-		set(wordLimitCur, c.limit.Cur)
-		set(wordLimitMax, c.limit.Max)
-	}
+func paraImage(c *paraConfig) ([]byte, error) {
+	code, words := newParaImage(c)
 	r := userRegs(c.regs)
 	if c.abortIP != 0 {
 		r.Rip = c.abortIP
 	}
 	// al: OF, ah: SF ZF AF PF CF as sahf takes them, third byte: DF
-	set(wordFlags, r.Eflags>>11&1|r.Eflags&0xd5<<8|r.Eflags>>10&1<<16)
+	words.set(wordFlags, r.Eflags>>11&1|r.Eflags&0xd5<<8|r.Eflags>>10&1<<16)
 	for i, v := range []uint64{r.Rip, r.Rax, r.Rbx, r.Rcx, r.Rdx, r.Rsi, r.Rdi, r.R8, r.R9, r.R10, r.R11, r.R12, r.R13, r.R14} {
-		set(wordRegs+i, v)
+		words.set(wordRegs+i, v)
 	}
-	return code
+	return code, nil
 }
 
-// paraLabel returns the offset of a label from the start of the code.
-func paraLabel(word int) uint64 {
-	return binary.LittleEndian.Uint64(parasiteCode[len(parasiteCode)-8*wordCount+8*word:])
-}
-
-// Error numbers that the kernel uses between a system call and its restart
-// (include/linux/errno.h); user code never sees them.
 const (
-	eRestartSys      = 512
-	eRestartNoIntr   = 513
-	eRestartNoHand   = 514
 	sysRestart       = unix.SYS_RESTART_SYSCALL
 	syscallInsnBytes = 2
 )
@@ -129,14 +80,42 @@ func inSyscall(r *registers) (nr, ret int64, ok bool) {
 	return int64(r.Orig_rax), int64(r.Rax), int64(r.Orig_rax) >= 0
 }
 
-// setRestart makes the kernel restart the system call when the thread goes on:
+func getRegs(tid int, r *registers) error { return unix.PtraceGetRegs(tid, r) }
+
+func setRegs(tid int, r *registers) error { return unix.PtraceSetRegs(tid, r) }
+
+// beforeStop is what is learnt of a thread before it is stopped: nothing, all
+// that is needed is in the registers.
+type beforeStop struct{}
+
+func lookBefore(int) beforeStop { return beforeStop{} }
+
+// stopRegs gets the registers of a thread at the stop that was asked for.
+func stopRegs(t *thread) error { return getRegs(t.tid, &t.regs) }
+
+// restartCall makes the kernel restart the system call when the thread goes on:
 // unless a signal handler runs first (always false), or in any case.
-func setRestart(r *registers, always bool) {
+func restartCall(t *thread, always bool) error {
 	e := int64(eRestartNoHand)
 	if always {
 		e = eRestartNoIntr
 	}
-	r.Rax = uint64(-e)
+	t.regs.Rax = uint64(-e)
+	return setRegs(t.tid, &t.regs)
+}
+
+// A restart takes no further stop.
+func calledAgain(*thread) error    { return nil }
+func notCalledAgain(*thread) error { return nil }
+
+// giveBack gives a thread that ran our code, and is stopped within the signal
+// path, its mask and registers back. First the mask: if we die in between, the code
+// goes on to set the registers.
+func (r *remote) giveBack() error {
+	if err := setSigMask(r.t.tid, r.mask); err != nil {
+		return err
+	}
+	return setRegs(r.t.tid, &r.saved)
 }
 
 // startRegs are the registers with which a thread enters code at ip.

@@ -126,9 +126,6 @@ func preference(t *thread) int {
 	return bestPreference
 }
 
-// eRestartBlock is ERESTART_RESTARTBLOCK (include/linux/errno.h).
-const eRestartBlock = 516
-
 // inject prepares the job's thread.
 func (j *job) inject(x *transaction) error {
 	if j.fs != nil && j.fs.root != nil && j.cwd < 0 {

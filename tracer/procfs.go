@@ -282,22 +282,41 @@ func isKernelThread(pid int) bool {
 	return err == nil && flags&pfKthread != 0
 }
 
-// parseSyscall reads the program counter from /proc/PID/syscall; ok is false for
-// a thread that runs.
-func parseSyscall(text []byte) (pc uint64, ok bool) {
-	f := strings.Fields(string(text))
-	if len(f) < 3 { // "running"; else number, arguments, stack pointer, program counter
-		return 0, false
-	}
-	pc, err := strconv.ParseUint(f[len(f)-1], 0, 64)
-	return pc, err == nil
+// sleeping says in which system call a thread sleeps, and where in its code.
+type sleeping struct {
+	nr     int64 // -1 if it is none, as at a page fault; then without arguments
+	args   [6]uint64
+	sp, pc uint64
 }
 
-// sleepsAt returns where in its code a thread is that sleeps in the kernel.
-func sleepsAt(tid int) (pc uint64, ok bool) {
+// parseSyscall reads /proc/PID/syscall; ok is false for a thread that runs.
+func parseSyscall(text []byte) (s sleeping, ok bool) {
+	f := strings.Fields(string(text))
+	if len(f) != 3 && len(f) != 9 { // "running"; else number, arguments, stack pointer, program counter
+		return sleeping{}, false
+	}
+	nr, err := strconv.ParseInt(f[0], 10, 32)
+	if err != nil {
+		return sleeping{}, false
+	}
+	s.nr = nr
+	var v [8]uint64
+	n := len(f) - 1
+	for i := range n {
+		if v[i], err = strconv.ParseUint(f[1+i], 0, 64); err != nil {
+			return sleeping{}, false
+		}
+	}
+	s.sp, s.pc = v[n-2], v[n-1]
+	copy(s.args[:], v[:n-2])
+	return s, true
+}
+
+// sleepsIn returns in which system call a thread sleeps in the kernel.
+func sleepsIn(tid int) (s sleeping, ok bool) {
 	b, err := os.ReadFile(procPath(tid, "syscall"))
 	if err != nil {
-		return 0, false
+		return sleeping{}, false
 	}
 	return parseSyscall(b)
 }

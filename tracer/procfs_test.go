@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -91,6 +92,7 @@ func FuzzStatus(f *testing.F) {
 	f.Add([]byte("Name:\tcat\nState:\tR (running)\nTracerPid:\t0\nCapEff:\t000001ffffffffff\nVmLck:\t       0 kB\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _ = parseStatus(b)
+		_, _ = parseSyscall(b)
 		_, _ = parseStatFlags(b)
 		_, _ = parseFileLimit(b)
 	})
@@ -98,24 +100,27 @@ func FuzzStatus(f *testing.F) {
 
 // The bytes that are embedded are those of the source beside them.
 func TestParasiteIsBuiltFromItsSource(t *testing.T) {
-	for _, tool := range []string{"gcc", "objcopy"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skip("gcc and objcopy are needed: apt install gcc binutils")
-		}
-	}
-	out := t.TempDir() + "/parasite.bin"
-	if b, err := exec.Command("parasite/build.sh", out).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, b)
-	}
-	b, err := os.ReadFile(out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(parasiteCode) == 0 {
-		t.Skip("no code for this machine")
-	}
-	if !bytes.Equal(b, parasiteCode) {
-		t.Error("parasite_amd64.bin is not parasite/amd64.S assembled: run go generate ./tracer")
+	for arch, as := range map[string]string{"amd64": "x86_64-linux-gnu-as", "arm64": "aarch64-linux-gnu-as"} {
+		t.Run(arch, func(t *testing.T) {
+			if _, err := exec.LookPath(as); err != nil {
+				t.Skipf("%s is not installed: apt install binutils-%s", as, strings.TrimSuffix(as, "-as"))
+			}
+			out := t.TempDir() + "/parasite.bin"
+			if b, err := exec.Command("parasite/build.sh", arch, out).CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, b)
+			}
+			want, err := os.ReadFile(out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := os.ReadFile("parasite_" + arch + ".bin")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, want) {
+				t.Errorf("parasite_%[1]s.bin is not parasite/%[1]s.S assembled: run GOARCH=%[1]s go generate ./tracer", arch)
+			}
+		})
 	}
 }
 
@@ -141,14 +146,15 @@ func TestKcmpSet(t *testing.T) {
 }
 
 func TestParseSyscall(t *testing.T) {
-	for text, want := range map[string]uint64{
-		"running\n":             0,
-		"-1 0x7ffd0 0x7f12ab\n": 0x7f12ab,
-		"271 0x0 0x0 0x7f00 0x0 0x0 0x0 0x7ffd0 0x401000\n": 0x401000,
-		"": 0,
+	for text, want := range map[string]sleeping{
+		"running\n":             {},
+		"-1 0x7ffd0 0x7f12ab\n": {nr: -1, sp: 0x7ffd0, pc: 0x7f12ab},
+		"271 0x1 0x2 0x7f00 0x4 0x5 0x6 0x7ffd0 0x401000\n": {nr: 271, args: [6]uint64{1, 2, 0x7f00, 4, 5, 6}, sp: 0x7ffd0, pc: 0x401000},
+		"": {},
+		"271 0x1 0x2 0x7f00 0x4 0x5 0x6 0x7ffd0 end\n": {},
 	} {
-		if pc, ok := parseSyscall([]byte(text)); pc != want || ok != (want != 0) {
-			t.Errorf("%q: %#x %v", text, pc, ok)
+		if got, ok := parseSyscall([]byte(text)); got != want || ok != (want != sleeping{}) {
+			t.Errorf("%q: %+v %v", text, got, ok)
 		}
 	}
 }

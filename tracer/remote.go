@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"syscall"
 	"time"
 
@@ -72,15 +73,22 @@ func (e *engine) inject(p *process, t *thread, in injection) (*remote, error) {
 		return nil, err
 	}
 	r.scratch, r.stage = r.region.start, r.region.start+pageUp(in.scratch)
-	conf := &paraConfig{regs: t.regs, mask: mask, scratch: r.region}
+	conf := &paraConfig{tid: t.tid, regs: t.regs, mask: mask, scratch: r.region}
 	if _, _, in := inSyscall(&t.regs); !in {
 		conf.abortIP = rseqAbort(t.tid, pc(&t.regs), p.mem)
 	}
 	conf.limit, conf.raised = p.limit, p.raised
+	image, err := paraImage(conf)
+	if err != nil {
+		if ended(t.tid) {
+			return nil, errTargetGone
+		}
+		return nil, fmt.Errorf("thread %d (%s) cannot be used: %w", t.tid, p.comm, err)
+	}
 	if r.code, err = p.findSlack(t, lines, uint64(len(parasiteCode))); err != nil {
 		return nil, err
 	}
-	if _, err := p.mem.WriteAt(paraImage(conf), int64(r.code.start)); err != nil {
+	if _, err := p.mem.WriteAt(image, int64(r.code.start)); err != nil {
 		p.freeSlack(r.code)
 		if ended(t.tid) {
 			return nil, errTargetGone
@@ -106,7 +114,7 @@ func (r *remote) boot(free []int) error {
 	regs := startRegs(r.saved, r.code.start+paraHeader)
 	// first the registers, then the mask: the code puts back the mask it was
 	// given, so that at no point our death leaves the signals blocked
-	if err := unix.PtraceSetRegs(tid, &regs); err != nil {
+	if err := setRegs(tid, &regs); err != nil {
 		return r.ptraceError("set registers", err)
 	}
 	r.placed = true
@@ -163,8 +171,8 @@ func (r *remote) meet(g *getter, fd int) (err error) {
 // failed reports that the code is at its end, or beyond it, by what a system call
 // shows that the thread sleeps in.
 func (r *remote) failed() bool {
-	at, ok := sleepsAt(r.t.tid)
-	return ok && (!r.code.contains(at) || at >= r.code.start+paraLabel(wordLast))
+	s, ok := sleepsIn(r.t.tid)
+	return ok && (!r.code.contains(s.pc) || s.pc >= r.code.start+paraLabel(wordLast))
 }
 
 func (s span) contains(a uint64) bool { return a >= s.start && a < s.end }
@@ -260,7 +268,7 @@ func (r *remote) finish() error {
 			}
 		}
 		var regs registers
-		if err := unix.PtraceGetRegs(r.t.tid, &regs); err != nil {
+		if err := getRegs(r.t.tid, &regs); err != nil {
 			return r.ptraceError("get registers", err)
 		}
 		at := pc(&regs)
@@ -280,7 +288,7 @@ func (r *remote) finish() error {
 		// in the middle of something that took too long: on to the part that closes and unmaps
 		if at < r.code.start+paraLabel(wordFini) && r.control >= 0 {
 			regs = startRegs(regs, r.code.start+paraLabel(wordFini))
-			if err := unix.PtraceSetRegs(r.t.tid, &regs); err != nil {
+			if err := setRegs(r.t.tid, &regs); err != nil {
 				return r.ptraceError("set registers", err)
 			}
 		}
@@ -343,12 +351,8 @@ func (r *remote) closeSockets() {
 }
 
 func (r *remote) restore() error {
-	// first the mask: if we die in between, the code goes on to set the registers
-	if err := setSigMask(r.t.tid, r.mask); err != nil {
-		return r.ptraceError("set the signal mask", err)
-	}
-	if err := unix.PtraceSetRegs(r.t.tid, &r.saved); err != nil {
-		return r.ptraceError("restore registers", err)
+	if err := r.giveBack(); err != nil {
+		return r.ptraceError("restore signal mask and registers", err)
 	}
 	r.t.regs, r.placed = r.saved, false
 	return r.clear()
@@ -391,6 +395,7 @@ func (r *remote) clear() error {
 	return nil
 }
 
-const pageSize = 4096
+// pageSize is 4, 16 or 64 KiB.
+var pageSize = uint64(os.Getpagesize())
 
 func pageUp(n uint64) uint64 { return (n + pageSize - 1) &^ (pageSize - 1) }

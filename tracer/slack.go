@@ -32,7 +32,7 @@ func (p *process) findSlack(t *thread, lines []mapLine, n uint64) (span, error) 
 			if !vdso && !strings.HasPrefix(l.path, "/") { // code made at run time may grow there
 				continue
 			}
-			if k, err := p.mem.ReadAt(page, int64(l.end-pageSize)); err != nil || k != pageSize {
+			if k, err := p.mem.ReadAt(page, int64(l.end-pageSize)); err != nil || k != len(page) {
 				continue
 			}
 			p.dropResidue(page, l.end-pageSize)

@@ -14,6 +14,9 @@ import (
 // kind in blocked threads and checks by itself that nothing about them changes.
 func buildTarget(t *testing.T) string {
 	t.Helper()
+	if dir := os.Getenv("FAULTGRAFT_TEST_TARGETS"); dir != "" { // built for a machine without a compiler
+		return filepath.Join(dir, "target")
+	}
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
 		t.Skip("gcc is not installed: apt-get install gcc libc6-dev")
