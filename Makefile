@@ -5,13 +5,13 @@ VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 LDFLAGS     := -s -w -X main.version=$(VERSION)
 PREFIX      ?= /usr/local
 GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
-SCRIPTS     := $(wildcard contrib/lab/*.sh) contrib/ci/need-go .ci/run
+SCRIPTS     := $(wildcard contrib/lab/*.sh contrib/testkernel/*.sh) tracer/parasite/build.sh contrib/ci/need-go .ci/run
 export FAULTGRAFT_BIN := $(CURDIR)/bin/faultgraft
 
-.PHONY: help build test demo bench lint install lab lab-down clean go
+.PHONY: help build test test-arm64 demo bench lint install lab lab-down clean go
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 go:
 	@contrib/ci/need-go
@@ -33,10 +33,15 @@ bench: go build ## compare the layer with the file system under it and with its 
 	@contrib/lab/packages.sh peers || echo 'peers that are missing are left out'
 	@go run ./test/bench -faultgraft bin/faultgraft $(BENCH)
 
-lint: go ## gofmt, go vet, golangci-lint, shellcheck
+test-arm64: go ## run the swap tests on arm64 in an emulated machine (slow); ONLY=REGEXP runs some
+	@contrib/lab/packages.sh arm64
+	@contrib/testkernel/arm64.sh $(ONLY)
+
+lint: go ## gofmt, go vet, builds for other machines, golangci-lint, shellcheck
 	@contrib/lab/packages.sh lint
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt would change: $$bad" >&2; exit 1; }
 	go vet ./...
+	GOARCH=arm64 go vet ./tracer && GOARCH=arm64 go build -o /dev/null ./cmd/faultgraft && GOARCH=riscv64 go build ./tracer
 	go run $(GOLANGCI) run ./...
 	shellcheck -x $(SCRIPTS)
 

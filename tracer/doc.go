@@ -7,5 +7,5 @@
 // functions of [Options]; the package knows nothing of file systems, mounts or
 // faults. docs/swap.md tells how a swap works and what its limits are.
 //
-// Only x86-64 processes can be swapped so far; elsewhere [Swap] refuses.
+// 64-bit processes of x86-64 and arm64 can be swapped; elsewhere [Swap] refuses.
 package tracer

@@ -317,8 +317,12 @@ func (s *swapper) forward() tracer.Options {
 			return fd, nil
 		},
 		RequireAll: true,
+		Deadline:   deadline,
 	}
 }
+
+// deadline is the default but on a machine that is emulated: its seconds are short.
+var deadline, _ = time.ParseDuration(os.Getenv("FAULTGRAFT_TEST_DEADLINE"))
 
 func (s *swapper) open(d *tracer.Description) (int, error) {
 	flags := d.Flags&^(unix.O_CREAT|unix.O_EXCL|unix.O_TRUNC) | unix.O_CLOEXEC

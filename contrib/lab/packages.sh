@@ -2,7 +2,7 @@
 # Checks that the programs and headers of a task are on this machine and, as
 # root on a Debian-like system, installs the packages that are missing.
 #
-#   packages.sh [--check] lab|test|suites|bench|peers|lint...
+#   packages.sh [--check] lab|test|suites|bench|peers|lint|arm64...
 #
 # --check only names what is missing (exit status 1) and installs nothing.
 set -euo pipefail
@@ -58,8 +58,16 @@ check() {
       pkg-config --exists fuse3 2>/dev/null || missing+=(libfuse3-dev)
       ;;
     lint) command_from shellcheck shellcheck ;;
+    arm64) # an emulated machine, and the C programs that run in it
+      command_from qemu-system-aarch64 qemu-system-arm
+      command_from aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
+      [ -e /usr/aarch64-linux-gnu/include/stdlib.h ] || missing+=(libc6-dev-arm64-cross)
+      command_from cpio cpio
+      command_from curl curl
+      command_from xz xz-utils
+      ;;
     *)
-      echo "packages.sh: unknown task '$1': one of lab, test, suites, bench, peers, lint" >&2
+      echo "packages.sh: unknown task '$1': one of lab, test, suites, bench, peers, lint, arm64" >&2
       exit 2
       ;;
   esac

@@ -6,6 +6,7 @@
 #   arm64.sh [TEST-REGEXP]    only these tests
 #
 # TESTKERNEL_CPU  -cpu of QEMU (max,pauth=off: with scalable vectors)
+# TESTKERNEL_CPUS  processors (2; 1 where the host is busy)
 # TESTKERNEL_TIMEOUT  seconds after which the machine is ended (3600)
 # TESTKERNEL_CACHE    where the kernel is kept (~/.cache/faultgraft/testkernel)
 set -euo pipefail
@@ -41,8 +42,8 @@ printf 'only=%q\nprocess=%q\n' "$only" "${TESTKERNEL_PROCESS:-}" >"$root/etc/tes
 
 echo "booting Debian's $(cat "$kernel/complete") under QEMU (-cpu $cpu)"
 timeout "${TESTKERNEL_TIMEOUT:-3600}" qemu-system-aarch64 -nodefaults -no-user-config -display none \
-  -M virt -cpu "$cpu" -smp 2 -m "${TESTKERNEL_MEMORY:-2048}" -accel tcg,thread=multi -no-reboot \
+  -M virt -cpu "$cpu" -smp "${TESTKERNEL_CPUS:-2}" -m "${TESTKERNEL_MEMORY:-2048}" -accel tcg,thread=multi -no-reboot \
   -kernel "$kernel/vmlinuz" -initrd "$tmp/initramfs" -serial stdio \
   -append 'console=ttyAMA0 quiet panic=-1 mitigations=off rcupdate.rcu_expedited=1 audit=0' </dev/null |
-  tr -d '\r' | tee "$tmp/log" || { echo "arm64.sh: the machine did not end by itself (time-out, or QEMU failed)" >&2; exit 1; }
+  sed -u 's/\r$//' | tee "$tmp/log" || { echo "arm64.sh: the machine did not end by itself (time-out, or QEMU failed)" >&2; exit 1; }
 grep -q '^RESULT 0$' "$tmp/log" || { echo 'arm64.sh: tests failed on arm64, see above' >&2; exit 1; }

@@ -26,9 +26,9 @@ func Doctor() []Check {
 }
 
 func checkArch() Check {
-	c := Check{Name: "architecture", Required: true, OK: runtime.GOARCH == "amd64", Detail: runtime.GOARCH}
+	c := Check{Name: "architecture", Required: true, OK: runtime.GOARCH == "amd64" || runtime.GOARCH == "arm64", Detail: runtime.GOARCH}
 	if !c.OK {
-		c.Detail += ": moving open files is only built for amd64 so far"
+		c.Detail += ": moving open files is only built for amd64 and arm64"
 	}
 	return c
 }
