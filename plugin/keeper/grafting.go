@@ -219,7 +219,10 @@ func (k *keeper) recover(id, why string) (Graft, error) {
 	k.failDetach = "" // once: the next try is to succeed
 	rep, err := k.detach(h, j, server)
 	if err != nil && was == StateLingering && !j.Dead {
-		return Graft{}, err // it lingers on
+		if !k.becameUnused(h) {
+			return Graft{}, err // it lingers on
+		}
+		rep, err = &graft.Report{}, nil
 	}
 	if err != nil {
 		k.mu.Lock()

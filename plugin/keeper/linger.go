@@ -98,6 +98,20 @@ func (k *keeper) unused(h *held) {
 	}()
 }
 
+// becameUnused reports that the last user of a lingering layer has gone just now,
+// so that its server knows it no more.
+func (k *keeper) becameUnused(h *held) bool {
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		k.mu.Lock()
+		unused := h.unused
+		k.mu.Unlock()
+		if unused {
+			return true
+		}
+	}
+	return false
+}
+
 // users says who keeps a layer in use.
 func users(rep *graft.Report) string {
 	var all []string
