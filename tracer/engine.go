@@ -38,6 +38,7 @@ type process struct {
 	slack   []span // places of code in its executable memory
 	avoid   []span // maps that are exchanged: no place for code
 	dead    bool
+	over    bool // a zombie without threads, which holds nothing any more
 }
 
 type span struct{ start, end uint64 }
@@ -67,19 +68,23 @@ func (e *engine) seizeProcess(p *process) (int, error) {
 		return 0, fmt.Errorf("threads of process %d (%s): %w", p.pid, p.comm, err)
 	}
 	n := 0
+	r := newReaper(p)
+	defer func() {
+		for _, tid := range r.end() {
+			if t := p.threads[tid]; t != nil && !t.gone {
+				e.lost(p, t)
+			}
+		}
+	}()
 	for _, tid := range tids {
 		if t := p.threads[tid]; t != nil && !t.gone {
 			continue
 		}
-		t := &thread{tid: tid}
-		t.noSeccomp, err = seize(tid)
-		switch {
-		case errors.Is(err, syscall.ESRCH):
-			continue
-		case err != nil:
-			if err := e.seizeError(p, tid, err); err != nil {
-				return n, err
-			}
+		t, err := e.seizeThread(p, tid)
+		if err != nil {
+			return n, err
+		}
+		if t == nil {
 			continue
 		}
 		if p.since.IsZero() {
@@ -91,6 +96,7 @@ func (e *engine) seizeProcess(p *process) (int, error) {
 			p.order[slices.Index(p.order, p.threads[tid])] = t
 		}
 		p.threads[tid] = t
+		r.hold(tid)
 		n++
 		t.before = lookBefore(tid)
 		if err := ptraceValue(unix.PTRACE_INTERRUPT, tid, 0, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
@@ -100,24 +106,39 @@ func (e *engine) seizeProcess(p *process) (int, error) {
 	return n, nil
 }
 
-func (e *engine) seizeError(p *process, tid int, err error) error {
-	s, serr := readStatus(tid)
-	if gone(serr) { // it was a zombie when the kernel refused it (ptrace_attach in kernel/ptrace.c), and is no more
-		return nil
-	}
-	if serr == nil {
-		if s.state == 'Z' || s.state == 'X' { // a zombie cannot be traced and runs no code
-			return nil
+// seizeTries: a leader that has ended cannot be seized, and in the next moment its
+// number may be that of a thread which called execve and can.
+const seizeTries = 10
+
+// seizeThread returns nil for a thread that has ended.
+func (e *engine) seizeThread(p *process, tid int) (*thread, error) {
+	for try := 1; ; try++ {
+		suspended, err := seize(tid)
+		if err == nil {
+			return &thread{tid: tid, noSeccomp: suspended}, nil
 		}
-		if s.tracer != 0 {
+		s, serr := readStatus(tid)
+		switch {
+		case errors.Is(err, syscall.ESRCH), gone(serr):
+			return nil, nil
+		case serr != nil:
+			return nil, fmt.Errorf("seize thread %d (%s) of process %d: %w", tid, p.comm, p.pid, errors.Join(err, serr))
+		case s.state == 'Z' || s.state == 'X': // a zombie cannot be traced and runs no code (ptrace_attach, kernel/ptrace.c)
+			return nil, nil
+		case s.tracer == unix.Gettid():
+			// one that we hold called execve, and got the number of its leader
+			held := slices.ContainsFunc(p.order, func(t *thread) bool { return t.noSeccomp })
+			return &thread{tid: tid, noSeccomp: held}, nil
+		case s.tracer != 0:
 			by, _ := readStatus(s.tracer) // only for its name
-			return fmt.Errorf("thread %d (%s) of process %d is traced by process %d (%s) already; detach that and try again", tid, s.name, p.pid, s.tracer, by.name)
+			return nil, fmt.Errorf("thread %d (%s) of process %d is traced by process %d (%s) already; detach that and try again", tid, s.name, p.pid, s.tracer, by.name)
+		case !errors.Is(err, syscall.EPERM):
+			return nil, fmt.Errorf("seize thread %d (%s) of process %d: %w", tid, p.comm, p.pid, err)
+		case try == seizeTries:
+			return nil, fmt.Errorf("thread %d (%s) of process %d may not be traced: %w; CAP_SYS_PTRACE is needed, and kernel.yama.ptrace_scope below 3", tid, p.comm, p.pid, err)
 		}
+		briefly(time.Duration(try) * 20 * time.Microsecond)
 	}
-	if errors.Is(err, syscall.EPERM) {
-		return fmt.Errorf("thread %d (%s) of process %d may not be traced: %w; CAP_SYS_PTRACE is needed, and kernel.yama.ptrace_scope below 3", tid, p.comm, p.pid, err)
-	}
-	return fmt.Errorf("seize thread %d (%s) of process %d: %w", tid, p.comm, p.pid, err)
 }
 
 // errNotStopping is a thread that did not stop by the deadline.
@@ -194,6 +215,25 @@ func (e *engine) poll(p *process, t *thread) error {
 		return cont(unix.PTRACE_CONT, t.tid, sig)
 	}
 	return nil
+}
+
+// bury reaps the stopped threads of p that were killed: by one of its threads that
+// calls execve(2), which sleeps until its tracer has reaped all others (de_thread,
+// fs/exec.c; ptrace(2), execve(2) under ptrace). With leader it also gives up a
+// leader that ended before it stopped, which wait(2) tells only when all its threads
+// have ended.
+func (e *engine) bury(p *process, leader bool) {
+	for _, t := range p.order {
+		switch {
+		case t.gone:
+		case t.stopped:
+			if ws, none, err := waitThread(t.tid); err != nil || !none && (ws.Exited() || ws.Signaled()) {
+				e.lost(p, t)
+			}
+		case leader && t.tid == p.pid && ended(t.tid):
+			e.lost(p, t)
+		}
+	}
 }
 
 // lost takes note that a thread is gone. Its leader's number may belong to

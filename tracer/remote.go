@@ -85,7 +85,7 @@ func (e *engine) inject(p *process, t *thread, in injection) (*remote, error) {
 		}
 		return nil, fmt.Errorf("thread %d (%s) cannot be used: %w", t.tid, p.comm, err)
 	}
-	if r.code, err = p.findSlack(t, lines, uint64(len(parasiteCode))); err != nil {
+	if r.code, err = e.findSlack(p, t, lines, uint64(len(parasiteCode))); err != nil {
 		return nil, err
 	}
 	if _, err := p.mem.WriteAt(image, int64(r.code.start)); err != nil {

@@ -36,6 +36,7 @@ type table struct {
 	pid, tid int // tid: a thread that has it
 	all      []int
 	slots    []*slot
+	dead     bool // the thread had ended, and so has no table
 }
 
 // place is a directory or a map that is part of the swap.
@@ -123,11 +124,20 @@ func gone(err error) bool {
 func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) {
 	t := &table{pid: pid, tid: tid}
 	var err error
-	if t.all, err = numbers(procPath(tid, "fd")); err != nil {
-		if gone(err) {
+	for range 2 { // an empty table of a thread that lives: another one may have taken the number of one that ended
+		if t.all, err = numbers(procPath(tid, "fd")); err != nil {
+			if gone(err) {
+				t.dead = true
+				return t, nil
+			}
+			return nil, fmt.Errorf("descriptors of process %d: %w", pid, err)
+		}
+		if len(t.all) > 0 {
+			break
+		}
+		if t.dead = ended(tid); t.dead {
 			return t, nil
 		}
-		return nil, fmt.Errorf("descriptors of process %d: %w", pid, err)
 	}
 	known := map[int]*slot{}
 	if pid == tid {

@@ -19,7 +19,11 @@ const slackMargin = 16
 // vdso, or, where that has not enough, of the text of a program or library.
 // Nothing is mapped for code: a page that appears would be seen, and would have
 // to be writable or executable by turns.
-func (p *process) findSlack(t *thread, lines []mapLine, n uint64) (span, error) {
+//
+// Several processes may have the same memory (clone(2) with CLONE_VM): what one of
+// them has code of ours in is taken for the others.
+func (e *engine) findSlack(p *process, t *thread, lines []mapLine, n uint64) (span, error) {
+	taken := e.slackOf(p, t)
 	page := make([]byte, pageSize)
 	for _, vdso := range []bool{true, false} {
 		for _, l := range lines {
@@ -35,7 +39,7 @@ func (p *process) findSlack(t *thread, lines []mapLine, n uint64) (span, error) 
 			if k, err := p.mem.ReadAt(page, int64(l.end-pageSize)); err != nil || k != len(page) {
 				continue
 			}
-			p.dropResidue(page, l.end-pageSize)
+			p.dropResidue(page, l.end-pageSize, taken)
 			zeros := uint64(0)
 			for zeros < pageSize && page[pageSize-1-zeros] == 0 {
 				zeros++
@@ -43,7 +47,7 @@ func (p *process) findSlack(t *thread, lines []mapLine, n uint64) (span, error) 
 			if zeros < slackMargin {
 				continue
 			}
-			if s, ok := p.takeSlack(span{l.end - zeros + slackMargin, l.end}, n); ok {
+			if s, ok := p.takeSlack(span{l.end - zeros + slackMargin, l.end}, n, taken); ok {
 				return s, nil
 			}
 		}
@@ -54,9 +58,23 @@ func (p *process) findSlack(t *thread, lines []mapLine, n uint64) (span, error) 
 	return span{}, fmt.Errorf("process %d (%s) has no %d unused bytes at the end of its vdso, program or libraries to place code in", p.pid, p.comm, n)
 }
 
+// slackOf lists the places of code in the memory of a thread.
+func (e *engine) slackOf(p *process, t *thread) []span {
+	taken := slices.Clone(p.slack)
+	for _, o := range e.order {
+		if o == p || len(o.slack) == 0 {
+			continue
+		}
+		if i := slices.IndexFunc(o.order, func(t *thread) bool { return !t.gone }); i >= 0 && kcmp(t.tid, o.order[i].tid, kcmpVM, 0, 0) == 0 {
+			taken = append(taken, o.slack...)
+		}
+	}
+	return taken
+}
+
 // dropResidue clears, in a copy of a page that is at base, code that a tracer
 // left which died: unless a thread is still in it.
-func (p *process) dropResidue(page []byte, base uint64) {
+func (p *process) dropResidue(page []byte, base uint64, taken []span) {
 	mark := parasiteCode[:paraHeader-8]
 	for at := 0; ; {
 		i := bytes.Index(page[at:], mark)
@@ -69,7 +87,7 @@ func (p *process) dropResidue(page []byte, base uint64) {
 			return
 		}
 		old := span{base + uint64(at), base + uint64(at+n)}
-		ours := slices.Contains(p.slack, old)
+		ours := slices.Contains(taken, old)
 		inside := slices.ContainsFunc(p.order, func(t *thread) bool { return !t.gone && old.contains(pc(&t.regs)) })
 		if !ours && !inside {
 			clear(page[at : at+n])
@@ -79,7 +97,7 @@ func (p *process) dropResidue(page []byte, base uint64) {
 }
 
 // takeSlack takes n bytes from the end of free, below what is taken already.
-func (p *process) takeSlack(free span, n uint64) (span, bool) {
+func (p *process) takeSlack(free span, n uint64, taken []span) (span, bool) {
 	end := free.end
 	for {
 		s := span{start: (end - n) &^ 15, end: 0}
@@ -87,12 +105,12 @@ func (p *process) takeSlack(free span, n uint64) (span, bool) {
 		if end < n || s.start < free.start {
 			return span{}, false
 		}
-		i := slices.IndexFunc(p.slack, func(o span) bool { return o.start < s.end && s.start < o.end })
+		i := slices.IndexFunc(taken, func(o span) bool { return o.start < s.end && s.start < o.end })
 		if i < 0 {
 			p.slack = append(p.slack, s)
 			return s, true
 		}
-		end = p.slack[i].start
+		end = taken[i].start
 	}
 }
 

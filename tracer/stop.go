@@ -14,6 +14,7 @@ import (
 
 // found is what a look at one process found.
 type found struct {
+	tids   []int // its threads at the start of the look
 	tables []*table
 	fs     []*fsInfo
 	mem    *memory   // of one process
@@ -59,6 +60,7 @@ func (s *scanner) scanProcess(pid, pidfd int, remember bool) (*found, error) {
 		}
 		return nil, fmt.Errorf("threads of process %d: %w", pid, err)
 	}
+	f.tids = tids
 	// the leader first: its table is everybody's, mostly
 	for _, tid := range tids {
 		if !sameAs(tid, kcmpFiles, f.tables, func(t *table) int { return t.tid }) {
@@ -123,12 +125,12 @@ func (x *transaction) candidate(pid int) (*process, error) {
 	return p, nil
 }
 
-// refresh asks for the candidates. It returns those that are new, and drops
-// those that ended.
-func (x *transaction) refresh() error {
+// refresh asks for the candidates, and drops those that ended. It returns how many
+// ended between the list and our look at them.
+func (x *transaction) refresh() (lost int, err error) {
 	pids, err := x.o.Processes()
 	if err != nil {
-		return fmt.Errorf("list processes: %w", err)
+		return lost, fmt.Errorf("list processes: %w", err)
 	}
 	listed := map[int]bool{}
 	for _, pid := range pids {
@@ -146,10 +148,13 @@ func (x *transaction) refresh() error {
 		}
 		p, err := x.candidate(pid)
 		if err != nil {
-			return err
+			return lost, err
 		}
 		if p != nil {
 			x.known[pid] = p
+		}
+		if p == nil && errors.Is(unix.Kill(pid, 0), syscall.ESRCH) {
+			lost++
 		}
 	}
 	for pid, p := range x.known {
@@ -159,24 +164,21 @@ func (x *transaction) refresh() error {
 			x.s.ended(pid)
 		}
 	}
-	return nil
+	return lost, nil
 }
 
 // stop stops the members of a group, and every process with a matching object
 // that turns up while they stop: all their threads, until there is no new one.
 func (x *transaction) stop(members []*process) error {
 	x.e.left = members
+	missed := 0
 	for first := true; ; first = false {
 		if err := x.alive(); err != nil {
 			return err
 		}
-		fresh, deferred, err := x.pickFresh(first)
+		caught, deferred, lost, err := x.catch(first)
 		if err != nil {
 			return err
-		}
-		for _, p := range fresh {
-			x.e.procs[p.pid] = p
-			x.e.order = append(x.e.order, p)
 		}
 		seized, err := x.seizeAll()
 		if err != nil {
@@ -190,64 +192,24 @@ func (x *transaction) stop(members []*process) error {
 		if err := x.waitAll(); err != nil {
 			return err
 		}
-		if !first && seized == 0 && deferred == 0 {
-			return nil
+		if !first && caught+seized+deferred == 0 {
+			if missed++; lost == 0 || missed > chases || time.Since(x.stopping) > x.o.Deadline/4 {
+				return nil
+			}
 		}
 		if time.Now().After(x.deadline) {
-			return fmt.Errorf("new threads and processes with objects to be swapped turned up for %v, the last of %d stopped is process %d (%s)",
-				x.waited(), len(x.e.order), x.e.order[len(x.e.order)-1].pid, x.e.order[len(x.e.order)-1].comm)
+			return x.neverEnding()
 		}
 	}
 }
 
-// pickFresh returns the processes to be stopped that are not yet: those with a
-// matching object. deferred counts those that must wait: a child of vfork(2)
-// runs until it calls execve, or its parent, asleep till then, would never stop.
-func (x *transaction) pickFresh(first bool) (fresh []*process, deferred int, err error) {
-	candidates := x.e.left
-	switch {
-	case first:
-	case x.rolling:
-		if candidates, err = x.offspring(); err != nil {
-			return nil, 0, err
-		}
-	default:
-		if err := x.refresh(); err != nil {
-			return nil, 0, err
-		}
-		candidates = x.sortedKnown()
+func (x *transaction) neverEnding() error {
+	if len(x.e.order) == 0 {
+		return fmt.Errorf("processes that share their memory, or change their threads, could not be looked at for %v", x.waited())
 	}
-	chosen := map[int]bool{}
-	var picked []*process
-	for _, p := range candidates {
-		if x.e.procs[p.pid] != nil {
-			continue
-		}
-		if !first {
-			f, err := x.s.scanProcess(p.pid, p.pidfd, false)
-			if err != nil {
-				return nil, 0, err
-			}
-			if !f.matches() {
-				continue
-			}
-		}
-		chosen[p.pid] = true
-		picked = append(picked, p)
-	}
-	x.e.left = nil
-	for _, p := range picked {
-		if st, err := readStatus(p.pid); err == nil && kcmp(p.pid, st.ppid, kcmpVM, 0, 0) == 0 {
-			parent := x.e.procs[st.ppid]
-			if chosen[st.ppid] || parent != nil && parent.running() != nil {
-				deferred++
-				x.e.left = append(x.e.left, p)
-				continue
-			}
-		}
-		fresh = append(fresh, p)
-	}
-	return fresh, deferred, nil
+	last := x.e.order[len(x.e.order)-1]
+	return fmt.Errorf("new threads and processes with objects to be swapped turned up for %v, the last of %d stopped is process %d (%s)",
+		x.waited(), len(x.e.order), last.pid, last.comm)
 }
 
 // offspring lists what belongs to a group that is being stopped beside those
@@ -289,20 +251,27 @@ func (x *transaction) seizeAll() (n int, err error) {
 		if p.dead {
 			continue
 		}
-		k, err := x.e.seizeProcess(p)
+		k, err := x.seize(p)
 		n += k
 		if err != nil {
 			return n, err
 		}
-		if k > 0 && !p.same() {
-			p.dead = true // its number may have been given away before we seized it
-			if err := x.e.resume(p); err != nil {
-				return n, err
-			}
-		}
 	}
 	return n, nil
 }
+
+func (x *transaction) seize(p *process) (n int, err error) {
+	n, err = x.e.seizeProcess(p)
+	if err == nil && n > 0 && !p.same() {
+		p.dead = true // its number may have been given away before we seized it
+		err = x.e.resume(p)
+	}
+	return n, err
+}
+
+// slowStop is how long the pauses between two looks at a thread are by when it is
+// worth to see whether it ended in a way that wait(2) does not tell.
+const slowStop = 500 * time.Microsecond
 
 // waitAll waits until every thread that was seized is stopped or gone. One that
 // sleeps in vfork is not waited for beyond what its child, which runs on, needs.
@@ -311,6 +280,7 @@ func (x *transaction) waitAll() error {
 	for {
 		waiting := 0
 		for _, p := range x.e.order {
+			before := waiting
 			for _, t := range p.order {
 				if t.stopped || t.gone {
 					continue
@@ -321,6 +291,9 @@ func (x *transaction) waitAll() error {
 				if !t.stopped && !t.gone {
 					waiting++
 				}
+			}
+			if waiting > before {
+				x.e.bury(p, time.Duration(d) >= slowStop)
 			}
 		}
 		if waiting == 0 {

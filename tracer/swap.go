@@ -231,7 +231,7 @@ func (x *transaction) requireAll() error {
 
 // lookAtAll scans every candidate while it runs.
 func (x *transaction) lookAtAll() error {
-	if err := x.refresh(); err != nil {
+	if _, err := x.refresh(); err != nil {
 		return err
 	}
 	x.s.reset()

@@ -124,20 +124,37 @@ func (t Target) inNamespace(pid int) bool {
 	return err == nil && ns.ino == t.MountNS // a process that ended meanwhile is in no namespace
 }
 
+// listPasses bounds how often the processes are listed again because there were new ones.
+const listPasses = 10
+
 // Processes lists the target's processes: all of the mount namespace, or the tree.
+// One that ends before it is looked at may have left a child that was not on the
+// list, so the list is read again until it names nobody new.
 func (t Target) Processes() ([]int, error) {
-	all, err := allProcesses()
-	if err != nil {
-		return nil, err
+	var pids []int
+	seen := map[int]bool{}
+	parents := map[int]int{}
+	for range listPasses {
+		all, err := allProcesses()
+		if err != nil {
+			return nil, err
+		}
+		all = slices.DeleteFunc(all, func(pid int) bool { return seen[pid] })
+		if len(all) == 0 {
+			break
+		}
+		for _, pid := range all {
+			seen[pid] = true
+			if !t.Tree && t.inNamespace(pid) {
+				pids = append(pids, pid)
+			}
+		}
+		if t.Tree {
+			addParents(parents, all)
+		}
 	}
 	if t.Tree {
-		return descendants(t.PID, all), nil
-	}
-	var pids []int
-	for _, pid := range all {
-		if t.inNamespace(pid) {
-			pids = append(pids, pid)
-		}
+		pids = descendants(t.PID, parents)
 	}
 	return pids, nil
 }
@@ -215,21 +232,31 @@ func identify(path string) (inode, error) {
 	return inode{x.Dev_major, x.Dev_minor, x.Ino}, err
 }
 
-func descendants(root int, all []int) []int {
-	parent := make(map[int]int, len(all))
-	for _, pid := range all {
+// addParents notes the parents of processes.
+func addParents(parents map[int]int, pids []int) {
+	for _, pid := range pids {
 		if s, err := ReadStat(pid); err == nil {
-			parent[pid] = s.PPID
+			parents[pid] = s.PPID
+		}
+	}
+}
+
+// descendants lists root and the processes below it, ascending.
+func descendants(root int, parents map[int]int) []int {
+	for pid, up := range parents {
+		if _, known := parents[up]; !known && up > 1 {
+			addParents(parents, []int{pid}) // the parent has ended meanwhile, and there is another one
 		}
 	}
 	var pids []int
-	for _, pid := range all {
-		for p, hops := pid, 0; p > 1 && hops < len(all); p, hops = parent[p], hops+1 {
+	for pid := range parents {
+		for p, hops := pid, 0; p > 1 && hops < len(parents); p, hops = parents[p], hops+1 {
 			if p == root {
 				pids = append(pids, pid)
 				break
 			}
 		}
 	}
+	slices.Sort(pids)
 	return pids
 }

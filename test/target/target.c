@@ -13,6 +13,8 @@
 //   target held DIR WHAT… files that the kernel holds: flight ring aio inotify fanotify epoll lease, in held.h
 //   target tables DIR    threads with descriptor tables and directories of their own
 //
+// With TARGET_NOT_DUMPABLE in its environment it lets nobody look into it (PR_SET_DUMPABLE).
+//
 // It prints "ready", then answers each line of stdin: "check" with "ok" or a
 // line that starts with "bad"; "flip" (files) changes a close-on-exec flag; "take" (held) receives; "quit" ends it, with status 0 if all was well.
 #define _GNU_SOURCE
@@ -768,6 +770,8 @@ int main(int argc, char **argv) {
 		page[i] = (char)(i * 31 + i / 256);
 	if (argc < 3)
 		return 2;
+	if (getenv("TARGET_NOT_DUMPABLE"))
+		need(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "PR_SET_DUMPABLE");
 	need(chdir(argv[2]), argv[2]);
 	if (!strcmp(argv[1], "hold"))
 		return hold();

@@ -35,7 +35,7 @@ var tiers = []tier{
 	},
 	{
 		name: "swap", what: "real target programs, grafted and swapped",
-		folders: []string{"tracer/...", "plugin/graft/...", "plugin/keeper/...", "test/process/..."},
+		folders: []string{"tracer/...", "plugin/graft/...", "plugin/keeper/...", "test/process/...", "test/property/..."},
 		unable:  needs(root, fuse, packages("test"), ptrace),
 	},
 	{
