@@ -170,18 +170,6 @@ func disturbed(pids []int) string {
 	return ""
 }
 
-// zombies lists the processes of a group that have ended and were not waited for.
-func zombies(pid int) (found []int) {
-	for _, p := range group(pid) {
-		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p))
-		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", p))
-		if strings.Contains(string(b), ") Z ") && len(threads) <= 1 { // with more it is a leader that has ended
-			found = append(found, p)
-		}
-	}
-	return found
-}
-
 // descriptors counts those of this process, which swaps.
 func descriptors(t testing.TB) int {
 	t.Helper()
