@@ -6,7 +6,7 @@
 #   arm64.sh [TEST-REGEXP]    only these tests
 #
 # TESTKERNEL_CPU  -cpu of QEMU (max,pauth=off: with scalable vectors)
-# TESTKERNEL_CPUS  processors (2; 1 where the host is busy)
+# TESTKERNEL_CPUS  processors (2; 1 where the host is busy, then without TestDeadServer, which serves its own mount)
 # TESTKERNEL_TIMEOUT  seconds after which the machine is ended (3600)
 # TESTKERNEL_CACHE    where the kernel is kept (~/.cache/faultgraft/testkernel)
 set -euo pipefail
