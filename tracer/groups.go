@@ -107,11 +107,10 @@ func (u union) joinHolders(items []*item) {
 		}
 	}
 	for _, f := range files {
-		if !f.locked && !(f.mapped && f.written) {
-			continue
-		}
-		for _, pid := range f.users {
-			u.join(pid, f.users[0])
+		if f.locked || f.mapped && f.written {
+			for _, pid := range f.users {
+				u.join(pid, f.users[0])
+			}
 		}
 	}
 }

@@ -38,12 +38,10 @@ func run(folder, point string) error {
 		return fmt.Errorf("stat %s: %w", folder, err)
 	}
 	g := &gate{}
-	root := &fs.LoopbackRoot{Path: folder, Dev: uint64(st.Dev)}
-	root.NewNode = func(r *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &node{LoopbackNode: fs.LoopbackNode{RootData: r}, gate: g}
-	}
-	root.RootNode = root.NewNode(root, nil, "", &st)
-	server, err := fs.Mount(point, root.RootNode, &fs.Options{MountOptions: fuse.MountOptions{AllowOther: true, DirectMount: true, FsName: "hungfs", Name: "hungfs"}})
+	data := &fs.LoopbackRoot{Path: folder, Dev: uint64(st.Dev)}
+	root := &node{LoopbackNode: &fs.LoopbackNode{RootData: data}, gate: g}
+	data.RootNode = root
+	server, err := fs.Mount(point, root, &fs.Options{MountOptions: fuse.MountOptions{AllowOther: true, DirectMount: true, FsName: "hungfs", Name: "hungfs"}})
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", point, err)
 	}
@@ -85,11 +83,18 @@ func (g *gate) pass() {
 }
 
 type node struct {
-	fs.LoopbackNode
+	*fs.LoopbackNode
 	gate *gate
 }
 
-var _ fs.NodeOpener = (*node)(nil)
+var (
+	_ fs.NodeOpener      = (*node)(nil)
+	_ fs.NodeWrapChilder = (*node)(nil)
+)
+
+func (n *node) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
+	return &node{LoopbackNode: ops.(*fs.LoopbackNode), gate: n.gate}
+}
 
 func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	f, how, e := n.LoopbackNode.Open(ctx, flags)
