@@ -173,6 +173,10 @@ type Options struct {
 	// handle. ok is false for one that is not part of the swap: Match is not asked.
 	// It is called while the processes run, and within the stop for what came late.
 	Locate func(dev, ino uint64, handle *unix.FileHandle) (path string, ok bool)
+	// Device, if it is not 0, is the st_dev of all descriptors and maps to be swapped, of a
+	// file system that shows the same number in /proc/PID/maps (btrfs and overlayfs
+	// do not). It spares a closer look at all others.
+	Device uint64
 	// Replace returns the file that goes in the place of d, which belongs to
 	// tracer from then on. It is called before the stop for what a live scan
 	// finds, and within the stop for what came late. After an error the holders

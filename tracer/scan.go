@@ -200,6 +200,16 @@ func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) 
 
 // look takes in one slot, nil if it is not part of the swap.
 func (s *scanner) look(g *getter, dir, fd int, link string) (*slot, error) {
+	id, err := identify(procPath(g.tid, "fd/"+strconv.Itoa(fd)))
+	if err != nil {
+		if gone(err) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("stat of descriptor %d of process %d (%s): %w", fd, g.pid, link, err)
+	}
+	if s.o.Device != 0 && id.dev != s.o.Device { // most are, and to read fdinfo takes longer than all else
+		return nil, nil
+	}
 	fi, err := readFdInfo(dir, fd)
 	if err != nil {
 		if gone(err) {
@@ -207,16 +217,8 @@ func (s *scanner) look(g *getter, dir, fd int, link string) (*slot, error) {
 		}
 		return nil, fmt.Errorf("fdinfo of descriptor %d of process %d: %w", fd, g.pid, err)
 	}
-	o := Object{PID: g.pid, TID: g.tid, Kind: Descriptor, FD: fd, MountID: fi.mountID, Flags: fi.flags}
+	o := Object{PID: g.pid, TID: g.tid, Kind: Descriptor, FD: fd, MountID: fi.mountID, Flags: fi.flags, Dev: id.dev, Ino: id.ino, Mode: id.mode}
 	o.Path, o.Deleted = cutDeleted(link)
-	id, err := identify(procPath(g.tid, "fd/"+strconv.Itoa(fd)))
-	if err != nil {
-		if gone(err) {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("stat of %s: %w", &o, err)
-	}
-	o.Dev, o.Ino, o.Mode = id.dev, id.ino, id.mode
 	if !s.o.Match(&o) {
 		return nil, nil
 	}

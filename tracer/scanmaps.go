@@ -37,7 +37,7 @@ func (s *scanner) scanMaps(pid, tid int, remember bool) (*memory, error) {
 		s.looked[pid] = known
 	}
 	for _, l := range lines {
-		if !strings.HasPrefix(l.path, "/") {
+		if !strings.HasPrefix(l.path, "/") || s.o.Device != 0 && l.dev != s.o.Device {
 			continue
 		}
 		o, seen := known[l]

@@ -72,7 +72,7 @@ type detachment struct {
 
 func (d *detachment) run(ctx context.Context) error {
 	swap := tracer.Options{
-		Match: d.match, Replace: d.original, Locks: d.locks, Locked: d.hasLocks, Settle: d.settle,
+		Match: d.match, Device: d.Layer.Info.Dev, Replace: d.original, Locks: d.locks, Locked: d.hasLocks, Settle: d.settle,
 		Stopped: d.quiesce, Exchanged: d.takeOff, Step: d.step, Deadline: d.Deadline,
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,

@@ -76,7 +76,7 @@ type lockKey struct {
 
 func (r *reswap) run(ctx context.Context) error {
 	swap := tracer.Options{
-		Match: r.match, Replace: r.replace, Locks: r.locks,
+		Match: r.match, Device: r.Layer.Info.Dev, Replace: r.replace, Locks: r.locks,
 		Stopped: r.stopped, Settle: r.settle, Step: r.Step, Deadline: r.Deadline, Budget: r.Budget, RequireAll: r.RequireAll,
 		Together: true, // see stopped
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
