@@ -31,6 +31,7 @@ func (x *transaction) resumeAll() error {
 			x.report.Processes = append(x.report.Processes, ProcessReport{PID: p.pid, Comm: p.comm, Threads: len(p.order), Pause: time.Since(p.since)})
 		}
 	}
+	x.resumed = time.Now()
 	return errors.Join(errs...)
 }
 

@@ -280,8 +280,9 @@ type swapper struct {
 }
 
 type keptFile struct {
-	was int // what was there
-	is  int // what we gave for it
+	was int    // what was there
+	is  int    // what we gave for it
+	ino uint64 // of what we gave
 }
 
 func newSwapper(t testing.TB, at *place, pid int) *swapper {
@@ -313,7 +314,7 @@ func (s *swapper) forward() tracer.Options {
 			if err != nil || d.Kind != tracer.Descriptor {
 				return fd, err
 			}
-			s.kept = append(s.kept, keptFile{dup(s.t, d.File), dup(s.t, fd)})
+			s.kept = append(s.kept, keptFile{dup(s.t, d.File), dup(s.t, fd), inode(s.t, fd)})
 			return fd, nil
 		},
 		RequireAll: true,
@@ -364,7 +365,7 @@ func (s *swapper) backward() tracer.Options {
 				return unix.Open(s.at.a+strings.TrimPrefix(d.Path, s.at.b), d.Flags|unix.O_CLOEXEC, 0)
 			}
 			for _, k := range s.kept {
-				if same(k.is, d.File) {
+				if k.ino == d.Ino && same(k.is, d.File) {
 					return unix.FcntlInt(uintptr(k.was), unix.F_DUPFD_CLOEXEC, 0)
 				}
 			}
@@ -379,6 +380,15 @@ func same(a, b int) bool {
 	self := uintptr(os.Getpid())
 	r, _, e := unix.Syscall6(unix.SYS_KCMP, self, self, 0, uintptr(a), uintptr(b), 0)
 	return e == 0 && r == 0
+}
+
+func inode(t testing.TB, fd int) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Ino
 }
 
 func dup(t testing.TB, fd int) int {

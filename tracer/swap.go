@@ -120,6 +120,7 @@ type transaction struct {
 	rolling    bool             // the groups are stopped one after another
 	frozen     freezer
 	deadline   time.Time
+	resumed    time.Time      // when the last group was let go
 	stopping   time.Time      // since when the present group is being stopped
 	jobs       []*job         // of the present group
 	undo       bool           // Stopped succeeded
@@ -163,7 +164,7 @@ func (x *transaction) run() error {
 	x.deadline = begun.Add(x.o.Deadline)
 	err = x.exchangeAll()
 	if len(x.report.Processes) > 0 {
-		x.report.Pause = time.Since(begun)
+		x.report.Pause = x.resumed.Sub(begun)
 	}
 	x.reportRunning()
 	x.reportHeld()
