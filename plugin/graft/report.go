@@ -36,6 +36,8 @@ type Report struct {
 	Phases tracer.Phases `json:"phases"`
 	// Longest is how long the process stood still that did so for the longest.
 	Longest time.Duration `json:"longest"`
+	// RemoteCalls counts the system calls that were made inside the target.
+	RemoteCalls int `json:"remoteCalls"`
 	// Stopped are the processes that were stopped; the others never noticed.
 	Stopped []tracer.ProcessReport `json:"stopped"`
 	// Swapped and Skipped list the open objects, with a reason for each that was left where it was.
@@ -54,6 +56,7 @@ func (r *Report) add(t *tracer.Report) {
 	r.Prepare += t.Prepare
 	r.Pause += t.Pause
 	r.Phases.Add(t.Phases)
+	r.RemoteCalls += t.RemoteCalls
 	for _, p := range t.Processes {
 		r.Longest = max(r.Longest, p.Pause)
 	}
@@ -71,6 +74,7 @@ func (r *Report) Add(o *Report) {
 	r.Prepare += o.Prepare
 	r.Pause += o.Pause
 	r.Phases.Add(o.Phases)
+	r.RemoteCalls += o.RemoteCalls
 	r.Longest = max(r.Longest, o.Longest)
 	r.Stopped = append(r.Stopped, o.Stopped...)
 	r.Swapped = append(r.Swapped, o.Swapped...)

@@ -54,7 +54,7 @@ func (b *bench) pauseRows() []pauseRow {
 func (b *bench) pauses() error {
 	fmt.Println()
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	_, _ = fmt.Fprintln(t, "target\tpause graft\tpause ungraft\tlongest of a process\tprepare graft\tobjects\tprocesses\t") // tabwriter keeps errors for Flush
+	_, _ = fmt.Fprintln(t, "target\tpause graft\tpause ungraft\tlongest of a process\tprepare graft\tobjects\tprocesses\tremote calls\ta call\t") // tabwriter keeps errors for Flush
 	var verdicts []string
 	var small, large float64 // pauses of 10 and 1,000 files
 	for i, row := range b.pauseRows() {
@@ -67,8 +67,8 @@ func (b *bench) pauses() error {
 		if err != nil {
 			return fmt.Errorf("pause of %s: %w", row.name, err)
 		}
-		_, _ = fmt.Fprintf(t, "%s\t%.1f ms\t%.1f ms\t%.1f ms\t%.1f ms\t%d\t%d\t\n", row.name,
-			median(f.there), median(f.back), max(median(f.longestThere), median(f.longestBack)), median(f.prepare), f.objects, f.processes)
+		_, _ = fmt.Fprintf(t, "%s\t%.1f ms\t%.1f ms\t%.1f ms\t%.1f ms\t%d\t%d\t%d\t%.1f µs\t\n", row.name,
+			median(f.there), median(f.back), max(median(f.longestThere), median(f.longestBack)), median(f.prepare), f.objects, f.processes, f.calls, median(f.call))
 		for _, g := range []struct {
 			what string
 			goal float64
@@ -122,7 +122,8 @@ func (l *leftOut) Error() string { return l.reason }
 // figures of one target, ms.
 type figures struct {
 	there, back, longestThere, longestBack, prepare []float64
-	objects, processes                              int // of the last graft
+	call                                            []float64 // µs of the exchange for each system call in the target
+	objects, processes, calls                       int       // of the last graft
 }
 
 // pause grafts and ungrafts one target round by round.
@@ -144,7 +145,8 @@ func (b *bench) pause(row pauseRow, dir string) (figures, error) {
 		if len(g.Report.Swapped) < row.moved {
 			return f, fmt.Errorf("%d of %d objects moved", len(g.Report.Swapped), row.moved)
 		}
-		f.objects, f.processes = len(g.Report.Swapped), len(g.Report.Stopped)
+		f.objects, f.processes, f.calls = len(g.Report.Swapped), len(g.Report.Stopped), g.Report.RemoteCalls
+		f.call = append(f.call, 1000*ms(g.Report.Phases.Exchange)/float64(max(g.Report.RemoteCalls, 1)))
 		u, err := b.graft("recover", g.ID, "-o", "json")
 		if err != nil {
 			return f, err
