@@ -2,7 +2,6 @@ package tracer
 
 import (
 	"fmt"
-	"os"
 	"slices"
 )
 
@@ -121,7 +120,7 @@ func (f *found) empty() bool {
 
 // exiting: a process that has begun to end, and let its files go already.
 func exiting(pid int) bool {
-	b, err := os.ReadFile(procPath(pid, "stat"))
+	b, err := readProc(procPath(pid, "stat"))
 	if err != nil {
 		return gone(err)
 	}

@@ -167,7 +167,7 @@ func notStopping(tid int, after time.Duration) error {
 	if err := new(freezer).check(tid, e.comm); err != nil {
 		return err // it was frozen just now
 	}
-	if b, err := os.ReadFile(procPath(tid, "wchan")); err == nil && len(b) > 0 && string(b) != "0" {
+	if b, err := readProc(procPath(tid, "wchan")); err == nil && len(b) > 0 && string(b) != "0" {
 		e.where = string(b)
 	}
 	return e

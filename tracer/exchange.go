@@ -80,7 +80,9 @@ func (x *transaction) exchange(members []*process) error {
 	if err := x.plan(all); err != nil {
 		return err
 	}
-	x.report.Phases.Stop += time.Since(x.stopping)
+	if len(x.e.order) > 0 {
+		x.report.Phases.Stop += time.Since(x.stopping)
+	}
 	return x.runJobs()
 }
 

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -126,7 +125,7 @@ func (j *job) keepChangedExecutable() {
 // memoryLayout is a struct prctl_mm_map (include/uapi/linux/prctl.h) that says of
 // a process what is so already, with another executable.
 func memoryLayout(tid int, brk uint64, exe int) ([]byte, error) {
-	text, err := os.ReadFile(procPath(tid, "stat"))
+	text, err := readProc(procPath(tid, "stat"))
 	if err != nil {
 		return nil, err
 	}

@@ -38,7 +38,7 @@ type cgroupMount struct {
 
 // check returns an *errFrozen for a frozen process. What cannot be read freezes nothing that we could tell.
 func (f *freezer) check(pid int, comm string) error {
-	text, err := os.ReadFile(procPath(pid, "cgroup"))
+	text, err := readProc(procPath(pid, "cgroup"))
 	if err != nil {
 		return nil // it ended
 	}

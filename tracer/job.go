@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"syscall"
 
@@ -141,7 +140,7 @@ func (j *job) makeRoom(neverEmpty bool) (lowest []int, err error) {
 // fileLimit reads RLIMIT_NOFILE from /proc: prlimit(2) for a process of another
 // user needs CAP_SYS_RESOURCE even to read.
 func fileLimit(tid int) (unix.Rlimit, error) {
-	text, err := os.ReadFile(procPath(tid, "limits"))
+	text, err := readProc(procPath(tid, "limits"))
 	if err != nil {
 		return unix.Rlimit{}, err
 	}

@@ -111,7 +111,7 @@ func hasRing(tid int, ino uint64) (bool, error) {
 			return true, nil
 		}
 	}
-	text, err := os.ReadFile(procPath(tid, "maps"))
+	text, err := readProc(procPath(tid, "maps"))
 	if err != nil {
 		if gone(err) {
 			return true, nil

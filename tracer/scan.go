@@ -69,12 +69,16 @@ type scanner struct {
 	byFile  map[fileKey]*kcmpSet[*item]
 	byPlace map[placeKey]*item
 	seen    map[int]map[int]*slot        // pid, fd: what the live scan found in the table of the leader
+	passed  map[slotKey]string           // link of a descriptor that the live scan found not to be part of the swap
 	looked  map[int]map[mapLine]*Object  // pid: what the live scan found of a map, nil if it is not part of the swap
 	flags   map[int]map[mapLine][]string // pid: VmFlags of maps that the live scan found
 	types   map[uint64]string            // file system by mount id
 	skipped []ObjectReport
 	heldScan
 }
+
+// slotKey is a slot of a process.
+type slotKey struct{ pid, fd int }
 
 type fileKey struct {
 	dev, ino uint64
@@ -90,7 +94,7 @@ type placeKey struct {
 
 func newScanner(o *Options) *scanner {
 	return &scanner{o: o, self: os.Getpid(), byFile: map[fileKey]*kcmpSet[*item]{}, byPlace: map[placeKey]*item{},
-		seen: map[int]map[int]*slot{}, looked: map[int]map[mapLine]*Object{}, flags: map[int]map[mapLine][]string{}, types: map[uint64]string{},
+		seen: map[int]map[int]*slot{}, passed: map[slotKey]string{}, looked: map[int]map[mapLine]*Object{}, flags: map[int]map[mapLine][]string{}, types: map[uint64]string{},
 		heldScan: newHeldScan()}
 }
 
@@ -178,12 +182,19 @@ func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) 
 			}
 			continue
 		}
+		if !remember && pid == tid && s.passed[slotKey{pid, fd}] == link {
+			continue // none of ours before the stop, and the same file still
+		}
+		before := len(s.skipped)
 		sl, err := s.look(&g, dir, fd, link)
 		if err != nil {
 			return nil, err
 		}
 		if remember {
 			known[fd] = sl
+			if sl == nil && pid == tid && len(s.skipped) == before {
+				s.passed[slotKey{pid, fd}] = link
+			}
 		}
 		if sl != nil {
 			t.slots = append(t.slots, sl)

@@ -2,7 +2,6 @@ package tracer
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
@@ -12,7 +11,7 @@ import (
 // scanMaps looks at the memory maps of thread tid.
 func (s *scanner) scanMaps(pid, tid int, remember bool) (*memory, error) {
 	m := &memory{pid: pid, tid: tid}
-	text, err := os.ReadFile(procPath(tid, "maps"))
+	text, err := readProc(procPath(tid, "maps"))
 	if err != nil {
 		if gone(err) {
 			return m, nil
@@ -132,7 +131,7 @@ func (s *scanner) lookMap(pid, tid int, l mapLine) (*Object, error) {
 }
 
 func (s *scanner) readMapFlags(pid, tid int, lines []mapLine) error {
-	text, err := os.ReadFile(procPath(tid, "smaps"))
+	text, err := readProc(procPath(tid, "smaps"))
 	if err != nil && !gone(err) {
 		return fmt.Errorf("smaps of process %d: %w", pid, err)
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
@@ -120,7 +119,7 @@ func (p *process) freeSlack(s span) {
 
 // layout reads the memory map of a stopped process.
 func (p *process) layout(t *thread) ([]mapLine, error) {
-	text, err := os.ReadFile(procPath(t.tid, "maps"))
+	text, err := readProc(procPath(t.tid, "maps"))
 	if gone(err) {
 		return nil, errTargetGone
 	}

@@ -220,7 +220,7 @@ func (x *transaction) offspring() ([]*process, error) {
 	r := x.e.left
 	for _, p := range x.e.order {
 		for _, t := range p.order {
-			text, err := os.ReadFile(procPath(p.pid, fmt.Sprintf("task/%d/children", t.tid)))
+			text, err := readProc(procPath(p.pid, fmt.Sprintf("task/%d/children", t.tid)))
 			if err != nil {
 				continue // ended
 			}

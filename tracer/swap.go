@@ -237,6 +237,7 @@ func (x *transaction) lookAtAll() error {
 	}
 	x.s.reset()
 	clear(x.found)
+	clear(x.s.passed)
 	clear(x.s.looked)
 	clear(x.s.flags)
 	for _, p := range x.sortedKnown() {

@@ -147,6 +147,9 @@ func (b *bench) pause(row pauseRow, dir string) (figures, error) {
 		}
 		f.objects, f.processes, f.calls = len(g.Report.Swapped), len(g.Report.Stopped), g.Report.RemoteCalls
 		f.call = append(f.call, 1000*ms(g.Report.Phases.Exchange)/float64(max(g.Report.RemoteCalls, 1)))
+		if g.Report.RemoteCalls == 0 {
+			f.call[len(f.call)-1] = 0
+		}
 		u, err := b.graft("recover", g.ID, "-o", "json")
 		if err != nil {
 			return f, err
