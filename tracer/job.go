@@ -47,7 +47,7 @@ func oldFile(it *item) int { return it.file }
 func (j *job) scratch() uint64 {
 	calls, messages := 256, 8
 	if j.table != nil {
-		calls += 4*len(j.table.slots) + 2*len(j.locks)
+		calls += 4*len(j.table.slots) + 3*len(j.locks)
 		messages += len(j.table.slots)/maxRights + 1
 		if n := len(j.table.slots); n > 0 {
 			calls += 2 * (j.table.slots[n-1].fd + 1) // holes that may be plugged
@@ -213,6 +213,11 @@ func (j *job) commit(which pick, neverEmpty bool) error {
 	}
 	j.begun = true
 	b := j.r.batch()
+	for i := range j.locks {
+		if l := &j.locks[i]; j.guard != nil && !l.shared() { // the server that has it below would be in our own way
+			b.setLock(l.fd, Lock{Type: unix.F_UNLCK, Start: l.Start, Len: l.Len}).mayFail = true // it may be lost already
+		}
+	}
 	if err := j.fillSlots(b, which, neverEmpty); err != nil {
 		return err
 	}

@@ -113,11 +113,17 @@ func (j *job) tellGuard(phase LockPhase) error {
 	var files []LockedFile
 	for i := range j.locks {
 		l := &j.locks[i]
+		if !l.shared() { // nothing that a guard's read lock could lie beside
+			continue
+		}
 		k := slices.IndexFunc(files, func(f LockedFile) bool { return f.Object.Dev == l.obj.Dev && f.Object.Ino == l.obj.Ino })
 		if k < 0 {
 			files, k = append(files, LockedFile{Object: *l.obj}), len(files)
 		}
 		files[k].Locks = append(files[k].Locks, l.Lock)
+	}
+	if len(files) == 0 {
+		return nil
 	}
 	if err := j.guard(phase, files, j.back); err != nil {
 		return fmt.Errorf("guard the locks of process %d (%s): %w", j.p.pid, j.p.comm, err)

@@ -176,7 +176,7 @@ type taskStatus struct {
 	tracer  int
 	ppid    int
 	seccomp int
-	locked  bool   // has pages locked in memory
+	locked  string // VmLck, how much memory is locked: "0 kB"
 	capEff  uint64 // effective capabilities
 	kernel  bool   // a kernel thread
 }
@@ -201,7 +201,7 @@ func parseStatus(text []byte) (taskStatus, error) {
 		case "Seccomp":
 			s.seccomp, err = strconv.Atoi(v)
 		case "VmLck":
-			s.locked = !strings.HasPrefix(v, "0 ")
+			s.locked = v
 		case "CapEff":
 			s.capEff, err = strconv.ParseUint(v, 16, 64)
 		case "Kthread": // Linux 6.8

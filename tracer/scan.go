@@ -68,11 +68,11 @@ type scanner struct {
 	items   []*item
 	byFile  map[fileKey]*kcmpSet[*item]
 	byPlace map[placeKey]*item
-	seen    map[int]map[int]*slot        // pid, fd: what the live scan found in the table of the leader
-	passed  map[slotKey]string           // link of a descriptor that the live scan found not to be part of the swap
-	looked  map[int]map[mapLine]*Object  // pid: what the live scan found of a map, nil if it is not part of the swap
-	flags   map[int]map[mapLine][]string // pid: VmFlags of maps that the live scan found
-	types   map[uint64]string            // file system by mount id
+	seen    map[int]map[int]*slot       // pid, fd: what the live scan found in the table of the leader
+	passed  map[slotKey]string          // link of a descriptor that the live scan found not to be part of the swap
+	looked  map[int]map[mapLine]*Object // pid: what the live scan found of a map, nil if it is not part of the swap
+	flags   map[int]mapFlags            // pid: VmFlags of maps that were found
+	types   map[uint64]string           // file system by mount id
 	skipped []ObjectReport
 	heldScan
 }
@@ -94,7 +94,7 @@ type placeKey struct {
 
 func newScanner(o *Options) *scanner {
 	return &scanner{o: o, self: os.Getpid(), byFile: map[fileKey]*kcmpSet[*item]{}, byPlace: map[placeKey]*item{},
-		seen: map[int]map[int]*slot{}, passed: map[slotKey]string{}, looked: map[int]map[mapLine]*Object{}, flags: map[int]map[mapLine][]string{}, types: map[uint64]string{},
+		seen: map[int]map[int]*slot{}, passed: map[slotKey]string{}, looked: map[int]map[mapLine]*Object{}, flags: map[int]mapFlags{}, types: map[uint64]string{},
 		heldScan: newHeldScan()}
 }
 
@@ -187,8 +187,16 @@ func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) 
 		}
 		before := len(s.skipped)
 		sl, err := s.look(&g, dir, fd, link)
+		for tries := 0; errors.Is(err, errSlotChanged) && tries < 100; tries++ {
+			if link, err = readLink(procPath(tid, "fd/"+strconv.Itoa(fd))); err == nil {
+				sl, err = s.look(&g, dir, fd, link)
+			}
+		}
+		if gone(err) {
+			continue // not passed: the same file may be there again by the stop
+		}
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("descriptor %d of process %d: %w", fd, pid, err)
 		}
 		if remember {
 			known[fd] = sl
@@ -209,12 +217,27 @@ func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) 
 	return t, nil
 }
 
-// look takes in one slot, nil if it is not part of the swap.
+// errSlotChanged: a running program put another file into a slot while it was looked at.
+var errSlotChanged = errors.New("the slot changes all the time")
+
+// isAnother reports that a descriptor of ours is not for what /proc told of an object: the
+// program changed it between the two.
+func isAnother(o *Object, file int) (bool, error) {
+	is := Object{}
+	if err := identifyFile(&is, file); err != nil {
+		return false, fmt.Errorf("look at %s: %w", o, err)
+	}
+	return is.MountID != o.MountID || is.Dev != o.Dev || is.Ino != o.Ino || is.Path != o.Path ||
+		o.Kind == Descriptor && (is.Flags^o.Flags)&openFlags != 0, nil
+}
+
+// look takes in one slot, nil if it is not part of the swap. What /proc tells of it and the
+// duplicate that we take must be of one file. The error is gone if it was closed meanwhile.
 func (s *scanner) look(g *getter, dir, fd int, link string) (*slot, error) {
 	id, err := identify(procPath(g.tid, "fd/"+strconv.Itoa(fd)))
 	if err != nil {
 		if gone(err) {
-			return nil, nil
+			return nil, err
 		}
 		return nil, fmt.Errorf("stat of descriptor %d of process %d (%s): %w", fd, g.pid, link, err)
 	}
@@ -224,7 +247,7 @@ func (s *scanner) look(g *getter, dir, fd int, link string) (*slot, error) {
 	fi, err := readFdInfo(dir, fd)
 	if err != nil {
 		if gone(err) {
-			return nil, nil
+			return nil, err
 		}
 		return nil, fmt.Errorf("fdinfo of descriptor %d of process %d: %w", fd, g.pid, err)
 	}
@@ -240,7 +263,15 @@ func (s *scanner) look(g *getter, dir, fd int, link string) (*slot, error) {
 	file, err := g.get(fd)
 	if err != nil {
 		if gone(err) {
-			return nil, nil
+			return nil, err
+		}
+		s.skip(o, err.Error())
+		return nil, nil
+	}
+	if changed, err := isAnother(&o, file); err != nil || changed {
+		_ = unix.Close(file) // a duplicate
+		if err == nil {
+			return nil, errSlotChanged
 		}
 		s.skip(o, err.Error())
 		return nil, nil
@@ -321,7 +352,8 @@ func (s *scanner) scanFS(pid, tid int) (*fsInfo, error) {
 	return f, nil
 }
 
-// placeItem finds the item of a directory or a map, or opens it.
+// placeItem finds the item of a directory or a map, or opens it. The error is gone if the program
+// changed it meanwhile.
 func (s *scanner) placeItem(o *Object, path string, flags int) (*item, error) {
 	key := placeKey{o.Kind, o.MountID, o.Dev, o.Ino, o.Path, o.Flags}
 	it := s.byPlace[key]
@@ -329,6 +361,13 @@ func (s *scanner) placeItem(o *Object, path string, flags int) (*item, error) {
 		file, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
 		if err != nil {
 			return nil, fmt.Errorf("open %s: %w", path, err)
+		}
+		if changed, err := isAnother(o, file); err != nil || changed {
+			_ = unix.Close(file) // it was only looked at
+			if err == nil {
+				err = fmt.Errorf("%s was changed: %w", o, os.ErrNotExist) // the stop finds what is there then
+			}
+			return nil, err
 		}
 		it = newItem(o, file)
 		s.byPlace[key] = it

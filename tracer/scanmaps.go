@@ -8,8 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// scanMaps looks at the memory maps of thread tid.
-func (s *scanner) scanMaps(pid, tid int, remember bool) (*memory, error) {
+// mapFlags are the VmFlags of a process's maps. Reading them takes the kernel a walk
+// through all pages, so it is not done again in the stop where no memory is locked,
+// nor was.
+type mapFlags struct {
+	locked bool // some memory was locked
+	of     map[mapLine][]string
+}
+
+// scanMaps looks at the memory maps of thread tid; locked is its VmLck.
+func (s *scanner) scanMaps(pid, tid int, locked string, remember bool) (*memory, error) {
 	m := &memory{pid: pid, tid: tid}
 	text, err := readProc(procPath(tid, "maps"))
 	if err != nil {
@@ -35,16 +43,18 @@ func (s *scanner) scanMaps(pid, tid int, remember bool) (*memory, error) {
 		known = map[mapLine]*Object{}
 		s.looked[pid] = known
 	}
+	again := false // VmFlags were read
 	for _, l := range lines {
 		if !strings.HasPrefix(l.path, "/") || s.o.Device != 0 && l.dev != s.o.Device {
 			continue
 		}
 		o, seen := known[l]
 		if !seen {
-			if o, err = s.lookMap(pid, tid, l); err != nil {
-				return nil, err
+			o, err = s.lookMap(pid, tid, l)
+			if err != nil && !gone(err) {
+				return nil, fmt.Errorf("map %x-%x of process %d: %w (CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE is needed)", l.start, l.end, pid, err)
 			}
-			if remember {
+			if remember && err == nil { // one that is gone may be there again by the stop
 				known[l] = o
 			}
 		}
@@ -57,11 +67,20 @@ func (s *scanner) scanMaps(pid, tid int, remember bool) (*memory, error) {
 			s.skip(p.obj, reasonExecutable)
 			continue
 		}
-		if p.vm = s.flags[pid][l]; p.vm == nil {
-			if err := s.readMapFlags(pid, tid, lines); err != nil {
+		vm := s.flags[pid]
+		if vm.of[l] == nil || !again && (locked != "0 kB" || vm.locked) {
+			again = true
+			if vm, err = readMapFlags(pid, tid, lines); err != nil {
 				return nil, err
 			}
-			p.vm = s.flags[pid][l]
+			s.flags[pid] = vm
+		}
+		p.vm = vm.of[l]
+		// VM_MAYWRITE: the file was opened for writing, or the map is private. Not by the
+		// mode of the link in map_files: the kernel keeps that of an earlier map of the
+		// same range (map_files_d_revalidate in fs/proc/base.c)
+		if l.shared && slices.Contains(p.vm, "mw") {
+			p.obj.Flags = unix.O_RDWR
 		}
 		if reason := mapObstacle(p.vm); reason != "" {
 			s.skip(p.obj, reason)
@@ -101,49 +120,36 @@ func mapFile(tid int, l mapLine) string {
 func (s *scanner) lookMap(pid, tid int, l mapLine) (*Object, error) {
 	path := mapFile(tid, l)
 	link, err := readLink(path)
-	if err == nil && strings.HasPrefix(link, "/") {
-		var id identity
-		if id, err = identify(path); err == nil {
-			o := Object{PID: pid, TID: tid, Kind: Map, FD: -1, MountID: id.mountID, Dev: id.dev, Ino: id.ino, Mode: id.mode,
-				Start: l.start, End: l.end, Offset: l.offset, Shared: l.shared, Prot: l.prot}
-			o.Path, o.Deleted = cutDeleted(link)
-			if l.shared {
-				// the link has the access mode of the mapped file (fs/proc/base.c,
-				// proc_map_files_instantiate): with write access the map can become
-				// writable later, mprotect(2)
-				var st unix.Stat_t
-				if err = unix.Lstat(path, &st); err == nil && st.Mode&unix.S_IWUSR != 0 {
-					o.Flags = unix.O_RDWR
-				}
-			}
-			if err == nil {
-				if !s.o.Match(&o) {
-					return nil, nil
-				}
-				return &o, nil
-			}
-		}
+	if err != nil || !strings.HasPrefix(link, "/") {
+		return nil, err
 	}
-	if err == nil || gone(err) {
+	id, err := identify(path)
+	if err != nil {
+		return nil, err
+	}
+	o := &Object{PID: pid, TID: tid, Kind: Map, FD: -1, MountID: id.mountID, Dev: id.dev, Ino: id.ino, Mode: id.mode,
+		Start: l.start, End: l.end, Offset: l.offset, Shared: l.shared, Prot: l.prot}
+	o.Path, o.Deleted = cutDeleted(link)
+	if !s.o.Match(o) {
 		return nil, nil
 	}
-	return nil, fmt.Errorf("map %x-%x of process %d: %w (CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE is needed)", l.start, l.end, pid, err)
+	return o, nil
 }
 
-func (s *scanner) readMapFlags(pid, tid int, lines []mapLine) error {
+func readMapFlags(pid, tid int, lines []mapLine) (mapFlags, error) {
 	text, err := readProc(procPath(tid, "smaps"))
 	if err != nil && !gone(err) {
-		return fmt.Errorf("smaps of process %d: %w", pid, err)
+		return mapFlags{}, fmt.Errorf("smaps of process %d: %w", pid, err)
 	}
 	byStart := parseMapFlags(text)
-	r := map[mapLine][]string{}
+	r := mapFlags{of: map[mapLine][]string{}}
 	for _, l := range lines {
 		if f, ok := byStart[l.start]; ok {
-			r[l] = f
+			r.of[l] = f
+			r.locked = r.locked || slices.Contains(f, "lo")
 		}
 	}
-	s.flags[pid] = r
-	return nil
+	return r, nil
 }
 
 // mapObstacle says why a map of these VmFlags (proc(5)) cannot be swapped, "" if

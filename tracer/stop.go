@@ -80,7 +80,7 @@ func (s *scanner) scanProcess(pid, pidfd int, remember bool) (*found, error) {
 	}
 	for _, tid := range tids { // a leader that is a zombie has no memory
 		if st, err := readStatus(tid); err == nil && st.state != 'Z' && st.state != 'X' {
-			if f.mem, err = s.scanMaps(pid, tid, remember); err == nil && f.mem.aio {
+			if f.mem, err = s.scanMaps(pid, tid, st.locked, remember); err == nil && f.mem.aio {
 				s.lookAIO(f, pid)
 			}
 			return f, err

@@ -56,10 +56,34 @@ func (it *item) carryOffset() error {
 	}
 	now, err := unix.Seek(it.repl, 0, unix.SEEK_CUR)
 	if err == nil && now != at {
+		if it.Mode&unix.S_IFMT == unix.S_IFDIR {
+			if err := readOnce(it.repl); err != nil {
+				return err
+			}
+		}
 		_, err = unix.Seek(it.repl, at, unix.SEEK_SET)
 	}
 	if err != nil {
 		return fmt.Errorf("set offset %d of the new file: %w", at, err)
+	}
+	return nil
+}
+
+// readOnce reads from a directory of ext4, which is put at another position then. A description
+// of ext4 that has never been read from, and is set to the end, shows an empty directory
+// after it was set back to the start: where it is in the tree it remembers from the first
+// read on (ext4_dx_readdir in fs/ext4/dir.c: info->last_pos, info->curr_hash; Linux 6.18).
+func readOnce(dir int) error {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(dir, &fs); err != nil {
+		return fmt.Errorf("file system of the new directory: %w", err)
+	}
+	if fs.Type != unix.EXT4_SUPER_MAGIC {
+		return nil
+	}
+	var b [512]byte                                                                        // more than one entry: names have 255 bytes
+	if _, err := unix.Getdents(dir, b[:]); err != nil && !errors.Is(err, syscall.ENOENT) { // ENOENT: it was removed
+		return fmt.Errorf("read the new directory: %w", err)
 	}
 	return nil
 }

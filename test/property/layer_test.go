@@ -22,7 +22,8 @@ type grafted struct {
 	t      testing.TB
 	state  string
 	data   string
-	dev    [2]uint32 // of the folder, major and minor
+	dev    [2]uint32          // of the folder, major and minor
+	layers map[[2]uint32]bool // devices of the layers that there were
 	p      *program
 	grafts int
 	pauses []time.Duration
@@ -39,7 +40,7 @@ func newGrafted(t testing.TB, attr *syscall.SysProcAttr, args ...string) *grafte
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &grafted{t: t, state: filepath.Join(base, "state"), data: filepath.Join(base, "data")}
+	g := &grafted{t: t, layers: map[[2]uint32]bool{}, state: filepath.Join(base, "state"), data: filepath.Join(base, "data")}
 	if err := os.Mkdir(g.data, 0o777); err != nil {
 		t.Fatal(err)
 	}
@@ -104,6 +105,11 @@ func (g *grafted) inject(args ...string) keeper.Graft {
 	g.t.Helper()
 	r := g.change(append([]string{"inject", "--pid", fmt.Sprint(g.p.pid()), "--path", g.data, "--deadline", "20s"}, args...)...)
 	g.grafts++
+	var x unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, fmt.Sprintf("/proc/%d/root%s", g.p.pid(), g.data), 0, unix.STATX_BASIC_STATS, &x); err != nil {
+		g.t.Fatal(err)
+	}
+	g.layers[[2]uint32{x.Dev_major, x.Dev_minor}] = true
 	reported := map[uint64]bool{}
 	for _, s := range r.Report.Skipped {
 		reported[s.Object.Ino] = true
@@ -119,7 +125,7 @@ func (g *grafted) inject(args ...string) keeper.Graft {
 func (g *grafted) recover(of keeper.Graft) keeper.Graft {
 	g.t.Helper()
 	r := g.change("recover", of.ID)
-	gone(g.t, "ungraft", time.Second, g.processes, func(o *object) bool { return g.below(o) && !g.outside(o) })
+	gone(g.t, "ungraft", time.Second, g.processes, g.onLayer)
 	undisturbed(g.t, g.processes)
 	return r
 }
@@ -127,6 +133,11 @@ func (g *grafted) recover(of keeper.Graft) keeper.Graft {
 func (g *grafted) processes() []int { return group(g.p.pid()) }
 
 func (g *grafted) below(o *object) bool { return strings.HasPrefix(o.link, g.data) }
+
+// onLayer: also on one that is off, and without a path.
+func (g *grafted) onLayer(o *object) bool {
+	return g.below(o) && !g.outside(o) || g.layers[[2]uint32{o.stat.Dev_major, o.stat.Dev_minor}]
+}
 
 // outside: on the file system below, not on a layer.
 func (g *grafted) outside(o *object) bool {

@@ -47,7 +47,7 @@ func (l *logged) String() string {
 func start(t testing.TB, attr *syscall.SysProcAttr, args ...string) *program {
 	t.Helper()
 	p := &program{t: t, cmd: exec.Command(args[0], args[1:]...), lines: make(chan string, 16)}
-	attr.Setpgid = true
+	attr.Setpgid, p.cmd.WaitDelay = true, 5*time.Second
 	p.cmd.SysProcAttr, p.cmd.Stderr = attr, &p.said
 	var err error
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
@@ -110,9 +110,26 @@ func (p *program) ask(word string) string {
 	}
 	answer := p.line()
 	if !strings.HasPrefix(answer, "ok") {
+		p.lastWords()
 		p.t.Fatalf("%s: the target says %q: %s", word, answer, &p.said)
 	}
 	return answer
+}
+
+// lastWords waits until a target that ends by itself has told all that it has to tell.
+func (p *program) lastWords() {
+	for end := time.After(5 * time.Second); ; {
+		select {
+		case _, ok := <-p.lines:
+			if !ok {
+				p.ended = true
+				_ = p.cmd.Wait() // it failed
+				return
+			}
+		case <-end:
+			return
+		}
+	}
 }
 
 // quit ends the target, which must be content, and returns its last word.
