@@ -1,7 +1,7 @@
 // random opens random objects in random ways, keeps a model of what each must be
 // (random.h), and compares all of it without end. It is what tests swap files in.
 //
-//   random DIR SEED [no-description-locks] [no-maps]
+//   random DIR SEED [no-description-locks] [no-maps] [keep-append]
 //
 // Its processes and threads work on files of their own and on some that all have in
 // common. What docs/swap.md and docs/layer.md name as limits is not done.
@@ -198,6 +198,7 @@ int main(int argc, char **argv) {
 	for (int i = 3; i < argc; i++) {
 		description_locks &= strcmp(argv[i], "no-description-locks") != 0;
 		memory_maps &= strcmp(argv[i], "no-maps") != 0;
+		change_append &= strcmp(argv[i], "keep-append") != 0;
 	}
 	sh = mmap(0, sizeof *sh, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (sh == MAP_FAILED)

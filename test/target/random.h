@@ -93,7 +93,7 @@ struct shared {
 
 static struct shared *sh;
 static uint64_t seed;
-static int proc, description_locks = 1, memory_maps = 1;
+static int proc, description_locks = 1, memory_maps = 1, change_append = 1;
 static __thread int thread;
 static __thread uint64_t state;
 static __thread long step_no;

@@ -106,6 +106,8 @@ static void set_flags(struct file *f, struct desc *d) {
 	static const int bits[] = {O_APPEND, O_NONBLOCK, O_DIRECT, O_NOATIME};
 	int fd = d->fd[a_slot(d)], to = d->flags ^ bits[any(4)];
 	to |= d->flags & O_DIRECT;
+	if (!change_append)
+		to = (to & ~O_APPEND) | (d->flags & O_APPEND);
 	step(f, "F_SETFL %d %#o", fd, to & can);
 	if (fcntl(fd, F_SETFL, to & can))
 		bad("F_SETFL");

@@ -140,6 +140,18 @@ static void change_map(struct file *f, struct mapping *m) {
 	}
 }
 
+// bad_map tells more of a byte that is not what it should be: what a read gives.
+static void bad_map(struct file *f, struct mapping *m, int i, off_t o, uint8_t want) {
+	struct desc *d = a_desc(f, reads);
+	uint8_t is = (uint8_t)m->at[i * page + o], now;
+	if (!d)
+		step(f, "map: byte %ld is %#x, not %#x", (long)o, is, want);
+	else if (pread(d->fd[a_slot(d)], aligned, page, (m->first + i) * page) < 0)
+		step(f, "map: byte %ld is %#x, not %#x; read fails: %s", (long)o, is, want, strerror(errno));
+	else
+		now = aligned[o], step(f, "map: byte %ld is %#x, not %#x; a read gives %#x, the map after it %#x", (long)o, is, want, now, (uint8_t)m->at[i * page + o]);
+}
+
 // check_map compares what is there, and how it may be used: the kernel answers
 // EFAULT for what may not be read or written, and msync tells of locked pages.
 static void check_map(struct file *f, struct mapping *m) {
@@ -173,5 +185,5 @@ static void check_map(struct file *f, struct mapping *m) {
 	const uint8_t *want = m->p[i].own ? m->own[i] : f->data + start;
 	for (off_t o = 0; o < end - start; o++)
 		if ((uint8_t)at[o] != want[o])
-			bad("%s map %p page %d (%s): byte %ld is %#x, not %#x", m->private ? "private" : "shared", m->at, i, m->p[i].own ? "modified" : "as the file", (long)o, (uint8_t)at[o], want[o]);
+			bad_map(f, m, i, o, want[o]), bad("%s map %p page %d (%s): byte %ld is %#x, not %#x", m->private ? "private" : "shared", m->at, i, m->p[i].own ? "modified" : "as the file", (long)o, (uint8_t)at[o], want[o]);
 }

@@ -175,8 +175,13 @@ static void link_file(struct file *f) {
 		return;
 	snprintf(path, sizeof path, "/proc/self/fd/%d", d->fd[a_slot(d)]);
 	step(f, "link %s to %s in %d", path, to, folder);
-	if (linkat(AT_FDCWD, path, fd_folders + folder, to, AT_SYMLINK_FOLLOW))
-		bad("link %s", path);
+	if (linkat(AT_FDCWD, path, fd_folders + folder, to, AT_SYMLINK_FOLLOW)) {
+		// A file that was open before a graft cannot get its first name through the layer: only the
+		// kernel's own O_TMPFILE makes an inode of which it believes that (I_LINKABLE, vfs_link)
+		if (errno != ENOENT || !description_locks)
+			bad("link %s", path);
+		return;
+	}
 	strcpy(f->name, to);
 	f->folder = folder;
 	f->linkable = 0; // when it has lost this name it cannot have another one
