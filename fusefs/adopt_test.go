@@ -363,3 +363,25 @@ func TestNothingIsCachedWhileSwapping(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What a program does to a description between its adoption and the exchange is
+// not forgotten: here it is given O_APPEND, which goes again through the layer.
+func TestAdoptedFlagsChangeBeforeTheExchange(t *testing.T) {
+	b := over(t, setup{direct: true})
+	b.write("f", "0123456789")
+	orig := b.below("f", unix.O_RDWR)
+	file, _ := b.adopt(orig, "f", unix.O_RDWR, fusefs.Adoption{})
+	setAppend := func(fd, flags int) {
+		t.Helper()
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags)
+		must(t, err)
+	}
+	setAppend(orig, unix.O_APPEND)
+	setAppend(file, unix.O_APPEND) // as the exchange does
+	setAppend(file, 0)
+	_, err := unix.Pwrite(file, []byte("AB"), 2)
+	must(t, err)
+	if got, err := os.ReadFile(b.under("f")); err != nil || string(got) != "01AB456789" {
+		t.Errorf("%q, %v", got, err)
+	}
+}

@@ -115,6 +115,7 @@ func (l *Layer) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	if err != nil {
 		return nil, status(err)
 	}
+	h.learn()
 	fd := own
 	if q.op == policy.OpRead {
 		h.follow(in.Flags)
@@ -166,6 +167,7 @@ func (l *Layer) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 			return 0, status(err)
 		}
 	}
+	h.learn()
 	w := write{l: l, q: &q, h: h, flags: in.Flags, back: back}
 	n, err := w.as(c, data)
 	return uint32(n), status(err)

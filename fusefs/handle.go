@@ -19,6 +19,7 @@ type handle struct {
 	mode    mode          // set before the file is answered
 	exact   bool          // see needsLayer
 	flags   atomic.Uint32 // the description's status flags (F_GETFL)
+	learned sync.Once     // see learn
 
 	cut atomic.Int64 // where a transfer by O_DIRECT goes on, see cutShort
 
@@ -107,6 +108,19 @@ func (h *handle) close() {
 			_ = unix.Close(fd)
 		}
 	}
+}
+
+// learn reads the status flags of an adopted description once it is the layer's
+// alone: between its adoption and the exchange the target may have changed them.
+func (h *handle) learn() {
+	if !h.adopted {
+		return
+	}
+	h.learned.Do(func() {
+		if is, err := unix.FcntlInt(uintptr(h.fd), unix.F_GETFL, 0); err == nil {
+			h.flags.Store(h.flags.Load()&^mutable | uint32(is)&mutable)
+		}
+	})
 }
 
 // follow gives the description the status flags that the target has set on its file since it was opened.
