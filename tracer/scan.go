@@ -221,14 +221,18 @@ func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) 
 var errSlotChanged = errors.New("the slot changes all the time")
 
 // isAnother reports that a descriptor of ours is not for what /proc told of an object: the
-// program changed it between the two.
+// program changed it between the two. A file that was renamed in that time is the same one:
+// others may do so while its holder stands.
 func isAnother(o *Object, file int) (bool, error) {
 	is := Object{}
 	if err := identifyFile(&is, file); err != nil {
 		return false, fmt.Errorf("look at %s: %w", o, err)
 	}
-	return is.MountID != o.MountID || is.Dev != o.Dev || is.Ino != o.Ino || is.Path != o.Path ||
-		o.Kind == Descriptor && (is.Flags^o.Flags)&openFlags != 0, nil
+	if is.MountID != o.MountID || is.Dev != o.Dev || is.Ino != o.Ino || o.Kind == Descriptor && (is.Flags^o.Flags)&openFlags != 0 {
+		return true, nil
+	}
+	o.Path, o.Deleted = is.Path, is.Deleted
+	return false, nil
 }
 
 // look takes in one slot, nil if it is not part of the swap. What /proc tells of it and the
@@ -370,6 +374,7 @@ func (s *scanner) placeItem(o *Object, path string, flags int) (*item, error) {
 			return nil, err
 		}
 		it = newItem(o, file)
+		key.path = o.Path
 		s.byPlace[key] = it
 		s.items = append(s.items, it)
 	}
