@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/faultgraft/faultgraft/tracer"
@@ -257,21 +258,27 @@ func hasPath(all []mountOn, path string) bool {
 	return false
 }
 
-// mountsOn lists what is mounted on the mount with its root at fd. It leaves the
-// thread of the namespace there, and reads what that sees in the procfs of here.
+// mountsOn lists what is mounted on the mount with its root at fd.
 func (c rootCover) mountsOn(fd int) ([]mountOn, error) {
-	id, err := mountID(fd)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.ns.do(func() error { return c.chroot(fd) }); err != nil {
-		return nil, err
-	}
-	mounts, err := readMounts(c.ns.tid)
+	mounts, id, err := c.seenFrom(fd)
 	if err != nil {
 		return nil, err
 	}
 	return mountsOn(mounts, id), nil
+}
+
+// seenFrom lists the mounts that are to be seen from the root directory at fd, and
+// says which one that is. It leaves the thread of the namespace there, and reads
+// what that sees in the procfs of here.
+func (c rootCover) seenFrom(fd int) (mounts []*mountinfo.Info, id uint64, err error) {
+	if id, err = mountID(fd); err != nil {
+		return nil, 0, err
+	}
+	if err := c.ns.do(func() error { return c.chroot(fd) }); err != nil {
+		return nil, 0, err
+	}
+	mounts, err = readMounts(c.ns.tid)
+	return mounts, id, err
 }
 
 // chroot and pivot name directories by descriptors, as detachMount does: a path

@@ -31,16 +31,9 @@ func mountsBelow(mounts []*mountinfo.Info, id uint64) map[uint64]bool {
 	return below
 }
 
-// below lists the mounts below the root directory at fd. It leaves the thread of the namespace there.
+// below lists the mounts below the root directory at fd.
 func (c rootCover) below(fd int) (map[uint64]bool, error) {
-	id, err := mountID(fd)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.ns.do(func() error { return c.chroot(fd) }); err != nil {
-		return nil, err
-	}
-	mounts, err := readMounts(c.ns.tid)
+	mounts, id, err := c.seenFrom(fd)
 	if err != nil {
 		return nil, err
 	}
