@@ -1,0 +1,151 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/faultgraft/faultgraft/fusefs"
+	"github.com/faultgraft/faultgraft/plugin/wire"
+	"github.com/faultgraft/faultgraft/tracer"
+	"golang.org/x/sys/unix"
+)
+
+// attachSwapper gives a swapper its own connection, and exempts it from faults.
+func (s *server) attachSwapper(r *wire.Request) error {
+	var c swapperCall
+	if err := r.Decode(&c); err != nil || len(r.FDs) != 1 {
+		wire.CloseAll(r.FDs)
+		return errors.Join(fmt.Errorf("swapper: %d descriptors", len(r.FDs)), err)
+	}
+	conn, err := wire.FromDescriptor(r.FDs[0])
+	if err != nil {
+		return err
+	}
+	h := &swapperHandler{server: s, id: c.Layer, pid: c.PID}
+	// An ungraft begins with questions to the layer itself; a graft's layer does not exist yet.
+	if l, err := s.layer(c.Layer); err == nil {
+		h.trust(l.layer)
+	}
+	go func() {
+		defer func() { _ = conn.Close() }()
+		if err := conn.Serve(h.handle); err != nil {
+			s.o.Logger.Warn("connection with the swapper broke", "graft", c.Layer, "err", err)
+		}
+		if h.layer != nil {
+			h.layer.Trust(c.PID, false)
+			h.layer.KeepLocks(false)
+			h.layer.EndGuards(0, 0, 0)
+		}
+	}()
+	return nil
+}
+
+// swapperHandler answers one swapper. For a graft the layer does not exist yet when it connects.
+type swapperHandler struct {
+	server *server
+	id     string
+	pid    int
+	layer  *fusefs.Layer
+}
+
+func (h *swapperHandler) trust(l *fusefs.Layer) {
+	h.layer = l
+	l.Trust(h.pid, true)
+}
+
+func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
+	defer wire.CloseAll(r.FDs)
+	if h.layer == nil {
+		l, err := h.server.layer(h.id)
+		if err != nil {
+			return nil, nil, err
+		}
+		h.trust(l.layer)
+	}
+	switch r.Method {
+	case callArm:
+		var c armCall
+		if err := r.Decode(&c); err != nil {
+			return nil, nil, err
+		}
+		if len(r.FDs) != 1 {
+			return nil, nil, fmt.Errorf("arm: %d descriptors", len(r.FDs))
+		}
+		fd, err := unix.FcntlInt(uintptr(r.FDs[0]), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return nil, nil, fmt.Errorf("arm: %w", err)
+		}
+		return nil, nil, h.layer.Arm(fusefs.Adoption{TID: c.TID, Description: fd, Token: c.Token, Path: c.Path})
+	case callDisarm:
+		var tid int
+		if err := r.Decode(&tid); err != nil {
+			return nil, nil, err
+		}
+		handle, ok := h.layer.Disarm(tid)
+		return disarmAnswer{Handle: handle, Adopted: ok}, nil, nil
+	case callDescription:
+		var handle uint64
+		if err := r.Decode(&handle); err != nil {
+			return nil, nil, err
+		}
+		fd, err := h.layer.Description(handle)
+		return nil, []int{fd}, err
+	case callBacking:
+		var c backingCall
+		if err := r.Decode(&c); err != nil {
+			return nil, nil, err
+		}
+		fd, err := h.layer.Backing(c.Ino, c.Path)
+		return nil, []int{fd}, err
+	case callLockedFiles:
+		return h.layer.LockedFiles(), nil, nil
+	case callEndFlushes:
+		return h.layer.EndFlushes(), nil, nil
+	case callGuardLocks:
+		var c guardCall
+		if err := r.Decode(&c); err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, guardLocks(h.layer, c)
+	case callKeepLocks:
+		var on bool
+		if err := r.Decode(&on); err != nil {
+			return nil, nil, err
+		}
+		return h.layer.KeepLocks(on), nil, nil
+	case callLocks:
+		var c locksCall
+		if err := r.Decode(&c); err != nil {
+			return nil, nil, err
+		}
+		locks := []tracer.Lock{}
+		for _, l := range h.layer.PosixLocks(c.PID, c.Ino) {
+			locks = append(locks, tracer.Lock{Type: l.Type, Start: l.Start, Len: l.Len})
+		}
+		return locks, nil, nil
+	default:
+		return nil, nil, fmt.Errorf("server: unknown call %q of a swapper", r.Method)
+	}
+}
+
+// guardLocks has a layer keep the locks of a process that go over.
+func guardLocks(l *fusefs.Layer, c guardCall) error {
+	for _, f := range c.Files {
+		switch c.Phase {
+		case tracer.LocksTaken:
+			l.LocksTaken(f.PID, f.Dev, f.Ino)
+			continue
+		case tracer.LocksKept:
+			l.EndGuards(f.PID, f.Dev, f.Ino)
+			continue
+		}
+		locks := make([]fusefs.Lock, 0, len(f.Locks))
+		for _, k := range f.Locks {
+			locks = append(locks, fusefs.Lock(k))
+		}
+		if err := l.GuardLocks(f.PID, f.Dev, f.Ino, locks, !c.Leaving); err != nil {
+			return err
+		}
+	}
+	return nil
+}
