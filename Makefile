@@ -5,10 +5,10 @@ VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 LDFLAGS     := -s -w -X main.version=$(VERSION)
 PREFIX      ?= /usr/local
 GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
-SCRIPTS     := $(wildcard contrib/lab/*.sh contrib/testkernel/*.sh) tracer/parasite/build.sh contrib/ci/need-go .ci/run
+SCRIPTS     := $(wildcard contrib/lab/*.sh contrib/testkernel/*.sh) $(addprefix contrib/testkernel/,init testrun arm64run) tracer/parasite/build.sh contrib/ci/need-go .ci/run
 export FAULTGRAFT_BIN := $(CURDIR)/bin/faultgraft
 
-.PHONY: help build test test-arm64 demo bench lint install lab lab-down clean go
+.PHONY: help build test test-vm test-arm64 demo bench lint install lab lab-down clean go
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ bench: go build ## compare the layer with the file system under it and with its 
 	@contrib/lab/packages.sh bench
 	@contrib/lab/packages.sh peers || echo 'peers that are missing are left out'
 	@go run ./test/bench -faultgraft bin/faultgraft $(BENCH)
+
+test-vm: go ## run the tests of kernel faults in an emulated machine; KERNEL="fault debian-6.1 debian" PACKAGES=kernel ONLY=REGEXP TEST_KERNEL=IMAGE
+	@contrib/lab/packages.sh vm
+	@ONLY='$(ONLY)' PACKAGES='$(PACKAGES)' TEST_KERNEL='$(TEST_KERNEL)' contrib/testkernel/vm.sh $(or $(KERNEL),fault)
 
 test-arm64: go ## run the swap tests on arm64 in an emulated machine (slow); ONLY=REGEXP runs some
 	@contrib/lab/packages.sh arm64

@@ -2,7 +2,7 @@
 # Checks that the programs and headers of a task are on this machine and, as
 # root on a Debian-like system, installs the packages that are missing.
 #
-#   packages.sh [--check] lab|test|suites|bench|peers|lint|arm64...
+#   packages.sh [--check] lab|test|suites|bench|peers|lint|vm|faultkernel|arm64...
 #
 # --check only names what is missing (exit status 1) and installs nothing.
 set -euo pipefail
@@ -58,6 +58,30 @@ check() {
       pkg-config --exists fuse3 2>/dev/null || missing+=(libfuse3-dev)
       ;;
     lint) command_from shellcheck shellcheck ;;
+    vm) # an emulated machine; Debian's kernels come as packages that are unpacked
+      command_from qemu-system-x86_64 qemu-system-x86
+      static_busybox || missing+=(busybox-static)
+      command_from cpio cpio
+      command_from mkfs.ext4 e2fsprogs
+      command_from curl curl
+      command_from xz xz-utils
+      command_from zstd zstd
+      command_from lz4 lz4
+      ;;
+    faultkernel) # to build the kernel with error injection
+      c_compiler
+      command_from make make
+      command_from flex flex
+      command_from bison bison
+      command_from bc bc
+      command_from pahole dwarves
+      command_from perl perl
+      command_from curl curl
+      command_from xz xz-utils
+      command_from lz4 lz4
+      [ -e /usr/include/gelf.h ] || missing+=(libelf-dev)
+      [ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)
+      ;;
     arm64) # an emulated machine, and the C programs that run in it
       command_from qemu-system-aarch64 qemu-system-arm
       command_from aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
@@ -67,7 +91,7 @@ check() {
       command_from xz xz-utils
       ;;
     *)
-      echo "packages.sh: unknown task '$1': one of lab, test, suites, bench, peers, lint, arm64" >&2
+      echo "packages.sh: unknown task '$1': one of lab, test, suites, bench, peers, lint, vm, faultkernel, arm64" >&2
       exit 2
       ;;
   esac

@@ -36,8 +36,9 @@ libs=$(dirname "$("$cc" -print-file-name=libc.so.6)")
 cp -L "$libs/libc.so.6" "$libs/ld-linux-aarch64.so.1" "$libs/libgcc_s.so.1" "$root/lib/"
 cp "$kernel/busybox" "$root/bin/busybox"
 cp contrib/testkernel/init "$root/init"
+cp contrib/testkernel/arm64run "$root/etc/testrun"
 printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"
-printf 'only=%q\nprocess=%q\n' "$only" "${TESTKERNEL_PROCESS:-}" >"$root/etc/testrun"
+printf 'only=%q\nprocess=%q\n' "$only" "${TESTKERNEL_PROCESS:-}" >"$root/etc/arm64"
 (cd "$root" && find . | cpio -o -H newc --quiet) | gzip -1 >"$tmp/initramfs"
 
 echo "booting Debian's $(cat "$kernel/complete") under QEMU (-cpu $cpu)"

@@ -1,0 +1,78 @@
+# shellcheck shell=bash disable=SC2034,SC2154
+# Sourced by vm.sh: what goes into the machine.
+
+# archive DIR: as the kernel unpacks it at boot. Not compressed: that costs the emulated machine more than it saves.
+archive() { (cd "$1" && find . | LC_ALL=C sort | cpio -o -H newc --quiet); }
+
+# test_programs DIR PACKAGE...: the root folder with the test programs
+test_programs() {
+  local root=$1 p
+  shift
+  mkdir -p "$root"/{bin,dev,proc,sys,tmp,run,lib,usr/bin,new,etc,opt} "$root/src/bin"
+  cp "$(command -v busybox)" "$root/bin/busybox"
+  cp contrib/testkernel/init "$root/init"
+  cp contrib/testkernel/testrun "$root/etc/testrun"
+  printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"
+  echo 'building the tests'
+  for p; do
+    mkdir -p "$root/src/$p"
+    CGO_ENABLED=0 go test -c -ldflags='-s -w' -o "$root/src/$p/${p##*/}.test" "./$p"
+    [ ! -d "$p/testdata" ] || cp -r "$p/testdata" "$root/src/$p/"
+  done
+  CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$root/src/bin/faultgraft" ./cmd/faultgraft
+}
+
+# unpack_debian FROM TO: the configuration and the modules that are used here; a kernel may have them built in
+unpack_debian() {
+  local m file
+  cp "$1/config" "$2/boot/config-$(cat "$1/complete")"
+  for m in overlay fuse loop; do
+    file=$(find "$1/modules" -name "$m.ko*" | head -1)
+    case $file in
+      '') ;;
+      *.xz) xz -dc "$file" >"$2/lib/modules/$m.ko" ;;
+      *.zst) zstd -qdc "$file" >"$2/lib/modules/$m.ko" ;;
+      *) cp "$file" "$2/lib/modules/" ;;
+    esac
+  done
+}
+
+# find_kernel NAME: sets kernel (its name inside the machine), vmlinux, and debian (the folder of kernel.sh, or nothing)
+find_kernel() {
+  local suite=trixie
+  debian=
+  case $1 in
+    fault)
+      kernel=fault
+      fault_kernel
+      ;;
+    debian | debian-6.1)
+      [ "$1" = debian ] || suite=bookworm
+      debian=$cache/$suite-cloud-amd64
+      TESTKERNEL_SUITE=$suite contrib/testkernel/kernel.sh amd64 "$debian"
+      vmlinux=$debian/vmlinux
+      kernel=debian-$(cut -d. -f1,2 "$debian/complete")
+      ;;
+    *)
+      echo "vm.sh: no kernel '$1': fault, debian or debian-6.1" >&2
+      exit 2
+      ;;
+  esac
+}
+
+# fault_kernel sets vmlinux: TEST_KERNEL, or what build-kernel.sh makes
+fault_kernel() {
+  if [ -z "${TEST_KERNEL:-}" ]; then
+    vmlinux=$cache/fault/vmlinux
+    contrib/testkernel/build-kernel.sh "$cache/fault"
+    return
+  fi
+  [ -r "$TEST_KERNEL" ] || { echo "vm.sh: TEST_KERNEL names $TEST_KERNEL, which cannot be read" >&2; exit 2; }
+  vmlinux=$TEST_KERNEL
+  case $TEST_KERNEL in
+    *.xz)
+      vmlinux=$tmp/vmlinux
+      xz -dc "$TEST_KERNEL" >"$vmlinux"
+      ;;
+  esac
+}
