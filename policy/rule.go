@@ -19,6 +19,8 @@ type Rule struct {
 	Text string `json:"text"`
 	// IO is the fault of an `io` rule.
 	IO *IOFault `json:"io,omitempty"`
+	// Kernel is the fault of a `kernel` rule. Exactly one of IO and Kernel is there.
+	Kernel *KernelFault `json:"kernel,omitempty"`
 	// Trigger says at which of the matching operations the rule fires.
 	Trigger Trigger `json:"trigger"`
 }
