@@ -25,6 +25,7 @@ func TestTable(t *testing.T) {
 		"dies/d_test.go": `package dies
 import ("os"; "testing")
 func TestFine(t *testing.T) {}
+func TestElsewhere(t *testing.T) { t.Skip("runs in an emulated machine only: make test-vm") }
 func TestDies(t *testing.T) { os.Exit(5) }`,
 		"fine/f_test.go": "package fine\nimport \"testing\"\nfunc TestX(t *testing.T) {}\n",
 	} {
@@ -43,7 +44,7 @@ func TestDies(t *testing.T) { os.Exit(5) }`,
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (counts{passed: 4, failed: 3, skipped: 1}); got != want {
+	if want := (counts{passed: 4, failed: 3, skipped: 1, elsewhere: 1}); got != want {
 		t.Errorf("counts %+v, want %+v in:\n%s", got, want, &out)
 	}
 	for _, want := range []string{"two is wrong", "no such machine", "undefined: undefined", "FAILED TestDies", "ok   example.test/fine"} {
@@ -63,9 +64,9 @@ func TestRunThatCannotStartIsAnError(t *testing.T) {
 }
 
 func TestEachPackageIsInOneTier(t *testing.T) {
-	got := assign([]string{module + "/policy", module + "/plugin", module + "/plugin/graft", module + "/fusefs", module + "/fusefs/x", module + "/fusefsx", module + "/test/e2e", module + "/test/bench"})
+	got := assign([]string{module + "/policy", module + "/plugin", module + "/plugin/graft", module + "/fusefs", module + "/fusefs/x", module + "/fusefsx", module + "/test/e2e", module + "/test/bench", module + "/kernel", module + "/test/kernel"})
 	for tier, want := range map[string]string{
-		"unit": "policy plugin fusefsx", "fs": "fusefs fusefs/x", "swap": "plugin/graft", "lab": "test/e2e",
+		"unit": "policy plugin fusefsx kernel", "vm": "kernel test/kernel", "fs": "fusefs fusefs/x", "swap": "plugin/graft", "lab": "test/e2e",
 	} {
 		if s := strings.ReplaceAll(strings.Join(got[tier], " "), module+"/", ""); s != want {
 			t.Errorf("tier %s has %q, want %q", tier, s, want)

@@ -57,12 +57,12 @@ func run(ctx context.Context, wanted []string) error {
 		}
 		fmt.Printf("== tier %s: %s\n", t.name, t.what)
 		start := time.Now()
-		c, err := goTest(ctx, t, byTier[t.name], os.Stdout)
+		c, note, err := t.run(ctx, t, byTier[t.name], os.Stdout)
 		if err != nil {
 			return fmt.Errorf("tier %s: %w", t.name, err)
 		}
-		summary = append(summary, fmt.Sprintf("  %-5s ran: %d passed, %d failed, %d skipped in %d packages, %s",
-			t.name, c.passed, c.failed, c.skipped, len(byTier[t.name]), time.Since(start).Round(time.Second)))
+		summary = append(summary, fmt.Sprintf("  %-5s ran: %d passed, %d failed, %d skipped in %d packages%s, %s",
+			t.name, c.passed, c.failed, c.skipped, len(byTier[t.name]), note, time.Since(start).Round(time.Second)))
 		total.add(c)
 	}
 	fmt.Printf("== tiers\n%s\n", strings.Join(summary, "\n"))

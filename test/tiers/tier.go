@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 )
 
@@ -18,8 +20,12 @@ type tier struct {
 	// folders of the module; one that ends in /... means all below it too. The
 	// tier without folders takes every package that no other tier names.
 	folders []string
+	// also are folders whose tests belong to another tier and run here too
+	also []string
 	// flags for go test
 	flags []string
+	// run runs the packages; it reports to the writer and returns a remark for the summary.
+	run func(context.Context, tier, []string, io.Writer) (counts, string, error)
 	// unable says why the tier cannot run here; "" when it can.
 	unable func(context.Context) string
 }
@@ -27,15 +33,16 @@ type tier struct {
 var tiers = []tier{
 	{
 		name: "unit", what: "no privileges needed, with the race detector",
-		flags: raceFlags(), unable: func(context.Context) string { return "" },
+		flags: raceFlags(), run: goTest, unable: func(context.Context) string { return "" },
 	},
 	{
 		name: "fs", what: "the fault layer against the file system under it",
-		folders: []string{"fusefs/..."}, unable: needs(root, fuse),
+		folders: []string{"fusefs/..."}, run: goTest, unable: needs(root, fuse),
 	},
 	{
 		name: "swap", what: "real target programs, grafted and swapped",
 		folders: []string{"tracer/...", "plugin/graft/...", "plugin/keeper/...", "test/process/...", "test/property/..."},
+		run:     goTest,
 		unable:  needs(root, fuse, packages("test"), ptrace),
 	},
 	{
@@ -43,7 +50,13 @@ var tiers = []tier{
 		folders: []string{"test/lab", "test/e2e/...", "test/databases", "test/hook", "test/demo/..."},
 		// packages share the one lab, which they take in turn
 		flags:  []string{"-p", "1"},
+		run:    goTest,
 		unable: needs(root, fuse, packages("lab"), buildLab),
+	},
+	{
+		name: "vm", what: "kernel faults, in an emulated machine with a kernel of its own",
+		folders: []string{"test/kernel/..."}, also: []string{"kernel/..."}, run: vmTest,
+		unable: needs(amd64, packages("vm"), buildLab),
 	},
 }
 
@@ -66,7 +79,8 @@ func raceFlags() []string {
 	return []string{"-race"}
 }
 
-// assign maps tiers to their packages: each package to exactly one, so that a new one is not forgotten.
+// assign maps tiers to their packages: each package to exactly one, so that a new one is not forgotten,
+// and to those that run it too.
 func assign(packages []string) map[string][]string {
 	out := map[string][]string{}
 next:
@@ -75,6 +89,11 @@ next:
 			continue
 		}
 		rest := ""
+		for _, t := range tiers {
+			if inFolders(p, t.also) {
+				out[t.name] = append(out[t.name], p)
+			}
+		}
 		for _, t := range tiers {
 			if len(t.folders) == 0 {
 				rest = t.name
@@ -127,6 +146,13 @@ func needs(checks ...func(context.Context) string) func(context.Context) string 
 func root(context.Context) string {
 	if os.Geteuid() != 0 {
 		return "needs root"
+	}
+	return ""
+}
+
+func amd64(context.Context) string {
+	if runtime.GOARCH != "amd64" {
+		return "the emulated machine is an amd64 one and runs programs built here, on " + runtime.GOARCH
 	}
 	return ""
 }

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// vmKernels are what contrib/testkernel/vm.sh is given.
+var vmKernels = []string{"fault", "debian-6.1", "debian"}
+
+// vmTest boots an emulated machine for each kernel and runs the tier's packages
+// in it. What it ran on is in the note.
+func vmTest(ctx context.Context, _ tier, packages []string, w io.Writer) (counts, string, error) {
+	kernels, left := vmKernels, ""
+	if os.Getenv("CI") != "true" && !haveFaultKernel() {
+		kernels = vmKernels[1:]
+		left = "; NOT on a kernel with error injection: there is none (TEST_KERNEL=image, or build one: make test-vm)"
+	}
+	cmd := exec.CommandContext(ctx, "contrib/testkernel/vm.sh", kernels...)
+	folders := make([]string, len(packages))
+	for i, p := range packages {
+		folders[i] = strings.TrimPrefix(p, module+"/")
+	}
+	cmd.Env = append(os.Environ(), "TESTKERNEL_FORMAT=test2json", "PACKAGES="+strings.Join(folders, " "))
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = time.Minute
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return counts{}, "", err
+	}
+	cmd.Stderr = cmd.Stdout
+	if err := cmd.Start(); err != nil {
+		return counts{}, "", err
+	}
+	m := &machines{ctx: ctx, w: w}
+	rerr := m.read(out)
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	switch {
+	case rerr != nil:
+		return m.total, "", errors.Join(rerr, err)
+	case err != nil && !errors.As(err, &exit):
+		return m.total, "", err
+	case err != nil && m.total.failed == 0: // it did not get to run them
+		return m.total, "", fmt.Errorf("contrib/testkernel/vm.sh: %w:\n%s", err, strings.Join(m.last, "\n"))
+	}
+	return m.total, " on " + strings.Join(m.ran, ", ") + left, nil
+}
+
+// haveFaultKernel: TEST_KERNEL, or one that was built before.
+func haveFaultKernel() bool {
+	if os.Getenv("TEST_KERNEL") != "" {
+		return true
+	}
+	cache := os.Getenv("TESTKERNEL_CACHE")
+	if cache == "" {
+		dir, err := os.UserCacheDir()
+		if err != nil {
+			return false
+		}
+		cache = filepath.Join(dir, "faultgraft", "testkernel")
+	}
+	_, err := os.Stat(filepath.Join(cache, "fault", "complete"))
+	return err == nil
+}
+
+// machines reads the output of vm.sh: lines that begin with "=== VM " say where
+// a machine and a test program begin and end.
+type machines struct {
+	ctx   context.Context
+	w     io.Writer
+	total counts
+	ran   []string // kernels with their releases
+
+	kernel  string
+	program string // the package that runs
+	started time.Time
+	text    strings.Builder // its output
+	last    []string        // the last lines of all output
+}
+
+const lastLines = 40
+
+func (m *machines) read(r io.Reader) error {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 16<<20)
+	for lines.Scan() {
+		line := lines.Text()
+		if m.last = append(m.last, line); len(m.last) > lastLines {
+			m.last = m.last[1:]
+		}
+		if err := m.line(line); err != nil {
+			return err
+		}
+	}
+	return lines.Err()
+}
+
+func (m *machines) line(line string) error {
+	rest, ok := strings.CutPrefix(line, "=== VM ")
+	word, rest, _ := strings.Cut(rest, " ")
+	switch {
+	case !ok && m.program != "":
+		m.text.WriteString(line + "\n")
+	case !ok && strings.HasPrefix(line, "booted "):
+		release, _, _ := strings.Cut(strings.TrimPrefix(line, "booted "), " ")
+		m.ran = append(m.ran, m.kernel+" ("+release+")")
+	case !ok:
+	case word == "BOOT":
+		m.kernel = rest
+	case word == "PACKAGE":
+		m.program, m.started = rest, time.Now()
+		m.text.Reset()
+	case word == "EXIT":
+		_, status, _ := strings.Cut(rest, " ")
+		return m.finish(status)
+	case word == "END":
+		return m.end(rest)
+	}
+	return nil
+}
+
+// finish counts the program that ended with this status, or died with its machine.
+func (m *machines) finish(status string) error {
+	name := fmt.Sprintf("%s on %s", m.program, m.kernel)
+	m.program = ""
+	cmd := exec.CommandContext(m.ctx, "go", "tool", "test2json", "-p", name)
+	cmd.Stdin = strings.NewReader(m.text.String())
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("go tool test2json: %w", err)
+	}
+	// what the program printed last is no proof of how it ended, and the time is not in it
+	end := event{Action: "pass", Package: name, Elapsed: time.Since(m.started).Seconds()}
+	if status != "0" {
+		end.Action = "fail"
+	}
+	var events bytes.Buffer
+	for line := range bytes.Lines(out) {
+		var e event
+		if err := json.Unmarshal(line, &e); err != nil {
+			return fmt.Errorf("go tool test2json: %w in %q", err, line)
+		}
+		if e.Test != "" || e.Action == "output" {
+			events.Write(line)
+		}
+	}
+	if err := json.NewEncoder(&events).Encode(end); err != nil {
+		return err
+	}
+	c, err := read(&events, m.w)
+	m.total.add(c)
+	return err
+}
+
+// end takes what vm.sh says of the whole machine: "KERNEL 20 s: ok".
+func (m *machines) end(text string) error {
+	if m.program != "" {
+		if err := m.finish("died"); err != nil {
+			return err
+		}
+	}
+	lines := ""
+	if !strings.HasSuffix(text, ": ok") && !strings.HasSuffix(text, ": tests failed") {
+		m.total.failed++
+		lines = indent(strings.Join(m.last, "\n"))
+	}
+	_, err := fmt.Fprintf(m.w, "  machine with %s\n%s", text, lines)
+	return err
+}
