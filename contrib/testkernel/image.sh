@@ -22,6 +22,23 @@ test_programs() {
   CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$root/src/bin/faultgraft" ./cmd/faultgraft
 }
 
+# lab_programs DIR: containerd, its shim, nerdctl, runc and the busybox image, as contrib/lab builds them
+lab_programs() {
+  local lab=${FAULTGRAFT_LAB:-${XDG_CACHE_HOME:-$HOME/.cache}/faultgraft/lab} p lib
+  contrib/lab/lab.sh build
+  contrib/lab/lab.sh image
+  mkdir -p "$1/opt/lab/bin"
+  for p in containerd containerd-shim-runc-v2 nerdctl runc; do
+    cp "$lab/bin/$p" "$1/opt/lab/bin/"
+  done
+  cp "$lab/img/busybox.tar" "$1/opt/lab/"
+  # runc is linked with libseccomp
+  for lib in $(ldd "$lab/bin/runc" | grep -o '/[^ ]*'); do
+    mkdir -p "$1${lib%/*}"
+    cp -L "$lib" "$1$lib"
+  done
+}
+
 # unpack_debian FROM TO: the configuration and the modules that are used here; a kernel may have them built in
 unpack_debian() {
   local m file

@@ -55,6 +55,7 @@ boot() {
 }
 
 test_programs "$tmp/tests" "${packages[@]}"
+case " ${packages[*]} " in *' test/kernel '*) lab_programs "$tmp/tests" ;; esac # containers
 archive "$tmp/tests" >"$tmp/tests.cpio"
 
 failed=0
