@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -150,4 +151,18 @@ func inHostCgroups(f func() (Cgroup, error)) (Cgroup, error) {
 	}()
 	r := <-done
 	return r.cgroup, r.err
+}
+
+// needsIO says that block requests of the cgroup bear no mark of it: without the
+// io controller they are charged to an ancestor that has it.
+func (c Cgroup) needsIO() error {
+	text, err := os.ReadFile(filepath.Join(c.dir, "cgroup.controllers"))
+	if err != nil {
+		return fmt.Errorf("controllers of cgroup %s: %w", c.Path, err)
+	}
+	if !slices.Contains(strings.Fields(string(text)), "io") {
+		return fmt.Errorf("cgroup %s does not have the io controller, so the kernel charges its block requests to a cgroup above it: write +io to %s",
+			c.Path, filepath.Join(filepath.Dir(c.dir), "cgroup.subtree_control"))
+	}
+	return nil
 }

@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"bufio"
 	"bytes"
 	"os"
 	"strings"
@@ -24,7 +23,7 @@ type host struct {
 	symbols map[string]bool
 	// injectable is the error-injection list; nil if it could not be read, as
 	// where debugfs is not mounted.
-	injectable   map[string]bool
+	injectable   map[string]errorKind
 	btf          bool
 	kprobeEvents bool // the kernel can attach kprobes by perf_event_open(2), Linux 4.17
 	lsms         []string
@@ -84,17 +83,4 @@ func parseSymbols(text []byte, wanted map[string]bool) map[string]bool {
 		}
 	}
 	return found
-}
-
-// parseInjectable reads the error-injection list: "name [module]<tab>kind" on
-// each line, see Documentation/fault-injection/fault-injection.rst.
-func parseInjectable(text []byte) map[string]bool {
-	names := map[string]bool{}
-	s := bufio.NewScanner(bytes.NewReader(text))
-	for s.Scan() {
-		if f := strings.Fields(s.Text()); len(f) > 0 {
-			names[f[0]] = true
-		}
-	}
-	return names
 }

@@ -3,9 +3,12 @@ package kernel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
+	"github.com/cilium/ebpf/btf"
 	"github.com/faultgraft/faultgraft/policy"
 )
 
@@ -51,40 +54,19 @@ type Counters struct {
 	Dropped uint64 `json:"dropped,omitempty"`
 }
 
-// Event is one injection.
-type Event struct {
-	Time  time.Time `json:"time"`
-	Fault string    `json:"fault"`
-	Rule  string    `json:"rule"`
-	// Seq is the number of the matching operation under the fault, from 1.
-	Seq uint64 `json:"seq"`
-	// PID and TID are the process and thread as the host numbers them.
-	PID  int    `json:"pid"`
-	TID  int    `json:"tid"`
-	Comm string `json:"comm"`
-	// Cgroup is the id of the cgroup that the thread was in, which may be below the fault's.
-	Cgroup uint64 `json:"cgroup"`
-	// Hook is the rule's hook point, Function the kernel function that failed for it, Backend the way.
-	Hook     string `json:"hook"`
-	Function string `json:"function"`
-	Backend  string `json:"backend"`
-	// Error is the errno's name.
-	Error string `json:"error"`
-	// Stack are the kernel functions, the failed one first, if the rule asks for them.
-	Stack []string `json:"stack,omitempty"`
-}
-
 // Injector holds kernel faults. It may be used from any number of goroutines.
 type Injector struct {
 	options Options
-}
 
-// Armed is a fault that is in force.
-type Armed struct {
-	fault Fault
+	mu        sync.Mutex
+	closed    bool
+	host      *host // read with the first fault
+	spec      *btf.Spec
+	ring      *ring // of all faults but those that outlive
+	armed     map[string]*Armed
+	instances []*instance
+	handles   uint64
 }
-
-var errNotYet = errors.New("kernel faults are not there yet")
 
 // New makes an Injector. It loads nothing until the first fault.
 func New(o Options) (*Injector, error) {
@@ -94,88 +76,168 @@ func New(o Options) (*Injector, error) {
 	if o.PinDir == "" {
 		o.PinDir = DefaultPinDir
 	}
-	return &Injector{options: o}, nil
+	return &Injector{options: o, armed: map[string]*Armed{}}, nil
 }
 
-// Close ends all faults but those that outlive.
-func (in *Injector) Close() error { return nil }
+// Close ends all faults but those that outlive. OnEvent has had their last
+// injections when it returns.
+func (in *Injector) Close() error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed {
+		return nil
+	}
+	in.closed = true
+	var errs []error
+	for _, a := range in.armed {
+		errs = append(errs, a.end())
+	}
+	for _, i := range in.instances {
+		errs = append(errs, i.close())
+	}
+	in.instances, in.armed = nil, nil
+	if in.ring != nil {
+		errs = append(errs, in.ring.close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("kernel faults: %w", err)
+	}
+	return nil
+}
+
+var errClosed = errors.New("the injector is closed")
 
 // Arm puts a fault in force. Either all of it is, when Arm returns, or nothing
-// is and the error says why.
-func (in *Injector) Arm(context.Context, Fault) (*Armed, error) { return nil, errNotYet }
-
-// Adopt takes over a fault that Outliving found: it goes on as it was, with its
-// counters and clock, and its events (also those since its process died) come here.
-func (in *Injector) Adopt(Pinned) (*Armed, error) { return nil, errNotYet }
-
-// ID is the fault's.
-func (a *Armed) ID() string { return a.fault.ID }
-
-// Fault is what was armed.
-func (a *Armed) Fault() Fault { return a.fault }
-
-// Backend is the one that was taken.
-func (a *Armed) Backend() string { return "" }
-
-// Functions are the kernel functions that are failed.
-func (a *Armed) Functions() []string { return nil }
-
-// Note says in words what the backend covers where it stands for another hook
-// point, as sb_mount for the mount system call; else it is empty.
-func (a *Armed) Note() string { return "" }
-
-// Counters are the fault's so far. They can be read after Disarm too.
-func (a *Armed) Counters() (Counters, error) { return Counters{}, errNotYet }
-
-// Ends is when the rule's ttl is over, by a clock that runs on while the machine is suspended.
-func (a *Armed) Ends() time.Time { return time.Time{} }
-
-// Expired reports whether the ttl is over. The kernel injects nothing any more
-// then; Disarm frees what the fault still occupies.
-func (a *Armed) Expired() bool { return false }
-
-// Disarm ends the fault, also one that outlives. When it returns, no new
-// operation is failed. It may be called more than once.
-func (a *Armed) Disarm() error { return nil }
-
-// Resolution is how a rule would be carried out here.
-type Resolution struct {
-	Hook string `json:"hook"`
-	// Backend is the one that is expected to be taken; which one is is only known when programs are loaded.
-	Backend string `json:"backend"`
-	// Functions are the kernel functions that would be failed.
-	Functions []string `json:"functions"`
-	// Note says in words what the backend covers where it stands for another hook point; else it is empty.
-	Note string `json:"note,omitempty"`
-	// Chain is how the call chain would be watched; empty without one.
-	Chain string `json:"chain,omitempty"`
+// is and the error says why: a *policy.SyntaxError if a predicate is wrong, a
+// *NoBackendError if this kernel has no way to do it.
+func (in *Injector) Arm(ctx context.Context, f Fault) (*Armed, error) {
+	if err := f.check(); err != nil {
+		return nil, err
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("kernel fault %s: %w", f.ID, err)
+	}
+	a, err := in.arm(f)
+	if err != nil {
+		return nil, fmt.Errorf("kernel fault %s: %w", f.ID, err)
+	}
+	in.armed[f.ID] = a
+	return a, nil
 }
 
-// Check says how a rule would be carried out by the running kernel, from its
-// type information, symbols and configuration. It loads nothing and needs no
-// privileges. An error in a predicate is a *policy.SyntaxError.
-func Check(policy.Rule) (Resolution, error) { return Resolution{}, errNotYet }
-
-// Functions are the kernel functions that a rule with hook=function:NAME can
-// fail here, sorted. The error says why they are not known.
-func Functions() ([]string, error) { return nil, errNotYet }
-
-// Pinned is a fault that has outlived the process that armed it.
-type Pinned struct {
-	ID        string      `json:"id"`
-	Rule      policy.Rule `json:"rule"`
-	Cgroup    Cgroup      `json:"cgroup"`
-	Backend   string      `json:"backend"`
-	Functions []string    `json:"functions"`
-	Started   time.Time   `json:"started"`
-	Ends      time.Time   `json:"ends"`
-	Counters  Counters    `json:"counters"`
-	dir       string
+func (f *Fault) check() error {
+	refuse := func(format string, args ...any) error {
+		return fmt.Errorf("kernel fault %s: "+format, append([]any{f.ID}, args...)...)
+	}
+	switch t := f.Rule.Trigger; {
+	case f.Rule.Kernel == nil:
+		return refuse("rule %q has no kernel fault", f.Rule.Name)
+	case f.Cgroup.Level <= 0 || f.Cgroup.ID <= 1:
+		return refuse("%w", errRootCgroup)
+	case t.TTL <= f.Age:
+		return refuse("its ttl of %v is over", t.TTL)
+	case t.AfterBytes > 0:
+		return refuse("afterBytes makes no sense for it: kernel functions transfer no bytes")
+	}
+	now, err := CgroupAt(f.Cgroup.Path)
+	if err == nil && now.ID != f.Cgroup.ID {
+		err = fmt.Errorf("cgroup %s is another one by now: it was removed and made again", f.Cgroup.Path)
+	}
+	if err == nil && f.Rule.Kernel.Hook.Kind == HookBio {
+		err = now.needsIO()
+	}
+	if err != nil {
+		return refuse("%w", err)
+	}
+	f.Cgroup = now
+	return nil
 }
 
-// Outliving lists the faults pinned in a directory of bpffs, also those whose
-// ttl is over and that only wait to be ended. No directory is no faults.
-func Outliving(pinDir string) ([]Pinned, error) { return nil, errNotYet }
+func (in *Injector) arm(f Fault) (*Armed, error) {
+	if in.closed {
+		return nil, errClosed
+	}
+	if in.armed[f.ID] != nil {
+		return nil, errors.New("there is a fault of that id already")
+	}
+	shape, err := shapeOf(f.Rule.Kernel)
+	if err != nil {
+		return nil, err
+	}
+	in.handles++
+	a := &Armed{fault: f, injector: in, handle: in.handles}
+	for _, i := range in.instances {
+		if i.shape == shape && i.fits(f.Cgroup) {
+			return a, a.enter(i)
+		}
+	}
+	i, err := in.newInstance(f)
+	if err != nil {
+		return nil, err
+	}
+	i.shape = shape
+	if err := a.enter(i); err != nil {
+		return nil, errors.Join(err, i.close())
+	}
+	in.instances = append(in.instances, i)
+	return a, nil
+}
 
-// End takes the fault out of the kernel.
-func (p Pinned) End() error { return errNotYet }
+// newInstance takes the first way that the kernel accepts.
+func (in *Injector) newInstance(f Fault) (*instance, error) {
+	if err := in.look(); err != nil {
+		return nil, err
+	}
+	k := f.Rule.Kernel
+	all, err := ways(k, in.host, in.spec)
+	if err != nil {
+		return nil, err
+	}
+	why := map[string]string{}
+	for _, w := range all {
+		if w.no != "" {
+			continue
+		}
+		filters, err := newFilters(in.spec, f.Rule, w)
+		if err != nil {
+			return nil, err
+		}
+		i := &instance{way: w, filters: filters, ring: in.ring, members: map[uint64]*Armed{}}
+		err = i.load(in.spec, k)
+		if err == nil {
+			return i, nil
+		}
+		var refused *loadError
+		if !errors.As(err, &refused) {
+			return nil, err
+		}
+		in.options.Log.Debug("kernel faults: a backend is not there", "hook", k.Hook, "backend", w.backend, "function", w.function.name, "error", err)
+		w.function.config = "" // the function is there
+		why[w.name()] = in.host.because(refused.what+": "+in.host.cut(refused.err), refused.err, in.host.needs(w))
+	}
+	return nil, noWay(k.Hook, all, func(w way) string { return w.because(why[w.name()]) })
+}
+
+// look reads what does not change while the machine is up, and makes the ring buffer.
+func (in *Injector) look() (err error) {
+	if in.host == nil {
+		in.host = readHost()
+	}
+	if in.spec == nil {
+		if in.spec, err = btf.LoadKernelSpec(); err != nil {
+			return fmt.Errorf("the kernel's type information (%s, CONFIG_DEBUG_INFO_BTF): %w", vmlinuxBTF, err)
+		}
+	}
+	if in.ring == nil && in.options.OnEvent != nil {
+		m, err := newRingMap()
+		if err != nil {
+			return err
+		}
+		if in.ring, err = readRing(m, in.options.OnEvent, in.options.Log); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -90,7 +90,7 @@ func TestParseSymbols(t *testing.T) {
 
 func TestParseInjectable(t *testing.T) {
 	got := parseInjectable([]byte("should_fail_bio\tERRNO\nopen_ctree [btrfs]\tERRNO\n\n"))
-	if d := cmp.Diff(map[string]bool{"should_fail_bio": true, "open_ctree": true}, got); d != "" {
+	if d := cmp.Diff(map[string]errorKind{"should_fail_bio": kindErrno, "open_ctree": kindErrno}, got); d != "" {
 		t.Error(d)
 	}
 }

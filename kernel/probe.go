@@ -105,7 +105,7 @@ func overrideReturn(h *host, t target) string {
 	if gone != "" {
 		return h.because(gone, nil, needs)
 	}
-	if h.injectable != nil && !h.injectable[t.name] {
+	if h.injectable != nil && h.injectable[t.name] == "" {
 		return t.name + " is not on the list " + injectionList
 	}
 	return ""

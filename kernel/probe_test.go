@@ -102,9 +102,13 @@ func TestReasons(t *testing.T) {
 			HookBio, Override, []string{"no kprobe events; missing CONFIG_KPROBE_EVENTS"}, ""},
 		"cannot be attached": {func() *host { h := capable(); delete(h.config, "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS"); return h },
 			HookBio, FmodRet, []string{"missing CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS"}, ""},
-		"not on the list": {func() *host { h := capable(); h.injectable = map[string]bool{"open_ctree": true}; return h },
+		"not on the list": {func() *host { h := capable(); h.injectable = map[string]errorKind{"open_ctree": kindErrno}; return h },
 			HookBio, Override, []string{"should_fail_bio is not on the list"}, ""},
-		"on the list":     {func() *host { h := capable(); h.injectable = map[string]bool{"should_fail_bio": true}; return h }, HookBio, Override, nil, ""},
+		"on the list": {func() *host {
+			h := capable()
+			h.injectable = map[string]errorKind{"should_fail_bio": kindErrno}
+			return h
+		}, HookBio, Override, nil, ""},
 		"symbols unknown": {func() *host { h := capable(); h.symbols = nil; return h }, HookSlab, FmodRet, nil, ""},
 		"no configuration": {func() *host { h := debian(); h.config, h.configErr = nil, errors.New("no file"); return h },
 			HookBio, Override, []string{"needs CONFIG_KPROBES", "was not found: no file"}, "missing"},

@@ -4,3 +4,5 @@ package kernel
 
 // syscallPrefix is not known for this architecture.
 const syscallPrefix = ""
+
+var syscallNumbers map[string]int32

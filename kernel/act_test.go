@@ -1,0 +1,285 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/faultgraft/faultgraft/policy"
+	"github.com/faultgraft/faultgraft/test/vm"
+	"golang.org/x/sys/unix"
+)
+
+// actVariable makes this test program do one thing and report by its exit
+// status, since a process whose allocations fail cannot print: 0, or an errno.
+const actVariable = "FAULTGRAFT_TEST_ACT"
+
+func TestMain(m *testing.M) {
+	if act := os.Getenv(actVariable); act != "" {
+		os.Exit(perform(strings.Fields(act)))
+	}
+	os.Exit(m.Run())
+}
+
+func perform(act []string) int {
+	n := 1
+	if len(act) > 1 {
+		n, _ = strconv.Atoi(act[1])
+	}
+	do, ok := acts[act[0]]
+	if !ok {
+		return 250
+	}
+	return do(n, act)
+}
+
+func status(err error) int {
+	var e syscall.Errno
+	if errors.As(err, &e) {
+		return int(e)
+	} else if err != nil {
+		return 251
+	}
+	return 0
+}
+
+func mountOnce() error {
+	_ = os.Mkdir("/tmp/m", 0o755) // or it is there
+	err := unix.Mount("none", "/tmp/m", "tmpfs", 0, "size=4k")
+	if err == nil {
+		err = unix.Unmount("/tmp/m", unix.MNT_DETACH)
+	}
+	return err
+}
+
+var acts = map[string]func(n int, act []string) int{
+	"mount": func(int, []string) int { return status(mountOnce()) },
+	// mounts n times and says how many failed
+	"mounts": func(n int, _ []string) int {
+		failed := 0
+		for range n {
+			if mountOnce() != nil {
+				failed++
+			}
+		}
+		return failed
+	},
+	// pattern prints for each of n mounts whether it failed
+	"pattern": func(n int, _ []string) int {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = '.'
+			if mountOnce() != nil {
+				b[i] = 'x'
+			}
+		}
+		fmt.Println(string(b))
+		return 0
+	},
+	// threads calls umount2 on nothing in n threads, 100 times each, and prints how often EXDEV came
+	"threads": func(n int, _ []string) int {
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		total := 0
+		for range n {
+			wg.Go(func() {
+				hits := 0
+				for range 100 {
+					if unix.Unmount("/nowhere", 0) == unix.EXDEV {
+						hits++
+					}
+				}
+				mu.Lock()
+				total += hits
+				mu.Unlock()
+			})
+		}
+		wg.Wait()
+		fmt.Println(total)
+		return 0
+	},
+	// forks runs n children that mount, and says (up to 255) how many did not fail with ENOMEM
+	"forks": func(n int, _ []string) int {
+		odd := 0
+		for range n {
+			c := exec.Command("/proc/self/exe")
+			c.Env = []string{actVariable + "=mount"}
+			_ = c.Run() // its status is what counts
+			if c.ProcessState.ExitCode() != int(unix.ENOMEM) {
+				odd++
+			}
+		}
+		return min(odd, 255)
+	},
+	"umount": func(int, []string) int { return status(unix.Unmount("/nowhere", 0)) },
+	"mkdir": func(int, []string) int {
+		err := unix.Mkdir("/tmp/made", 0o755)
+		_ = unix.Rmdir("/tmp/made")
+		return status(err)
+	},
+	"socket": func(int, []string) int {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+		_ = unix.Close(fd)
+		return status(err)
+	},
+	"pause":   func(int, []string) int { time.Sleep(time.Hour); return 0 },
+	"nothing": func(int, []string) int { return 0 },
+	// direct reads a block of the disk past all caches
+	"direct": func(int, []string) int {
+		fd, err := unix.Open(os.Getenv("FAULTGRAFT_VM_DISK"), unix.O_RDONLY|unix.O_DIRECT, 0)
+		if err != nil {
+			return 252
+		}
+		b, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+		if err != nil {
+			return 253
+		}
+		_, err = unix.Read(fd, b)
+		return status(err)
+	},
+}
+
+// testCgroup is a cgroup that goes with the test.
+func testCgroup(t *testing.T, name string) Cgroup {
+	t.Helper()
+	root, err := hierarchy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(root, name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { removeCgroup(t, dir) })
+	c, err := CgroupAt(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func removeCgroup(t *testing.T, dir string) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		err := os.Remove(dir)
+		if err == nil || errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("remove cgroup: %v", err)
+			return
+		}
+	}
+}
+
+// command is this program, to act in a cgroup, or outside of all with the zero one.
+func command(t *testing.T, c Cgroup, act string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), actVariable+"="+act)
+	cmd.Stderr = os.Stderr
+	if c.dir == "" {
+		return cmd
+	}
+	f, err := os.Open(c.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.Fd())}
+	return cmd
+}
+
+// act acts and gives the exit status and what was printed.
+func act(t *testing.T, c Cgroup, what string) (int, string) {
+	t.Helper()
+	cmd := command(t, c, what)
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("%s: %v", what, err)
+	}
+	return cmd.ProcessState.ExitCode(), strings.TrimSpace(string(out))
+}
+
+func want(t *testing.T, c Cgroup, what string, errno unix.Errno) {
+	t.Helper()
+	if got, _ := act(t, c, what); got != int(errno) {
+		t.Errorf("%s in %q: status %d (%s), want %d (%s)", what, c.Path, got, unix.ErrnoName(unix.Errno(got)), int(errno), unix.ErrnoName(errno))
+	}
+}
+
+// outside is the cgroup that the tests run in.
+var outside Cgroup
+
+type recorder struct {
+	mu     sync.Mutex
+	events []Event
+}
+
+func (r *recorder) add(e Event) { r.mu.Lock(); r.events = append(r.events, e); r.mu.Unlock() }
+
+func (r *recorder) all() []Event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]Event(nil), r.events...)
+}
+
+// newInjector is one that must leave nothing in the kernel.
+func newInjector(t *testing.T) (*Injector, *recorder) {
+	t.Helper()
+	vm.Need(t)
+	before := kernelObjects(t)
+	r := &recorder{}
+	in, err := New(Options{OnEvent: r.add})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := in.Close(); err != nil {
+			t.Error(err)
+		}
+		sameObjects(t, before)
+	})
+	return in, r
+}
+
+func arm(t *testing.T, in *Injector, f Fault) *Armed {
+	t.Helper()
+	a, err := in.Arm(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s: %s on %v; %s", f.ID, a.Backend(), a.Functions(), a.Note())
+	return a
+}
+
+// rule is a kernel rule with a trigger that always fires.
+func rule(kind, name string, errno unix.Errno, change ...func(*policy.Rule)) policy.Rule {
+	r := policy.Rule{
+		Name:    "test",
+		Kernel:  &policy.KernelFault{Hook: policy.Hook{Kind: kind, Name: name}, Error: policy.Errno(errno)},
+		Trigger: policy.Trigger{P: 1, TTL: time.Hour, Seeded: true},
+	}
+	for _, c := range change {
+		c(&r)
+	}
+	return r
+}
+
+func counters(t *testing.T, a *Armed) Counters {
+	t.Helper()
+	c, err := a.Counters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
