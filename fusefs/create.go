@@ -193,7 +193,7 @@ func (l *Layer) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, o
 		}
 		break
 	}
-	return l.created(h, dir, name, &in.InHeader, out)
+	return l.created(h, dir, name, "", &in.InHeader, out)
 }
 
 func (l *Layer) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
@@ -215,25 +215,25 @@ func (l *Layer) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.Cre
 	if err != nil {
 		return status(err)
 	}
-	st := l.created(h, nil, "", &in.InHeader, out)
-	if n := l.nodes.get(out.NodeId); st.Ok() && n != nil {
-		l.nodes.setLast(n, l.nodes.entryPaths(dir, "")[0])
-	}
-	return st
+	return l.created(h, nil, "", l.nodes.entryPaths(dir, "")[0], &in.InHeader, out)
 }
 
-// created answers with the node and the handle of a new file.
-func (l *Layer) created(h *handle, dir *node, name string, by *fuse.InHeader, out *fuse.CreateOut) fuse.Status {
-	path, err := unix.Open(magic(h.fd), unix.O_PATH|unix.O_CLOEXEC, 0) // not by name: that may be another file's by now
+// created answers with the node and the handle of a new file, which has a name in dir or, without
+// one, a path for rules. The mode that the file is open in depends on either.
+func (l *Layer) created(h *handle, dir *node, name, path string, by *fuse.InHeader, out *fuse.CreateOut) fuse.Status {
+	fd, err := unix.Open(magic(h.fd), unix.O_PATH|unix.O_CLOEXEC, 0) // not by name: that may be another file's by now
 	if err != nil {
 		h.close()
 		return status(err)
 	}
-	if st := l.enter(path, dir, name, &out.EntryOut); !st.Ok() {
+	if st := l.enter(fd, dir, name, &out.EntryOut); !st.Ok() {
 		h.close()
 		return st
 	}
 	h.node = l.nodes.get(out.NodeId)
+	if dir == nil {
+		l.nodes.setLast(h.node, path)
+	}
 	l.handles.add(h)
 	l.enterMode(h, by, &out.OpenOut)
 	return fuse.OK

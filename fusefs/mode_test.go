@@ -182,6 +182,25 @@ func TestRenamedIntoARule(t *testing.T) {
 	}
 }
 
+// A file without a name is known by its directory from the first: the rule sees its writes, and a name
+// that it gets later gives it no second inode, whose pages would be others than those of the first.
+func TestTmpfileUnderARule(t *testing.T) {
+	b := over(t, setup{})
+	must(t, os.Mkdir(b.under("tmp"), 0o755))
+	b.rules("io error=EIO op=write path=/data/tmp/**")
+	tmp := b.open("tmp", unix.O_TMPFILE|unix.O_RDWR)
+	if _, err := unix.Write(tmp, []byte("x")); err != unix.EIO {
+		t.Errorf("a write before it has a name: %v", err)
+	}
+	must(t, unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", tmp), unix.AT_FDCWD, b.path("tmp/f"), unix.AT_SYMLINK_FOLLOW))
+	if list := b.Retired(); len(list) != 0 {
+		t.Errorf("retired: %+v", list)
+	}
+	if _, err := unix.Write(tmp, []byte("x")); err != unix.EIO {
+		t.Errorf("a write when it has one: %v", err)
+	}
+}
+
 // Locks belong to the file, whichever inode they were taken through.
 func TestRetiredFileKeepsItsLocks(t *testing.T) {
 	needsPassthrough(t)
