@@ -14,15 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// needVM skips outside the project's virtual machine: a wrong program must not
-// be tried on the kernel of the machine that builds.
-func needVM(t *testing.T) {
-	t.Helper()
-	if os.Getenv("FAULTGRAFT_VM") == "" {
-		t.Skip("only in the virtual machine: make test-vm")
-	}
-}
-
 // hook is a program that asks a chain, as an injecting one does, and counts by
 // thread how often it was asked and how often the chain held.
 type hook struct {
@@ -152,20 +143,10 @@ func (h *hook) during(t *testing.T, f func() error) seen {
 	return h.of(t, r.tid)
 }
 
-// compile makes, loads and attaches a chain of this process.
-func compile(t *testing.T, method Method, frames ...Frame) *Chain {
+// attached makes, loads and attaches a chain of this process.
+func attached(t *testing.T, w way, frames ...Frame) *Chain {
 	t.Helper()
-	c := compiled(t, method, frames...)
-	if err := c.Attach(); err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-// compiled leaves Attach to the caller.
-func compiled(t *testing.T, method Method, frames ...Frame) *Chain {
-	t.Helper()
-	c, err := Compile(Options{Spec: kernelTypes(t), Frames: frames, Method: method, Name: "test", InScope: ours})
+	c, err := Compile(Options{Spec: kernelTypes(t), Frames: frames, Method: w.method, Name: "test", InScope: ours})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,11 +155,19 @@ func compiled(t *testing.T, method Method, frames ...Frame) *Chain {
 			t.Error(err)
 		}
 	})
+	if w.probes {
+		for _, f := range c.frames {
+			f.tracer = kprobe
+		}
+	}
 	if err := c.Load(); err != nil {
 		var refused *ebpf.VerifierError
 		if errors.As(err, &refused) {
 			t.Fatalf("%+v", refused)
 		}
+		t.Fatal(err)
+	}
+	if err := c.Attach(); err != nil {
 		t.Fatal(err)
 	}
 	return c

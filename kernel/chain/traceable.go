@@ -45,6 +45,14 @@ func names(paths []string, field int) map[string]bool {
 	return nil
 }
 
+// neverReturn are functions that end the thread. A trampoline that is never left
+// leaks (the kernel refuses it from 6.15 on, noreturn_deny in
+// kernel/bpf/verifier.c); a kretprobe is let go when the thread ends.
+var neverReturn = map[string]bool{
+	"do_exit": true, "do_group_exit": true, "make_task_dead": true, "kthread_exit": true,
+	"__x64_sys_exit": true, "__x64_sys_exit_group": true, "__arm64_sys_exit": true, "__arm64_sys_exit_group": true,
+}
+
 // tracer says how the function can be traced, or why it cannot.
 func (t traceable) tracer(f function) (tracer, error) {
 	if !f.whole && len(f.clones) > 1 {
@@ -58,7 +66,7 @@ func (t traceable) tracer(f function) (tracer, error) {
 		}
 	}
 	seen := t.known.filter == nil || t.known.filter[symbol]
-	if f.whole && seen && t.prototype(f) != nil {
+	if f.whole && seen && !neverReturn[f.name] && t.prototype(f) != nil {
 		return trampoline, nil
 	}
 	switch {
