@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 
@@ -14,17 +15,6 @@ type layout struct {
 	sp         int16 // the stack pointer in a kprobe's context
 }
 
-// stackPointers names the type and the member that hold the stack pointer in
-// the context of a kprobe (arch/*/include/uapi/asm/bpf_perf_event.h).
-var stackPointers = map[string][2]string{
-	"amd64": {"pt_regs", "sp"},
-	"arm64": {"user_pt_regs", "sp"},
-}
-
-// returnSlot is by how much the stack pointer is higher after a function has
-// returned than it was when it was entered: the return address on amd64.
-var returnSlot = map[string]int32{"amd64": 8, "arm64": 0}
-
 // defaultStackBytes is THREAD_SIZE of amd64 and arm64 with 4 KiB pages and without KASAN.
 const defaultStackBytes = 16 << 10
 
@@ -36,7 +26,7 @@ func readLayout(spec *btf.Spec) (layout, error) {
 	}
 	offset, ok := memberOffset(task.Members, "stack")
 	if !ok {
-		return l, fmt.Errorf("the kernel's task_struct has no member stack")
+		return l, errors.New("the kernel's task_struct has no member stack")
 	}
 	l.stack = int32(offset)
 	// include/linux/sched.h: unsigned long stack[THREAD_SIZE/sizeof(long)]
@@ -44,16 +34,15 @@ func readLayout(spec *btf.Spec) (layout, error) {
 	if spec.TypeByName("thread_union", &union) == nil && union.Size >= 4<<10 {
 		l.stackBytes = int32(union.Size)
 	}
-	where, ok := stackPointers[runtime.GOARCH]
-	if !ok {
+	if contextType == "" {
 		return l, fmt.Errorf("call chains are not known on %s", runtime.GOARCH)
 	}
 	var registers *btf.Struct
-	if err := spec.TypeByName(where[0], &registers); err != nil {
-		return l, fmt.Errorf("type %s of the kernel: %w", where[0], err)
+	if err := spec.TypeByName(contextType, &registers); err != nil {
+		return l, fmt.Errorf("type %s of the kernel: %w", contextType, err)
 	}
-	if offset, ok = memberOffset(registers.Members, where[1]); !ok {
-		return l, fmt.Errorf("the kernel's %s has no member %s", where[0], where[1])
+	if offset, ok = memberOffset(registers.Members, contextStackPointer); !ok {
+		return l, fmt.Errorf("the kernel's %s has no member %s", contextType, contextStackPointer)
 	}
 	l.sp = int16(offset)
 	return l, nil

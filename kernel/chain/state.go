@@ -2,7 +2,6 @@ package chain
 
 import (
 	"fmt"
-	"runtime"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -72,7 +71,7 @@ func (a assembler) here(t tracer, left bool, fail string) asm.Instructions {
 	} else {
 		ins = append(ins, asm.LoadMem(asm.R9, asm.R6, a.layout.sp, asm.DWord))
 		if left {
-			ins = append(ins, asm.Sub.Imm(asm.R9, returnSlot[runtime.GOARCH]))
+			ins = append(ins, asm.Sub.Imm(asm.R9, returnSlot))
 		}
 	}
 	return append(ins,
