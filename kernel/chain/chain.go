@@ -138,7 +138,7 @@ func Compile(o Options) (*Chain, error) {
 	}
 	traced := traceable{o.Spec, known}
 	for i, f := range o.Frames {
-		compiled, err := compileFrame(f, i, o, known.symbols, traced)
+		compiled, err := compileFrame(f, o, known.symbols, traced)
 		if err != nil {
 			return nil, &FrameError{Index: i, Function: f.Function, Err: err}
 		}

@@ -7,7 +7,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 )
 
@@ -16,16 +15,17 @@ const license = "GPL"
 
 // frame is one function of the chain, found in the running kernel.
 type frame struct {
-	source   Frame
-	function function
-	tracer   tracer
+	source    Frame
+	function  function
+	tracer    tracer
+	condition *condition // nil: any call
 	// untraced says why no program can be attached to the function.
 	untraced error
 
 	enter, left *ebpf.Program
 }
 
-func compileFrame(f Frame, index int, o Options, known *symbols, traced traceable) (*frame, error) {
+func compileFrame(f Frame, o Options, known *symbols, traced traceable) (*frame, error) {
 	if slices.Contains(o.Hook, f.Function) {
 		return nil, errors.New("it is the function that is to fail: a call of it does not run inside itself; a predicate over its parameters is the rule's where")
 	}
@@ -40,21 +40,19 @@ func compileFrame(f Frame, index int, o Options, known *symbols, traced traceabl
 	if f.Predicate == "" {
 		return compiled, nil
 	}
-	if compiled.untraced != nil {
+	switch {
+	case compiled.untraced != nil:
 		return nil, compiled.untraced
+	case !found.whole:
+		return nil, fmt.Errorf("the compiler made %s of it, which may have other parameters: it can be a frame without a predicate only", found.clones[0])
 	}
-	if _, err := compiled.where(o.Spec, index, 0); err != nil {
+	if compiled.condition, err = newCondition(f, traced.types(found.module)); err != nil {
+		return nil, err
+	}
+	if _, err := compiled.condition.code(compiled.tracer); err != nil {
 		return nil, err
 	}
 	return compiled, nil
-}
-
-// where is the code of the predicate: it falls through or jumps to out.
-func (f *frame) where(spec *btf.Spec, index int, stack int16) (asm.Instructions, error) {
-	if f.source.Predicate == "" {
-		return nil, nil
-	}
-	return nil, errors.New("predicates are not there yet")
 }
 
 // entryProgram and exitProgram describe the programs for the frame's tracer.
@@ -66,7 +64,7 @@ func (f *frame) entryProgram(a assembler, index int, o Options) (*ebpf.ProgramSp
 			return nil, err
 		}
 	}
-	where, err := f.where(o.Spec, index, -ownBytes)
+	where, err := f.condition.code(f.tracer)
 	if err != nil {
 		return nil, err
 	}

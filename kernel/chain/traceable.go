@@ -88,7 +88,7 @@ func kprobes() bool {
 // trampoline cannot pass its parameters on (arch/x86/net/bpf_jit_comp.c and
 // btf_distill_func_proto in kernel/bpf/btf.c: at most 12 parameters, no variable number of them).
 func (t traceable) prototype(f function) *btf.Func {
-	spec, err := t.types(f.module)
+	spec, err := t.types(f.module)()
 	if err != nil {
 		return nil
 	}
@@ -116,10 +116,12 @@ func variable(p btf.FuncParam) bool {
 	return void
 }
 
-// types are the types of the kernel or of one of its modules.
-func (t traceable) types(module string) (*btf.Spec, error) {
-	if module == "" {
-		return t.spec, nil
+// types gives the types of the kernel or of one of its modules.
+func (t traceable) types(module string) func() (*btf.Spec, error) {
+	return func() (*btf.Spec, error) {
+		if module == "" {
+			return t.spec, nil
+		}
+		return btf.LoadKernelModuleSpec(module)
 	}
-	return btf.LoadKernelModuleSpec(module)
 }
