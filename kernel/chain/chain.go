@@ -67,6 +67,9 @@ type Options struct {
 	// Spec is the kernel's BTF; nil for that of the running kernel, which takes
 	// some time to read.
 	Spec *btf.Spec
+	// Cache has the kernel's types for the load of programs; it saves decoding
+	// them again for each chain. Nil for one of the chain's own.
+	Cache *btf.Cache
 	// Frames, the outermost first: the hook runs inside the last one, that
 	// inside the one before it, directly or not.
 	Frames []Frame
@@ -121,8 +124,11 @@ func Compile(o Options) (*Chain, error) {
 	if len(o.Frames) > MaxFrames {
 		return nil, fmt.Errorf("the call chain has %d functions, it may have %d at most", len(o.Frames), MaxFrames)
 	}
+	if o.Cache == nil {
+		o.Cache = btf.NewCache()
+	}
 	if o.Spec == nil {
-		spec, err := btf.LoadKernelSpec()
+		spec, err := o.Cache.Kernel()
 		if err != nil {
 			return nil, fmt.Errorf("types of the kernel: %w", err)
 		}
@@ -136,7 +142,7 @@ func Compile(o Options) (*Chain, error) {
 	if c.layout, err = readLayout(o.Spec); err != nil {
 		return nil, err
 	}
-	traced := traceable{o.Spec, known}
+	traced := traceable{o.Spec, o.Cache, known}
 	for i, f := range o.Frames {
 		compiled, err := compileFrame(f, o, known.symbols, traced)
 		if err != nil {

@@ -36,6 +36,9 @@ func TestHoldsInsideOnly(t *testing.T) {
 	vm.Need(t)
 	eachWay(t, func(t *testing.T, w way) {
 		for backend, function := range map[string]string{"kprobe": "security_path_mkdir", "lsm": "path_mkdir", "fmod_ret": "security_path_mkdir"} {
+			if w.probes && backend != "kprobe" {
+				continue // it is the frames that differ
+			}
 			t.Run(backend, func(t *testing.T) {
 				for _, c := range []struct {
 					name   string
@@ -103,7 +106,7 @@ func TestRecursion(t *testing.T) {
 			{"twice, but the inner call has returned", named("notify_change", "notify_change"), "ovl_copyattr", seen{1, 0}},
 		} {
 			t.Run(c.name, func(t *testing.T) {
-				h := attachHook(t, attached(t, w, c.frames...), "fentry", c.hook)
+				h := attachHook(t, attached(t, w, c.frames...), "kprobe", c.hook)
 				for range 3 {
 					if got := h.during(t, chmod); got != c.want {
 						t.Errorf("asked and held %v, want %v", got, c.want)

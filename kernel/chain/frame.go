@@ -113,12 +113,13 @@ func (f *frame) loadAs(a assembler, index int, o Options) error {
 	if err != nil {
 		return err
 	}
-	if f.enter, err = ebpf.NewProgram(spec); err != nil {
-		return fmt.Errorf("program for its entry: %w", err)
+	pair := ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{"enter": spec, "left": f.exitProgram(a, index, o)}}
+	loaded, err := ebpf.NewCollectionWithOptions(&pair, ebpf.CollectionOptions{Cache: o.Cache})
+	if err != nil {
+		return fmt.Errorf("programs for its entry and its return: %w", err)
 	}
-	if f.left, err = ebpf.NewProgram(f.exitProgram(a, index, o)); err != nil {
-		return errors.Join(fmt.Errorf("program for its return: %w", err), f.close())
-	}
+	f.enter, f.left = loaded.DetachProgram("enter"), loaded.DetachProgram("left")
+	loaded.Close()
 	return nil
 }
 

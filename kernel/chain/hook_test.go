@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"runtime"
-	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -41,7 +40,7 @@ var backends = map[string]*ebpf.ProgramSpec{
 	"kprobe":   {Type: ebpf.Kprobe},
 }
 
-func attachHook(t *testing.T, c *Chain, backend, function string) *hook {
+func attachHook(t testing.TB, c *Chain, backend, function string) *hook {
 	t.Helper()
 	h := &hook{}
 	var err error
@@ -94,9 +93,9 @@ func attachHook(t *testing.T, c *Chain, backend, function string) *hook {
 	return h
 }
 
-func load(t *testing.T, spec *ebpf.ProgramSpec) *ebpf.Program {
+func load(t testing.TB, spec *ebpf.ProgramSpec) *ebpf.Program {
 	t.Helper()
-	p, err := ebpf.NewProgram(spec)
+	loaded, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{"hook": spec}}, ebpf.CollectionOptions{Cache: cache})
 	if err != nil {
 		var refused *ebpf.VerifierError
 		if errors.As(err, &refused) {
@@ -104,8 +103,8 @@ func load(t *testing.T, spec *ebpf.ProgramSpec) *ebpf.Program {
 		}
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = p.Close() })
-	return p
+	t.Cleanup(loaded.Close)
+	return loaded.Programs["hook"]
 }
 
 // of gives what was counted for the calling thread since the last call.
@@ -144,9 +143,9 @@ func (h *hook) during(t *testing.T, f func() error) seen {
 }
 
 // attached makes, loads and attaches a chain of this process.
-func attached(t *testing.T, w way, frames ...Frame) *Chain {
+func attached(t testing.TB, w way, frames ...Frame) *Chain {
 	t.Helper()
-	c, err := Compile(Options{Spec: kernelTypes(t), Frames: frames, Method: w.method, Name: "test", InScope: ours})
+	c, err := Compile(Options{Cache: cache, Frames: frames, Method: w.method, Name: "test", InScope: ours})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,16 +180,9 @@ func named(functions ...string) []Frame {
 	return frames
 }
 
-var readTypes = sync.OnceValues(btf.LoadKernelSpec)
-
-func kernelTypes(t *testing.T) *btf.Spec {
-	t.Helper()
-	spec, err := readTypes()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return spec
-}
+// cache is shared by all tests: decoding the kernel's types takes a second in
+// an emulated machine.
+var cache = btf.NewCache()
 
 // states is how many threads have a state.
 func states(t *testing.T, c *Chain) int {

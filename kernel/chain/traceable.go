@@ -15,6 +15,7 @@ import (
 // beforehand is found out when a program is attached.
 type traceable struct {
 	spec  *btf.Spec
+	cache *btf.Cache
 	known *known
 }
 
@@ -122,6 +123,6 @@ func (t traceable) types(module string) func() (*btf.Spec, error) {
 		if module == "" {
 			return t.spec, nil
 		}
-		return btf.LoadKernelModuleSpec(module)
+		return t.cache.Module(module)
 	}
 }
