@@ -69,7 +69,7 @@ func (r *recipe) assemble() (asm.Instructions, error) {
 	ins = append(ins, r.record.code()...)
 	ins = append(ins, r.fail()...)
 	if r.layout.err != nil {
-		return nil, fmt.Errorf("assemble: %w", r.layout.err)
+		return nil, fmt.Errorf("%w: %w", ErrUnsupported, r.layout.err)
 	}
 	return ins, nil
 }
@@ -103,6 +103,16 @@ func count(at int16) asm.Instructions {
 	}
 }
 
+// fetchAdd adds a register to 8 bytes and gives it what was there before.
+// cilium/ebpf 0.22 marshals asm.FetchAdd as an addition that fetches nothing,
+// unless the constant has the flag already.
+func fetchAdd(address, register asm.Register, at int16) asm.Instruction {
+	const fetch = 0x01 // BPF_FETCH, include/uapi/linux/bpf.h
+	ins := asm.FetchAdd.Mem(address, register, asm.DWord, at)
+	ins.Constant = fetch
+	return ins
+}
+
 // awake lets pass what comes after the delay, before the end of the ttl, and in
 // a pulse.
 func awake() asm.Instructions {
@@ -128,7 +138,7 @@ func awake() asm.Instructions {
 func trigger() asm.Instructions {
 	ins := asm.Instructions{
 		asm.Mov.Imm(asm.R8, 1),
-		asm.FetchAdd.Mem(regTarget, asm.R8, asm.DWord, atMatched),
+		fetchAdd(regTarget, asm.R8, atMatched),
 		asm.Add.Imm(asm.R8, 1), // n
 
 		asm.LoadMem(asm.R1, regTarget, atAfter, asm.DWord),
@@ -172,7 +182,7 @@ func trigger() asm.Instructions {
 		asm.JGE.Reg(asm.R1, asm.R2, labelMiss),
 		asm.JEq.Imm(asm.R4, 0, "fires"),
 		asm.Mov.Imm(asm.R1, 1),
-		asm.FetchAdd.Mem(regTarget, asm.R1, asm.DWord, atTaken),
+		fetchAdd(regTarget, asm.R1, atTaken),
 		asm.JGE.Reg(asm.R1, asm.R4, labelMiss),
 
 		// The value's memory may have been given to another target since it was

@@ -108,8 +108,8 @@ func (in *Injector) Close() error {
 var errClosed = errors.New("the injector is closed")
 
 // Arm puts a fault in force. Either all of it is, when Arm returns, or nothing
-// is and the error says why: a *policy.SyntaxError if a predicate is wrong, a
-// *NoBackendError if this kernel has no way to do it.
+// is and the error says why: a *policy.SyntaxError if a predicate is wrong,
+// ErrUnsupported if this kernel cannot do it.
 func (in *Injector) Arm(ctx context.Context, f Fault) (*Armed, error) {
 	if err := f.check(); err != nil {
 		return nil, err
@@ -227,7 +227,7 @@ func (in *Injector) look() (err error) {
 	}
 	if in.spec == nil {
 		if in.spec, err = btf.LoadKernelSpec(); err != nil {
-			return fmt.Errorf("the kernel's type information (%s, CONFIG_DEBUG_INFO_BTF): %w", vmlinuxBTF, err)
+			return errNoTypes(err)
 		}
 	}
 	if in.ring == nil && in.options.OnEvent != nil {

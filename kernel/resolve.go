@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -43,10 +44,16 @@ type way struct {
 
 func (w way) name() string { return w.backend + " on " + w.function.name }
 
-// errRefused is a rule that no kernel could carry out.
+// ErrUnsupported is in the chain of errors that say that the running kernel
+// cannot carry out a rule: it makes no sense to try again.
+var ErrUnsupported = errors.New("not supported by this kernel")
+
+// errRefused is a rule that does not fit its hook point.
 type errRefused struct{ hook, why string }
 
 func (e *errRefused) Error() string { return "hook=" + e.hook + ": " + e.why }
+
+func (e *errRefused) Is(target error) bool { return target == ErrUnsupported }
 
 // maxError is the last errno that is safe to answer: the kernel takes -1 to
 // -4095 for errors (MAX_ERRNO), but Go programs take -4095 for success.
@@ -222,7 +229,7 @@ func Check(rule policy.Rule) (Resolution, error) {
 	k := rule.Kernel
 	spec, err := btf.LoadKernelSpec()
 	if err != nil {
-		return Resolution{}, fmt.Errorf("the kernel's type information (%s, CONFIG_DEBUG_INFO_BTF): %w", vmlinuxBTF, err)
+		return Resolution{}, errNoTypes(err)
 	}
 	h := readHost()
 	all, err := ways(k, h, spec)
@@ -233,11 +240,12 @@ func Check(rule policy.Rule) (Resolution, error) {
 	if i < 0 {
 		return Resolution{}, noWay(k.Hook, all, func(w way) string { return w.because(h.missing(w)) })
 	}
-	return describe(k, all[i]), nil
-}
-
-func describe(k *policy.KernelFault, w way) Resolution {
-	return Resolution{Hook: k.Hook.String(), Backend: w.backend, Functions: []string{w.function.name}, Note: w.note}
+	w := all[i]
+	f, err := newFilters(spec, rule, w)
+	if err != nil {
+		return Resolution{}, err
+	}
+	return Resolution{Hook: k.Hook.String(), Backend: w.backend, Functions: []string{w.function.name}, Note: w.note, Chain: f.method()}, nil
 }
 
 func (w way) because(other string) string {
@@ -266,3 +274,9 @@ func noWay(hook policy.Hook, all []way, why func(way) string) error {
 type NoBackendError struct{ text string }
 
 func (e *NoBackendError) Error() string { return e.text }
+
+func (e *NoBackendError) Is(target error) bool { return target == ErrUnsupported }
+
+func errNoTypes(err error) error {
+	return fmt.Errorf("%w: its type information (%s, CONFIG_DEBUG_INFO_BTF): %w", ErrUnsupported, vmlinuxBTF, err)
+}
