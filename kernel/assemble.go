@@ -49,7 +49,7 @@ type recipe struct {
 func (r *recipe) assemble() (asm.Instructions, error) {
 	ins := asm.Instructions{asm.Mov.Reg(regContext, asm.R1)}
 	if r.scope == scopeBio {
-		ins = append(ins, r.arguments.load(asm.R7, 0)...)
+		ins = append(ins, r.arguments.load(r.layout, asm.R7, 0)...)
 	}
 	ins = append(ins, r.scope.find(r.layout, r.targets, r.levels, slotKey, labelMiss, "scope")...)
 	ins = append(ins,

@@ -3,11 +3,13 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"runtime"
 
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/faultgraft/faultgraft/kernel/chain"
+	"github.com/faultgraft/faultgraft/kernel/predicate"
 	"github.com/faultgraft/faultgraft/policy"
 )
 
@@ -16,6 +18,8 @@ type filters struct {
 	spec            *btf.Spec
 	rule            policy.Rule
 	way             way
+	predicate       *predicate.Expr // nil without one
+	options         predicate.Options
 	chain           *chain.Chain // nil without one
 	targets, levels int          // file descriptors of the maps, from load on
 }
@@ -25,7 +29,16 @@ func newFilters(spec *btf.Spec, rule policy.Rule, w way) (*filters, error) {
 	f := &filters{spec: spec, rule: rule, way: w}
 	k := rule.Kernel
 	if k.Where != "" {
-		return nil, errors.New("predicates are not there yet")
+		var err error
+		if f.predicate, err = predicate.Parse(k.Where); err == nil {
+			err = f.predicateOptions()
+		}
+		if err == nil {
+			err = predicate.Check(f.predicate, f.options)
+		}
+		if err != nil {
+			return nil, predicateError(rule, inWhere, err)
+		}
 	}
 	if len(k.Within) == 0 {
 		return f, nil
@@ -46,10 +59,66 @@ func newFilters(spec *btf.Spec, rule policy.Rule, w way) (*filters, error) {
 	}
 	c, err := chain.Compile(o)
 	if err != nil {
-		return nil, fmt.Errorf("within: %w", err)
+		var frame *chain.FrameError
+		if errors.As(err, &frame) {
+			return nil, predicateError(rule, frame.Index, err)
+		}
+		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
 	f.chain = c
 	return f, nil
+}
+
+// inWhere is the place of an error in the rule's where; frames have their index.
+const inWhere = -1
+
+// placer finds the place of a predicate in the text of a rule.
+type placer interface {
+	PredicateError(which, line, column int, message, fix string) *policy.SyntaxError
+}
+
+// predicateError gives the error of a predicate its place in the rule's text.
+// Others say that the kernel has no such function, or that it cannot be traced.
+func predicateError(rule policy.Rule, which int, err error) error {
+	var wrong *predicate.Error
+	if errors.As(err, &wrong) {
+		if p, ok := any(rule).(placer); ok {
+			return p.PredicateError(which, wrong.Line, wrong.Column, wrong.Message, wrong.Fix)
+		}
+		return &policy.SyntaxError{Source: "rule", Text: rule.Text, Message: wrong.Error()}
+	}
+	if which == inWhere {
+		return fmt.Errorf("%w: where: %w", ErrUnsupported, err)
+	}
+	return fmt.Errorf("%w: %w", ErrUnsupported, err)
+}
+
+// predicateOptions says which parameters the rule's where is about, and where
+// the program finds them.
+func (f *filters) predicateOptions() (err error) {
+	o := predicate.Options{
+		Spec: f.spec, Function: f.way.function.name, Arguments: predicate.TypedContext(),
+		Stack: slotFree, Fail: labelMiss, Prefix: "where",
+	}
+	if f.way.backend == Override {
+		if o.Arguments, err = predicate.RegistersContext(f.spec, runtime.GOARCH); err != nil {
+			return err
+		}
+	}
+	if f.way.syscall {
+		inner := o.Arguments
+		if len(f.way.guard.syscalls) > 0 {
+			inner = callerRegisters{}
+		}
+		if o.Params, err = predicate.SyscallParams(f.spec, f.rule.Kernel.Hook.Name, runtime.GOARCH); err != nil {
+			return err
+		}
+		if o.Arguments, err = predicate.SyscallContext(inner, f.spec, runtime.GOARCH); err != nil {
+			return err
+		}
+	}
+	f.options = o
+	return nil
 }
 
 // load loads what the call chain needs beside the program.
@@ -62,7 +131,12 @@ func (f *filters) load(targets, levels int) error {
 }
 
 // where and within give the program's code. They come after load.
-func (f *filters) where() (asm.Instructions, error) { return nil, nil }
+func (f *filters) where() (asm.Instructions, error) {
+	if f.predicate == nil {
+		return nil, nil
+	}
+	return predicate.Compile(f.predicate, f.options)
+}
 
 func (f *filters) within() (asm.Instructions, error) {
 	if f.chain == nil {

@@ -47,7 +47,7 @@ const softirqServing = 0x100
 func (g guard) code(l *layout, args arguments) asm.Instructions {
 	var ins asm.Instructions
 	if g.flags >= 0 {
-		ins = append(ins, args.load(asm.R1, g.flags)...)
+		ins = append(ins, args.load(l, asm.R1, g.flags)...)
 		ins = append(ins, asm.JSet.Imm(asm.R1, noFail(l), labelMiss))
 	}
 	if g.task {

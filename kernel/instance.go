@@ -4,12 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
+	"github.com/faultgraft/faultgraft/kernel/predicate"
 	"github.com/faultgraft/faultgraft/policy"
 )
 
@@ -75,10 +77,9 @@ func (i *instance) load(spec *btf.Spec, k *policy.KernelFault) (err error) {
 		targets: i.targets.FD(), levels: i.levels.FD(),
 	}
 	if r.override {
-		r.arguments = arguments{registerArguments(l)}
-	} else {
-		proto, _ := function(spec, i.way.function.name)
-		r.arguments = typedArguments(len(proto.Params))
+		if r.arguments.registers, err = predicate.RegistersContext(spec, runtime.GOARCH); err != nil {
+			return fmt.Errorf("%w: %w", ErrUnsupported, err)
+		}
 	}
 	if i.ring != nil {
 		r.record = record{ring: i.ring.buffer.FD(), stack: k.Stack, charged: i.way.scope == scopeBio}

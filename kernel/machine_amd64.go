@@ -29,13 +29,3 @@ func preemptCount(l *layout) asm.Instructions {
 		asm.LoadMem(asm.R1, asm.R0, at, asm.Word),
 	}
 }
-
-// registerArguments are the members of pt_regs with the first arguments of a
-// function, in the order of the System V ABI.
-func registerArguments(l *layout) []int16 {
-	var at []int16
-	for _, name := range []string{"di", "si", "dx", "cx", "r8", "r9"} {
-		at = append(at, l.offset("pt_regs", name))
-	}
-	return at
-}

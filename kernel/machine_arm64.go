@@ -13,13 +13,3 @@ func preemptCount(l *layout) asm.Instructions {
 		asm.LoadMem(asm.R1, asm.R0, l.offset("task_struct", "thread_info", "preempt", "count"), asm.Word),
 	}
 }
-
-// registerArguments are the places in pt_regs of the first arguments of a
-// function: x0 to x7.
-func registerArguments(l *layout) []int16 {
-	var at []int16
-	for i := range int16(8) {
-		at = append(at, l.offset("pt_regs", "regs")+8*i)
-	}
-	return at
-}

@@ -10,8 +10,3 @@ func preemptCount(l *layout) asm.Instructions {
 	l.fail("kernel faults are only there for amd64 and arm64")
 	return nil
 }
-
-func registerArguments(l *layout) []int16 {
-	l.fail("kernel faults are only there for amd64 and arm64")
-	return nil
-}

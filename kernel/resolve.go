@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf/btf"
+	"github.com/faultgraft/faultgraft/kernel/predicate"
 	"github.com/faultgraft/faultgraft/policy"
 	"golang.org/x/sys/unix"
 )
@@ -179,22 +180,21 @@ func (h *host) errorKind(name string, spec *btf.Spec) (errorKind, string) {
 }
 
 func systemCall(k *policy.KernelFault) []way {
-	name := k.Hook.Name
-	if other, ok := syscallFunctions[name]; ok {
-		name = other
-	}
 	direct := way{
-		function: target{name: syscallPrefix + name}, value: -int32(k.Error), syscall: true,
+		function: target{name: syscallPrefix + predicate.SyscallFunction(k.Hook.Name)}, value: -int32(k.Error), syscall: true,
 		guard: guard{user: true, flags: -1},
 	}
 	all := injected(direct)
 	stand, number := standIns[k.Hook.Name], syscallNumbers[k.Hook.Name]
 	for _, hook := range stand.hooks {
-		note := fmt.Sprintf("lsm hook %s stands for the system call %s: where and its parameters are the hook's", hook, k.Hook.Name)
+		note := fmt.Sprintf("lsm hook %s stands for the system call %s", hook, k.Hook.Name)
 		if stand.misses != "" {
 			note += "; " + stand.misses
 		}
-		all = append(all, hooks(hook, -int32(k.Error), guard{user: true, flags: -1, syscalls: []int32{number}}, note)...)
+		for _, w := range hooks(hook, -int32(k.Error), guard{user: true, flags: -1, syscalls: []int32{number}}, note) {
+			w.syscall = true
+			all = append(all, w)
+		}
 	}
 	return all
 }

@@ -123,11 +123,3 @@ var standIns = map[string]standIn{
 	"semget":        {[]string{"sem_alloc_security", "sem_associate"}, "only where a set is made"},
 	"shmget":        {[]string{"shm_alloc_security", "shm_associate"}, "only where a segment is made"},
 }
-
-// syscallFunctions are the kernel's names of system calls where they differ from
-// the name in user space (arch/x86/entry/syscalls/syscall_64.tbl,
-// include/uapi/asm-generic/unistd.h).
-var syscallFunctions = map[string]string{
-	"umount2": "umount", "stat": "newstat", "lstat": "newlstat", "fstat": "newfstat", "uname": "newuname",
-	"sendfile": "sendfile64", "fadvise64": "fadvise64", "pread": "pread64", "pwrite": "pwrite64",
-}
