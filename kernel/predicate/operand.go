@@ -302,6 +302,12 @@ func (c *checker) arithmetic(n *binaryNode, enum *btf.Enum) (value, *Error) {
 	}
 	r := &arithmetic{op: n.op, x: x.expr, y: y.expr}
 	xn, yn := x.num, y.num
+	if isA {
+		xn = adapt(a.v, yn)
+	}
+	if isB {
+		yn = adapt(b.v, xn)
+	}
 	switch {
 	case n.op == "+" || n.op == "-":
 		// computed with 64 bits: a difference of unsigned numbers can be negative
@@ -320,6 +326,17 @@ func (c *checker) arithmetic(n *binaryNode, enum *btf.Enum) (value, *Error) {
 		r.trunc = true
 	}
 	return computed(n, r), nil
+}
+
+// adapt gives a constant the type of the other operand if it has a place there.
+func adapt(v *big.Int, other number) number {
+	switch {
+	case v.Cmp(other.least()) >= 0 && v.Cmp(other.most()) <= 0:
+		return other
+	case fitsBits(v, other) && v.Sign() >= 0:
+		return number{bits: other.bits}
+	}
+	return number{bits: 64, signed: v.Sign() < 0}
 }
 
 // mask checks x & m with a constant m.
