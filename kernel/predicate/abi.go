@@ -4,7 +4,7 @@ import "golang.org/x/sys/unix"
 
 // userConstants are constants of the system calls that C defines with #define,
 // which BTF therefore does not have. Some differ by architecture.
-var userConstants = map[string]uint64{
+var userConstants = map[string]int64{
 	// mount(2)
 	"MS_RDONLY": unix.MS_RDONLY, "MS_NOSUID": unix.MS_NOSUID, "MS_NODEV": unix.MS_NODEV, "MS_NOEXEC": unix.MS_NOEXEC,
 	"MS_SYNCHRONOUS": unix.MS_SYNCHRONOUS, "MS_REMOUNT": unix.MS_REMOUNT, "MS_MANDLOCK": unix.MS_MANDLOCK,
@@ -16,11 +16,11 @@ var userConstants = map[string]uint64{
 	// umount2(2)
 	"MNT_FORCE": unix.MNT_FORCE, "MNT_DETACH": unix.MNT_DETACH, "MNT_EXPIRE": unix.MNT_EXPIRE,
 	"UMOUNT_NOFOLLOW": unix.UMOUNT_NOFOLLOW,
-	// open(2)
+	// open(2); not O_LARGEFILE, which is 0 in package unix
 	"O_RDONLY": unix.O_RDONLY, "O_WRONLY": unix.O_WRONLY, "O_RDWR": unix.O_RDWR, "O_ACCMODE": unix.O_ACCMODE,
 	"O_CREAT": unix.O_CREAT, "O_EXCL": unix.O_EXCL, "O_NOCTTY": unix.O_NOCTTY, "O_TRUNC": unix.O_TRUNC,
 	"O_APPEND": unix.O_APPEND, "O_NONBLOCK": unix.O_NONBLOCK, "O_DSYNC": unix.O_DSYNC, "O_SYNC": unix.O_SYNC,
-	"O_DIRECT": unix.O_DIRECT, "O_LARGEFILE": unix.O_LARGEFILE, "O_DIRECTORY": unix.O_DIRECTORY,
+	"O_DIRECT": unix.O_DIRECT, "O_DIRECTORY": unix.O_DIRECTORY,
 	"O_NOFOLLOW": unix.O_NOFOLLOW, "O_NOATIME": unix.O_NOATIME, "O_CLOEXEC": unix.O_CLOEXEC, "O_PATH": unix.O_PATH,
 	"O_TMPFILE": unix.O_TMPFILE, "O_ASYNC": unix.O_ASYNC,
 	// inode(7)
@@ -30,7 +30,7 @@ var userConstants = map[string]uint64{
 	"S_IWUSR": unix.S_IWUSR, "S_IXUSR": unix.S_IXUSR, "S_IRGRP": unix.S_IRGRP, "S_IWGRP": unix.S_IWGRP,
 	"S_IXGRP": unix.S_IXGRP, "S_IROTH": unix.S_IROTH, "S_IWOTH": unix.S_IWOTH, "S_IXOTH": unix.S_IXOTH,
 	// the *at calls
-	"AT_SYMLINK_NOFOLLOW": unix.AT_SYMLINK_NOFOLLOW, "AT_SYMLINK_FOLLOW": unix.AT_SYMLINK_FOLLOW,
+	"AT_FDCWD": unix.AT_FDCWD, "AT_SYMLINK_NOFOLLOW": unix.AT_SYMLINK_NOFOLLOW, "AT_SYMLINK_FOLLOW": unix.AT_SYMLINK_FOLLOW,
 	"AT_REMOVEDIR": unix.AT_REMOVEDIR, "AT_EMPTY_PATH": unix.AT_EMPTY_PATH, "AT_NO_AUTOMOUNT": unix.AT_NO_AUTOMOUNT,
 	"AT_EACCESS": unix.AT_EACCESS,
 	// renameat2(2), unshare(2), clone(2)

@@ -77,7 +77,7 @@ func (c *checker) constant(n *nameNode, enum *btf.Enum) (*big.Int, *Error) {
 		return v, nil
 	}
 	if v, ok := userConstants[n.name]; ok {
-		return new(big.Int).SetUint64(v), nil
+		return big.NewInt(v), nil
 	}
 	v, enums, err := constantNamed(c.spec, n.name)
 	if err != nil {

@@ -341,6 +341,10 @@ func adapt(v *big.Int, other number) number {
 
 // mask checks x & m with a constant m.
 func (c *checker) mask(n *binaryNode, x, m value, v *big.Int) (value, *Error) {
+	if v.Sign() == 0 {
+		return value{}, m.node.pos().errorf("%s is 0: no bit of %s is looked at", source(m.node), source(x.node)).
+			fix("compare all bits that it is one value of, such as (flags & O_ACCMODE) == O_RDONLY")
+	}
 	r := &arithmetic{op: "&", x: x.expr, y: m.expr, num: x.num}
 	if v.Sign() >= 0 {
 		r.num.signed = false
