@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -14,10 +13,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 
 	"github.com/faultgraft/faultgraft/kernel/predicate"
-	"github.com/faultgraft/faultgraft/test/vm"
 )
 
 // probe is a kernel function with a way to see it called.
@@ -28,9 +25,13 @@ type probe struct {
 	syscall  bool
 }
 
+// cache keeps the kernel's BTF for all programs: decoding it takes seconds in the
+// emulated machine.
+var cache = btf.NewCache()
+
 func spec(t testing.TB) *btf.Spec {
 	t.Helper()
-	s, err := btf.LoadKernelSpec()
+	s, err := cache.Kernel()
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, btf.ErrNotSupported) {
 		t.Skip("this machine's kernel has no BTF")
 	}
@@ -100,7 +101,12 @@ func (p probe) program(t testing.TB, s *btf.Spec, texts []string, counts *ebpf.M
 	case "lsm":
 		ps.Type, ps.AttachType, ps.AttachTo = ebpf.LSM, ebpf.AttachLSMMac, strings.TrimPrefix(p.function, "bpf_lsm_")
 	}
-	return ebpf.NewProgram(ps)
+	c, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{"p": ps}}, ebpf.CollectionOptions{Cache: cache})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return c.DetachProgram("p"), nil
 }
 
 // load loads a program with all predicates; when that fails, each one alone, to
@@ -194,222 +200,4 @@ func observe(t *testing.T, p probe, actions []action, cases map[string]string) {
 func lsmActive() bool {
 	b, _ := os.ReadFile("/sys/kernel/security/lsm")
 	return slices.Contains(strings.Split(strings.TrimSpace(string(b)), ","), "bpf")
-}
-
-// mkdirs makes directories: B bananas (mode 0750), S bananasplit (0700), A apples (0555), L a long name (0711).
-func mkdirs(t *testing.T, dir string) []action {
-	long := strings.Repeat("x", 62) + "yz" + strings.Repeat("w", 100)
-	mk := func(name string, mode uint32) func() error {
-		return func() error {
-			path := filepath.Join(dir, name)
-			if err := unix.Mkdir(path, mode); err != nil {
-				return err
-			}
-			return unix.Rmdir(path)
-		}
-	}
-	unix.Umask(0)
-	return []action{
-		{"B", mk("bananas", 0o750)}, {"S", mk("bananasplit", 0o700)}, {"A", mk("apples", 0o555)}, {"L", mk(long, 0o711)},
-	}
-}
-
-func mkdirCases(t *testing.T, dir string) map[string]string {
-	var st, parent unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Stat(filepath.Dir(dir), &parent); err != nil {
-		t.Fatal(err)
-	}
-	w, x := strings.Repeat("w", 100), strings.Repeat("x", 62)
-	ino, other := fmt.Sprint(st.Ino), fmt.Sprint(st.Ino+1)
-	return map[string]string{
-		// strings
-		`dentry->d_name.name == "bananas"`:                         "B",
-		`"bananas" == dentry->d_name.name`:                         "B",
-		`dentry->d_name.name != "bananas"`:                         "SAL",
-		`!(dentry->d_name.name == "bananas")`:                      "SAL",
-		`dentry->d_name.name startswith "bananas"`:                 "BS",
-		`startswith(dentry->d_name.name, "banana")`:                "BS",
-		`!(dentry->d_name.name startswith "b")`:                    "AL",
-		`STRNCMP(dentry->d_name.name, "bananas", 8)`:               "B",
-		`STRNCMP(dentry->d_name.name, "bananas", 7)`:               "BS",
-		`STRNCMP(dentry->d_name.name, "bananas", 100)`:             "B",
-		`!STRNCMP(dentry->d_name.name, "bananas", 8)`:              "SAL",
-		`STRCMP(dentry->d_name.name, "bananas")`:                   "B",
-		`dentry->d_name.name == ""`:                                "",
-		`dentry->d_name.name != ""`:                                "BSAL",
-		`dentry->d_name.name == "\x62\141nanas"`:                   "B",
-		`dentry->d_name.name == "ban" "anas"`:                      "B",
-		`dentry->d_name.name == "` + x + `yz` + w + `"`:            "L",
-		`dentry->d_name.name == "` + x + `yz` + w[:99] + `"`:       "",
-		`dentry->d_name.name == "` + x + `yz` + w[:99] + `v"`:      "",
-		`dentry->d_name.name startswith "` + x + `y"`:              "L", // ends with the first piece
-		`dentry->d_name.name == "` + x + `y"`:                      "",
-		`dentry->d_name.name startswith "` + x + `yz"`:             "L",
-		`dentry->d_name.name startswith "` + x + `zz"`:             "",
-		`dentry->d_sb->s_type->name == "tmpfs"`:                    "BSAL",
-		`dentry->d_sb->s_id == "tmpfs"`:                            "BSAL", // an array
-		`dentry->d_sb->s_id startswith "tmp"`:                      "BSAL",
-		`dentry->d_sb->s_id[0] == 't' && dentry->d_sb->s_id[5]==0`: "BSAL",
-		`dentry->d_name.name[0] == 'b'`:                            "BS",
-		`*dentry->d_name.name == 'a'`:                              "A",
-		`dentry->d_name.name[6] == '\0'`:                           "A",
-		// numbers of each width
-		`mode == 0750`:                       "B",
-		`mode == 0x1e8 || mode == 365`:       "BA",
-		`mode != 0700`:                       "BAL",
-		`mode < 0700`:                        "A",
-		`mode <= 0700`:                       "SA",
-		`mode > 0700`:                        "BL",
-		`mode >= 0700`:                       "BSL",
-		`0700 < mode`:                        "BL",
-		`(mode & 0050) == 0050`:              "BA",
-		`mode & 0001`:                        "AL",
-		`!(mode & 0001)`:                     "BS",
-		`(mode & ~0700) != 0`:                "BAL",
-		`(mode | 0777) == 0777`:              "BSAL",
-		`(mode ^ 0777) == 0222`:              "A",
-		`mode + 1 == 0751`:                   "B",
-		`mode - 0700 < 0`:                    "A",
-		`-mode < -0700`:                      "BL",
-		`mode >> 6 == 7`:                     "BSL",
-		`mode << 3 == 07500`:                 "B",
-		`(mode & 7) == (mode >> 3 & 7)`:      "SAL",
-		`(mode >> 6 & 7) - (mode & 7) == 7`:  "BS",
-		`dir->i_ino == ` + ino:               "BSAL",
-		`dir->i_ino == ` + other:             "",
-		`dir->i_ino != ` + other + ` && dir`: "BSAL",
-		`dir.i_ino < ` + other:               "BSAL",
-		`dentry->d_parent->d_inode->i_ino == dir->i_ino`:          "BSAL",
-		`dentry->d_parent.d_inode == dir`:                         "BSAL",
-		`dentry->d_parent->d_name.len == dentry->d_name.len`:      "",
-		`dentry->d_name.len == 7`:                                 "B",
-		`dentry->d_name.len - 7 == mode - 0750`:                   "B",
-		`dentry->d_name.len >= 7 && dentry->d_name.len <= 11`:     "BS",
-		`dir->i_mode & 0170000`:                                   "BSAL",
-		`(dir->i_mode & S_IFMT) == S_IFDIR`:                       "BSAL",
-		`dir->i_uid.val == 0`:                                     "BSAL",
-		`dir->i_sb->s_time_min < 0 || dir->i_sb->s_time_min >= 0`: "BSAL",
-		`dir->i_sb->s_magic == 0x01021994`:                        "BSAL", // TMPFS_MAGIC
-		`dir->i_size >= -1`:                                       "BSAL",
-		`dir->i_mapping->host == dir`:                             "BSAL",
-		`dir->i_mapping->host->i_sb.s_root->d_sb == dir->i_sb`:    "BSAL",
-		// NULL and reads that fail
-		`dentry->d_inode == NULL`:                     "BSAL", // not made yet
-		`!dentry->d_inode`:                            "BSAL",
-		`dentry->d_inode`:                             "",
-		`dentry->d_inode == 0`:                        "BSAL",
-		`dentry->d_inode->i_ino == 5`:                 "",
-		`!(dentry->d_inode->i_ino == 5)`:              "",
-		`dentry->d_inode->i_ino != 5`:                 "",
-		`dentry->d_inode->i_ino == 5 || true`:         "BSAL",
-		`dentry->d_inode->i_ino == 5 || mode == 0750`: "",
-		`mode == 0750 || dentry->d_inode->i_ino == 5`: "B",
-		`dentry->d_inode != NULL && dentry->d_inode->i_ino == 5 || mode == 0750`: "B",
-		`dentry->d_inode->i_sb->s_id == "tmpfs"`:                                 "",
-		`dentry->d_inode->i_sb->s_id != "tmpfs"`:                                 "",
-		`dentry->d_fsdata == NULL`:                                               "BSAL",
-		// logic
-		`mode == 0750 && dentry->d_name.name == "bananas"`:                            "B",
-		`mode == 0750 && dentry->d_name.name == "apples"`:                             "",
-		`mode == 0700 || dentry->d_name.name == "bananas"`:                            "BS",
-		`!(mode == 0700 || dentry->d_name.name == "bananas")`:                         "AL",
-		`!(mode == 0750 && dentry->d_name.name == "bananas")`:                         "SAL",
-		`(mode == 0750 || mode == 0700) && (dentry->d_name.len == 7 || mode == 0555)`: "B",
-		`!!(mode == 0750)`:              "B",
-		`mode == 0750 && true || false`: "B",
-		`(true)`:                        "BSAL",
-		// bool, enum, bit fields, arrays, anonymous members: see TestStructures for more
-		`dir->i_sb->s_writers.frozen == SB_UNFROZEN`:     "BSAL",
-		`dir->i_sb->s_writers.frozen != SB_FREEZE_WRITE`: "BSAL",
-		`arg1 == dir && arg2->d_name.name == "apples"`:   "A",
-		`arg3 == 0555`:                                             "A",
-		`dir->i_rdev == 0 && dir->i_nlink >= 2`:                    "BSAL", // i_nlink: in an anonymous union
-		`dir->i_sb->s_uuid.b[0] == dir->i_sb->s_uuid.b[1] || true`: "BSAL",
-	}
-}
-
-// TestMkdir compares numbers, strings and pointers of real dentries and inodes.
-func TestMkdir(t *testing.T) {
-	vm.Need(t)
-	dir := t.TempDir()
-	for _, way := range []string{"kprobe", "fentry"} {
-		t.Run(way, func(t *testing.T) {
-			observe(t, probe{function: "vfs_mkdir", way: way}, mkdirs(t, dir), mkdirCases(t, dir))
-		})
-	}
-	t.Run("lsm", func(t *testing.T) { // has no first parameter for the idmap
-		cases := map[string]string{}
-		for text, want := range mkdirCases(t, dir) {
-			if !strings.HasPrefix(text, "arg") {
-				cases[text] = want
-			}
-		}
-		cases[`arg0 == dir && arg2 == 0555`] = "A"
-		observe(t, probe{function: "bpf_lsm_inode_mkdir", way: "lsm"}, mkdirs(t, dir), cases)
-	})
-}
-
-// TestMount compares the arguments of a system call, in user space and copied.
-func TestMount(t *testing.T) {
-	vm.Need(t)
-	dir := t.TempDir()
-	mount := func(source, data string, flags uintptr) func() error {
-		return func() error {
-			if err := unix.Mount(source, dir, "tmpfs", flags, data); err != nil {
-				return err
-			}
-			return unix.Unmount(dir, 0)
-		}
-	}
-	actions := []action{
-		{"R", mount("none", "", unix.MS_RDONLY)}, {"N", mount("disk", "size=64k", unix.MS_NOSUID|unix.MS_NODEV)},
-		{"0", mount("none", "size=32k", 0)},
-	}
-	same := map[string]string{
-		`flags & 1`:                                     "R",
-		`(flags & MS_RDONLY) != 0`:                      "R",
-		`(flags & (MS_NOSUID | MS_NODEV)) == 6`:         "N",
-		`(flags & 0xffff) == 0`:                         "0",
-		`dev_name == "none"`:                            "R0",
-		`dev_name startswith "di"`:                      "N",
-		`data_page startswith "size="`:                  "N0",
-		`data_page == "size=64k"`:                       "N",
-		`dev_name != "none"`:                            "N",
-		`dev_name == "none" && data_page == "size=32k"`: "0",
-		`type_page == "tmpfs"`:                          "RN0",
-		`dev_name[0] == 'n'`:                            "R0",
-		`dev_name == NULL`:                              "",
-	}
-	for _, way := range []string{"kprobe", "fentry"} {
-		t.Run("path_mount "+way, func(t *testing.T) {
-			observe(t, probe{function: "path_mount", way: way}, actions, same)
-		})
-	}
-	params, err := predicate.SyscallParams(spec(t), "mount", runtime.GOARCH)
-	if err != nil {
-		t.Fatal(err)
-	}
-	user := map[string]string{`dir_name == "` + dir + `"`: "RN0", `arg4 startswith "size=6"`: "N", `data == NULL`: "R"}
-	for text, want := range same {
-		text = strings.ReplaceAll(strings.ReplaceAll(text, "data_page", "data"), "type_page", "type")
-		user[text] = want
-	}
-	for _, way := range []string{"kprobe", "fentry"} {
-		t.Run("syscall "+way, func(t *testing.T) {
-			// Go passes NULL for empty data
-			observe(t, probe{function: "__x64_sys_mount", way: way, params: params, syscall: true}, actions, user)
-		})
-	}
-	t.Run("lsm", func(t *testing.T) {
-		lsm := map[string]string{}
-		for text, want := range same {
-			text = strings.ReplaceAll(strings.ReplaceAll(text, "data_page", "data"), "type_page", "type")
-			lsm[text] = want
-		}
-		lsm[`path->dentry->d_name.name == "`+filepath.Base(dir)+`"`] = "RN0"
-		observe(t, probe{function: "bpf_lsm_sb_mount", way: "lsm"}, actions, lsm)
-	})
 }
