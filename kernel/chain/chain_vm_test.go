@@ -350,3 +350,47 @@ func TestInterruptsAreNotTheThread(t *testing.T) {
 		})
 	}
 }
+
+// TestInterruptsEndNothing has one long system call that the timer interrupts
+// some times, with programs of the chain.
+func TestInterruptsEndNothing(t *testing.T) {
+	vm.Need(t)
+	c := attached(t, way{method: State}, named("vfs_readv", "hrtimer_interrupt")...)
+	zeroes, err := os.Open("/dev/zero")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = zeroes.Close() }()
+	done := make(chan error)
+	go func() {
+		buffer := make([]byte, 1<<20)
+		vectors := make([][]byte, 1000)
+		for i := range vectors {
+			vectors[i] = buffer
+		}
+		_, err := unix.Readv(int(zeroes.Fd()), vectors)
+		done <- err
+	}()
+	inside, outside := 0, 0
+	for {
+		select {
+		case err := <-done:
+			t.Logf("inside in %d samples, then outside in %d", inside, outside)
+			switch {
+			case err != nil:
+				t.Fatal(err)
+			case inside+outside < 10:
+				t.Skip("the call was too short for interrupts: nothing is shown")
+			case inside < outside:
+				t.Error("an interrupt took the state of the thread away")
+			}
+			return
+		case <-time.After(10 * time.Millisecond):
+			if n := states(t, c); n > 0 {
+				inside++
+			} else if inside > 0 {
+				outside++
+			}
+		}
+	}
+}

@@ -192,7 +192,6 @@ func states(t *testing.T, c *Chain) int {
 	var value [MaxFrames]uint32
 	entries := c.state.Iterate()
 	for entries.Next(&key, &value) {
-		t.Logf("state of task %x: %v", key, value)
 		n++
 	}
 	if err := entries.Err(); err != nil {
