@@ -5,6 +5,7 @@ import (
 	"math/big"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/cilium/ebpf/btf"
 )
@@ -81,6 +82,11 @@ func FunctionParams(spec *btf.Spec, name string) ([]btf.FuncParam, error) {
 func (c *checker) where() string {
 	if c.function == "" {
 		return "this function"
+	}
+	for prefix, what := range map[string]string{"__x64_sys_": "the system call ", "__arm64_sys_": "the system call ", "bpf_lsm_": "the hook "} {
+		if name, ok := strings.CutPrefix(c.function, prefix); ok {
+			return what + name
+		}
 	}
 	return c.function
 }
