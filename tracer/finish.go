@@ -91,6 +91,7 @@ func (x *transaction) addToReport() {
 			continue
 		}
 		x.report.Skipped = append(x.report.Skipped, j.refused...)
+		x.noteDirs(j)
 		refused := func(o *Object) bool {
 			return slices.ContainsFunc(j.refused, func(r ObjectReport) bool { return r.Object == *o })
 		}

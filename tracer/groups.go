@@ -26,6 +26,7 @@ func (x *transaction) groups() [][]*process {
 	u := union{}
 	u.joinHolders(x.s.items)
 	u.joinTasks(x.found)
+	u.joinExiting(all)
 	byRoot := map[int][]*process{}
 	for _, p := range all {
 		r := u.root(p.pid)
@@ -111,6 +112,21 @@ func (u union) joinHolders(items []*item) {
 			for _, pid := range f.users {
 				u.join(pid, f.users[0])
 			}
+		}
+	}
+}
+
+// joinExiting joins those that are ending with one that is not: such a process has let go
+// of its descriptors, by which it would be joined, before its directories (do_exit in
+// kernel/exit.c), and is no reason to stop the others apart.
+func (u union) joinExiting(all []*process) {
+	i := slices.IndexFunc(all, func(p *process) bool { return !exiting(p.pid) })
+	if i < 0 {
+		return
+	}
+	for _, p := range all {
+		if exiting(p.pid) {
+			u.join(p.pid, all[i].pid)
 		}
 	}
 }

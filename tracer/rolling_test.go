@@ -191,3 +191,63 @@ func TestBudget(t *testing.T) {
 	p.check()
 	p.quit()
 }
+
+// A process that was let go, and then goes back to where it was taken from, or may do so,
+// stands still when what it was taken from goes (StepExchanged); the others run.
+func TestRollingThatComesBack(t *testing.T) {
+	at := newPlace(t)
+	shell := func(dir string) *process {
+		p := start(t, "/bin/sh", "-c", `echo ready; while read -r c; do eval "$c"; echo ok; done`)
+		tell(t, p, "cd "+dir)
+		return p
+	}
+	for name, to := range map[string]string{"back": at.a, "elsewhere": at.b} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.MkdirAll(filepath.Join(at.a, "sub"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			var all []*process
+			var pids []int
+			for range 3 {
+				all = append(all, shell(at.a))
+				pids = append(pids, all[len(all)-1].pid())
+			}
+			o := newSwapper(t, at, 0).forward()
+			o.Processes = func() ([]int, error) { return pids, nil }
+			seized, exchanged := 0, 0
+			o.Step = func(step string) error {
+				if step == tracer.StepSeize {
+					seized++
+				}
+				if step == tracer.StepSeize && seized == 2 {
+					tell(t, all[0], "cd "+filepath.Join(to, "sub"))
+				}
+				return nil
+			}
+			o.Exchanged = func() error {
+				exchanged++
+				for i, p := range all {
+					if stands := tracerOf(t, p.pid()) != 0; stands != (i == 0) {
+						return fmt.Errorf("process %d stands: %v", i, stands)
+					}
+					if got := mountID(t, fmt.Sprintf("/proc/%d/cwd/.", p.pid())); got != at.mntB {
+						return fmt.Errorf("process %d is on mount %d, not %d", i, got, at.mntB)
+					}
+				}
+				return nil
+			}
+			swap(t, o)
+			if exchanged != 1 {
+				t.Errorf("at the end %d times", exchanged)
+			}
+		})
+	}
+}
+
+func tell(t *testing.T, p *process, command string) {
+	t.Helper()
+	if _, err := fmt.Fprintln(p.in, command); err != nil {
+		t.Fatal(err)
+	}
+	p.want("ok")
+}

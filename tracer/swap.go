@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +38,7 @@ func Swap(ctx context.Context, o Options) (*Report, error) {
 	if self := os.Getpid(); kcmp(self, self, kcmpVM, 0, 0) != 0 {
 		return nil, errors.New("swap: kcmp(2) does not work here: the kernel needs CONFIG_KCMP, a container's seccomp profile must allow it")
 	}
-	x := &transaction{ctx: ctx, o: &o, known: map[int]*process{}, found: map[int]*found{}}
+	x := &transaction{ctx: ctx, o: &o, known: map[int]*process{}, found: map[int]*found{}, given: map[int][]givenDir{}}
 	x.s, x.e = newScanner(&o), newEngine(o.RestartErrnos)
 	var err error
 	onOwnThread(func() {
@@ -120,13 +121,14 @@ type transaction struct {
 	rolling    bool             // the groups are stopped one after another
 	frozen     freezer
 	deadline   time.Time
-	resumed    time.Time      // when the last group was let go
-	stopping   time.Time      // since when the present group is being stopped
-	jobs       []*job         // of the present group
-	undo       bool           // Stopped succeeded
-	done       bool           // a group was let go with new files
-	left       []ObjectReport // of processes that run: what is not swapped
-	undetached []int          // threads of groups that were let go, see thread.left
+	resumed    time.Time          // when the last group was let go
+	stopping   time.Time          // since when the present group is being stopped
+	jobs       []*job             // of the present group
+	undo       bool               // Stopped succeeded
+	done       bool               // a group was let go with new files
+	given      map[int][]givenDir // by PID, of groups that were let go
+	left       []ObjectReport     // of processes that run: what is not swapped
+	undetached []int              // threads of groups that were let go, see thread.left
 	report     Report
 }
 
@@ -304,11 +306,60 @@ func (x *transaction) exchangeAll() error {
 		if err != nil {
 			return x.partly(err)
 		}
-		if groups = x.groups(); len(groups) == 0 {
+		if groups = x.groups(); x.o.Exchanged != nil {
+			return x.exchangeLast(slices.Concat(groups...))
+		}
+		if len(groups) == 0 {
 			break
 		}
 	}
-	return x.partly(x.exchanged())
+	return nil
+}
+
+// exchangeLast ends a swap of several groups. As long as what the caller takes away by
+// Exchanged is there, a path, or "..", can lead a process that was let go back to where
+// it was taken from. So those of which that is likely stand still meanwhile: late has
+// something to be swapped again, others have changed their directory since.
+func (x *transaction) exchangeLast(late []*process) error {
+	for pid, dirs := range x.given {
+		if p := x.known[pid]; p != nil && !slices.Contains(late, p) && slices.ContainsFunc(dirs, givenDir.changed) {
+			late = append(late, p)
+		}
+	}
+	if len(late) == 0 {
+		return x.partly(x.exchanged())
+	}
+	x.rolling = false
+	return x.exchangeGroup(late)
+}
+
+// givenDir is a directory that a process was given: where /proc shows it, and which it was.
+type givenDir struct {
+	path string
+	is   identity
+}
+
+// changed: a thread that has ended is at no other place.
+func (g givenDir) changed() bool {
+	now, err := identify(g.path)
+	now.mode = g.is.mode
+	return err == nil && now != g.is
+}
+
+// noteDirs notes the directories that a job has given, if it is going to be asked for them.
+func (x *transaction) noteDirs(j *job) {
+	if !x.rolling || x.o.Exchanged == nil || j.fs == nil {
+		return
+	}
+	for _, p := range []*place{j.fs.cwd, j.fs.root} {
+		if p == nil {
+			continue
+		}
+		path := procPath(j.fs.tid, p.obj.Kind.String())
+		if is, err := identify(procPath(x.s.self, "fd/"+strconv.Itoa(p.item.repl))); err == nil { // an O_PATH file of ours
+			x.given[j.p.pid] = append(x.given[j.p.pid], givenDir{path, is})
+		}
+	}
 }
 
 func (x *transaction) exchanged() error {
