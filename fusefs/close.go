@@ -30,7 +30,7 @@ func (l *Layer) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 		return fuse.EBADF
 	}
 	closing := func(o *lockOwner) bool { return o.id == in.LockOwner }
-	if !l.moving(h.node) && !h.node.locks.stays(closing) {
+	if !l.moving(h.node, closing) && !h.node.locks.stays(closing) {
 		h.node.locks.drop(closing)
 		h.posixOwner.CompareAndSwap(in.LockOwner, 0) // the name may be used again
 	}
@@ -131,7 +131,7 @@ func (l *Layer) release(cancel <-chan struct{}, in *fuse.ReleaseIn, op policy.Op
 	}
 	// POSIX locks went with FLUSH. What is left are OFD locks whose kind could not be told.
 	last := func(o *lockOwner) bool { return o.fh == h.id }
-	if !l.moving(h.node) && !h.node.locks.stays(last) {
+	if !l.moving(h.node, last) && !h.node.locks.stays(last) {
 		h.node.locks.drop(last)
 	}
 	if owner := h.posixOwner.Load(); owner != 0 && l.ending.Load() { // there was no FLUSH

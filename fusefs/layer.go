@@ -69,7 +69,7 @@ type Layer struct {
 	state  atomic.Int32 // new, serving, closed
 	closed chan struct{}
 	ending atomic.Bool // see EndFlushes
-	moved  atomic.Bool // see KeepLocks
+	moved  movedLocks
 }
 
 const (

@@ -3,6 +3,7 @@ package fusefs_test
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -263,7 +264,7 @@ func TestPassedThroughToRead(t *testing.T) {
 	if n, err := unix.CopyFileRange(fd, new(int64), to, nil, 10, 0); n != 10 || err != nil {
 		t.Errorf("copy_file_range: %d %v", n, err)
 	}
-	must(t, os.Remove(b.path("f")))
+	must(t, os.Remove(filepath.Join(b.mnt, "f")))
 	again := b.openAt(fd)
 	buf := make([]byte, 10)
 	if n, err := unix.Pread(again, buf, 0); n != 10 || err != nil || string(buf) != "0123456789" {
@@ -290,5 +291,40 @@ func TestErrorsOfCloseBelow(t *testing.T) {
 			t.Errorf("close: %v", err)
 		}
 		lower.rules()
+	}
+}
+
+// While a swapper moves the locks of some from a retired inode to another, closes of
+// those leave their locks alone, those of others, who run, end them as ever.
+func TestLocksStayInAMove(t *testing.T) {
+	needsPassthrough(t)
+	b := over(t, setup{})
+	b.write("f", "0123456789")
+	before := b.open("f", unix.O_RDWR)
+	below := b.below("f", unix.O_RDWR)
+	b.rules("io error=EIO op=write p=0 path=/data/f")
+	var st unix.Stat_t
+	must(t, unix.Stat(b.under("f"), &st))
+	for name, c := range map[string]struct{ asked, stays bool }{"of one that is moved": {true, true}, "of one that runs": {false, false}} {
+		fd, err := unix.Open(filepath.Join(b.mnt, "f"), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		must(t, err)
+		must(t, setlk(fd, unix.F_WRLCK, 3, 4))
+		if !b.KeepLocks(true) {
+			t.Errorf("%s: there is no lock", name)
+		}
+		if c.asked {
+			if l := b.LocksToKeep(os.Getpid(), st.Ino); len(l) != 1 {
+				t.Errorf("%s: locks to keep %+v", name, l)
+			}
+		}
+		must(t, unix.Close(fd))
+		err = ofdlk(below, unix.F_WRLCK, 0, 0)
+		if stays := err == unix.EAGAIN; stays != c.stays {
+			t.Errorf("%s: a lock after the close: %v, should stay: %v", name, err, c.stays)
+		}
+		b.KeepLocks(false)
+		must(t, setlk(before, unix.F_UNLCK, 0, 0))
+		must(t, ofdlk(below, unix.F_WRLCK, 0, 0))
+		must(t, ofdlk(below, unix.F_UNLCK, 0, 0))
 	}
 }

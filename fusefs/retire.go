@@ -3,6 +3,8 @@ package fusefs
 import (
 	"cmp"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -93,12 +95,30 @@ func (l *Layer) renamed(n *node) {
 	}
 }
 
-// KeepLocks says whether the closes of retired files, and of the files that take
-// their place, leave POSIX locks alone: a swapper moves what is open from one to
-// the other. Whoever has such files must be stopped meanwhile. It reports whether
-// there are such locks.
+// movedLocks are POSIX locks that a swapper takes from retired files to those that take
+// their place: those of a process at an inode number.
+type movedLocks struct {
+	n  atomic.Int32 // entries, so that the usual case costs no lock
+	mu sync.Mutex
+	of map[lockHolder]bool
+}
+
+type lockHolder struct {
+	pid uint32
+	ino uint64
+}
+
+// KeepLocks begins and ends a move of open files from retired inodes to others. It
+// reports whether a process has POSIX locks at one of these files. Those that LocksToKeep
+// is asked for stay until the end.
 func (l *Layer) KeepLocks(on bool) (held bool) {
-	l.moved.Store(on)
+	l.moved.mu.Lock()
+	l.moved.of = nil
+	l.moved.n.Store(0)
+	l.moved.mu.Unlock()
+	if !on {
+		return false
+	}
 	l.nodes.mu.RLock()
 	defer l.nodes.mu.RUnlock()
 	for _, all := range l.nodes.retired {
@@ -109,14 +129,35 @@ func (l *Layer) KeepLocks(on bool) (held bool) {
 	return false
 }
 
-// moving reports whether closes of a node's files are those of a swapper that moves them elsewhere.
-func (l *Layer) moving(n *node) bool {
-	if !l.moved.Load() {
+// LocksToKeep is PosixLocks, and has closes of the process leave these locks alone from
+// here on: a swapper closes its files, and it is stopped. Closes of others, which run,
+// end their locks as always.
+func (l *Layer) LocksToKeep(tgid int, ino uint64) []Lock {
+	l.moved.mu.Lock()
+	if l.moved.of == nil {
+		l.moved.of = map[lockHolder]bool{}
+	}
+	l.moved.of[lockHolder{uint32(tgid), ino}] = true
+	l.moved.n.Store(int32(len(l.moved.of)))
+	l.moved.mu.Unlock()
+	return l.PosixLocks(tgid, ino)
+}
+
+// moving reports whether the locks of those owners of a node that match are being moved elsewhere.
+func (l *Layer) moving(n *node, match func(*lockOwner) bool) bool {
+	if l.moved.n.Load() == 0 {
 		return false
 	}
-	l.nodes.mu.RLock()
-	defer l.nodes.mu.RUnlock()
-	return len(l.nodes.retired[n.key]) > 0
+	l.moved.mu.Lock()
+	defer l.moved.mu.Unlock()
+	n.locks.mu.Lock()
+	defer n.locks.mu.Unlock()
+	for _, o := range n.locks.owners {
+		if match(o) && l.moved.of[lockHolder{o.pid, n.key.ino}] {
+			return true
+		}
+	}
+	return false
 }
 
 // Retired lists the files of which open files do not reach the layer although a

@@ -77,7 +77,7 @@ type lockKey struct {
 func (r *reswap) run(ctx context.Context) error {
 	swap := tracer.Options{
 		Match: r.match, Device: r.Layer.Info.Dev, Replace: r.replace, Locks: r.locks,
-		Stopped: r.stopped, Settle: r.settle, Step: r.Step, Deadline: r.Deadline, Budget: r.Budget, RequireAll: r.RequireAll,
+		Stopped: r.stopped, Undo: r.endKeeping, Exchanged: r.endKeeping, Settle: r.settle, Step: r.Step, Deadline: r.Deadline, Budget: r.Budget, RequireAll: r.RequireAll,
 		Together: true, // see stopped
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,
@@ -113,17 +113,12 @@ func (r *reswap) swap(ctx context.Context, o tracer.Options) (*tracer.Report, er
 	} else {
 		t, err = swapEverywhere(ctx, r.Target, o)
 	}
-	if r.keeping {
-		r.keeping = false
-		_, kerr := r.Server.KeepLocks(false)
-		err = errors.Join(err, kerr)
-	}
-	return t, err
+	return t, errors.Join(err, r.endKeeping())
 }
 
 // stopped runs with every process stopped that has one of the files. From here
-// on each close is ours. One of any file, old or new, would end the locks that its
-// process has on the file below: also of a new one that was only needed to make a map.
+// on each close of theirs is ours. One of any file, old or new, would end the locks that
+// its process has on the file below: also of a new one that was only needed to make a map.
 func (r *reswap) stopped() error {
 	var err error
 	if r.locked, err = r.Server.KeepLocks(true); err != nil {
@@ -131,6 +126,16 @@ func (r *reswap) stopped() error {
 	}
 	r.keeping, r.known = true, map[lockKey][]tracer.Lock{}
 	return nil
+}
+
+// endKeeping runs before they are let go: a close of theirs ends locks again.
+func (r *reswap) endKeeping() error {
+	if !r.keeping {
+		return nil
+	}
+	r.keeping = false
+	_, err := r.Server.KeepLocks(false)
+	return err
 }
 
 // handOver leaves the descriptions with the keeper, for the day the server dies.
@@ -239,7 +244,7 @@ func (r *reswap) locks(o *tracer.Object) []tracer.Lock {
 	if l, ok := r.known[k]; ok { // each question takes time in which everything stands still
 		return l
 	}
-	locks, err := r.Server.PosixLocks(o.PID, o.Ino)
+	locks, err := r.Server.LocksToKeep(o.PID, o.Ino)
 	r.known[k] = locks
 	if err != nil {
 		r.rep.Notes = append(r.rep.Notes, fmt.Sprintf("%s: its POSIX locks are lost: %v", o, err))

@@ -24,9 +24,12 @@ type Server interface {
 	// EndFlushes has closes of the layer's files no longer wait for the server, if no POSIX lock
 	// depends on them. Locks that are taken later end with the last close of their description.
 	EndFlushes() (bool, error)
-	// KeepLocks says whether closes of retired files, and of those that take their place, leave the POSIX
-	// locks of who closes them alone. All that has such files must be stopped. It reports whether there are such locks.
+	// KeepLocks begins and ends a move of retired files to those that take their place. It reports whether
+	// somebody has POSIX locks at such files.
 	KeepLocks(on bool) (held bool, err error)
+	// LocksToKeep is PosixLocks, and has closes of the process, which must be stopped, leave these locks
+	// alone until KeepLocks ends the move.
+	LocksToKeep(pid int, ino uint64) ([]tracer.Lock, error)
 	// GuardLocks keeps POSIX locks from others while they go over between files of the layer and those
 	// below, from them to the layer or, leaving, back (see tracer.LockPhase).
 	GuardLocks(phase tracer.LockPhase, files []GuardedFile, leaving bool) error

@@ -118,6 +118,8 @@ type guardCall struct {
 type locksCall struct {
 	PID int    `json:"pid"`
 	Ino uint64 `json:"ino"`
+	// Keep: closes of the process leave them alone, see graft.Server.
+	Keep bool `json:"keep,omitempty"`
 }
 
 // job is what a swapper has to do.
@@ -200,6 +202,12 @@ func (s serverLink) GuardLocks(phase tracer.LockPhase, files []graft.GuardedFile
 func (s serverLink) PosixLocks(pid int, ino uint64) ([]tracer.Lock, error) {
 	var l []tracer.Lock
 	_, err := s.call(callLocks, locksCall{PID: pid, Ino: ino}, &l)
+	return l, err
+}
+
+func (s serverLink) LocksToKeep(pid int, ino uint64) ([]tracer.Lock, error) {
+	var l []tracer.Lock
+	_, err := s.call(callLocks, locksCall{PID: pid, Ino: ino, Keep: true}, &l)
 	return l, err
 }
 

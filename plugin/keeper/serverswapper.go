@@ -118,8 +118,11 @@ func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
 		if err := r.Decode(&c); err != nil {
 			return nil, nil, err
 		}
-		locks := []tracer.Lock{}
-		for _, l := range h.layer.PosixLocks(c.PID, c.Ino) {
+		list, locks := h.layer.PosixLocks, []tracer.Lock{}
+		if c.Keep {
+			list = h.layer.LocksToKeep
+		}
+		for _, l := range list(c.PID, c.Ino) {
 			locks = append(locks, tracer.Lock{Type: l.Type, Start: l.Start, Len: l.Len})
 		}
 		return locks, nil, nil
