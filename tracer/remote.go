@@ -172,7 +172,7 @@ func (r *remote) meet(g *getter, fd int) (err error) {
 // shows that the thread sleeps in.
 func (r *remote) failed() bool {
 	s, ok := sleepsIn(r.t.tid)
-	return ok && (!r.code.contains(s.pc) || s.pc >= r.code.start+paraLabel(wordLast))
+	return ok && (!r.code.contains(s.pc) || s.pc >= r.code.start+paraLast())
 }
 
 func (s span) contains(a uint64) bool { return a >= s.start && a < s.end }
@@ -279,15 +279,15 @@ func (r *remote) finish() error {
 			return r.e.restartRules(r.t)
 		}
 		// in the sleep at the end, or it ran nothing yet
-		if at == r.code.start+paraHeader || at >= r.code.start+paraLabel(wordLast) {
+		if at == r.code.start+paraHeader || at >= r.code.start+paraLast() {
 			return r.restore()
 		}
 		if time.Now().After(end) {
 			return fmt.Errorf("the code in thread %d (%s) does not come to its end", r.t.tid, r.p.comm)
 		}
 		// in the middle of something that took too long: on to the part that closes and unmaps
-		if at < r.code.start+paraLabel(wordFini) && r.control >= 0 {
-			regs = startRegs(regs, r.code.start+paraLabel(wordFini))
+		if at < r.code.start+paraFini() && r.control >= 0 {
+			regs = startRegs(regs, r.code.start+paraFini())
 			if err := setRegs(r.t.tid, &regs); err != nil {
 				return r.ptraceError("set registers", err)
 			}

@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,6 +19,7 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/test/programs"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,56 +28,16 @@ var binaries struct {
 }
 
 func TestMain(m *testing.M) {
-	if os.Getuid() != 0 {
-		fmt.Println("skipped: needs root, /dev/fuse and ptrace")
-		return
-	}
-	if os.Getenv("FAULTGRAFT_TEST_NAMESPACE") == "" {
-		os.Exit(inOwnNamespace())
-	}
-	if err := leaveOthersMounts(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	if dir := os.Getenv("FAULTGRAFT_TEST_TARGETS"); dir != "" { // built for a machine without Go
-		binaries.faultgraft, binaries.holder = filepath.Join(dir, "faultgraft"), filepath.Join(dir, "holder")
-		os.Exit(m.Run())
-	}
-	dir, err := os.MkdirTemp("", "faultgraft-process-")
-	if err == nil {
-		binaries.faultgraft, binaries.holder = filepath.Join(dir, "faultgraft"), filepath.Join(dir, "holder")
-		for path, pkg := range map[string]string{binaries.faultgraft: "cmd/faultgraft", binaries.holder: "test/holder"} {
-			cmd := exec.Command("go", "build", "-o", path, "github.com/faultgraft/faultgraft/"+pkg)
-			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-			cmd.Stderr = os.Stderr
-			err = errors.Join(err, cmd.Run())
+	os.Exit(programs.Main(m, func() (err error) {
+		if err := leaveOthersMounts(); err != nil {
+			return err
 		}
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "build the binaries:", err)
-		os.Exit(1)
-	}
-	code := m.Run()
-	_ = os.RemoveAll(dir)
-	os.Exit(code)
-}
-
-// inOwnNamespace runs the tests in a mount namespace of their own, which plays
-// the host: no layer ever lies where another program could meet it.
-func inOwnNamespace() int {
-	exe, err := os.Executable()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	cmd := exec.Command("unshare", append([]string{"--mount", "--propagation", "private", exe}, os.Args[1:]...)...)
-	cmd.Env = append(os.Environ(), "FAULTGRAFT_TEST_NAMESPACE=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	if err := cmd.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
+		if binaries.faultgraft, err = programs.Go("cmd/faultgraft"); err != nil {
+			return err
+		}
+		binaries.holder, err = programs.Go("test/holder")
+		return err
+	}))
 }
 
 // leaveOthersMounts takes off what other tests have mounted: it would go in the middle of ours, with the directories it lies on.

@@ -3,30 +3,17 @@ package process
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/faultgraft/faultgraft/test/programs"
 )
 
 // buildTarget builds test/target, the C program that holds objects of every
 // kind in blocked threads and checks by itself that nothing about them changes.
-func buildTarget(t *testing.T) string {
-	t.Helper()
-	if dir := os.Getenv("FAULTGRAFT_TEST_TARGETS"); dir != "" { // built for a machine without a compiler
-		return filepath.Join(dir, "target")
-	}
-	gcc, err := exec.LookPath("gcc")
-	if err != nil {
-		t.Skip("gcc is not installed: apt-get install gcc libc6-dev")
-	}
-	bin := filepath.Join(t.TempDir(), "target")
-	if out, err := exec.Command(gcc, "-O1", "-pthread", "-o", bin, "../target/target.c").CombinedOutput(); err != nil {
-		t.Fatalf("gcc: %v\n%s", err, out)
-	}
-	return bin
-}
+func buildTarget(t *testing.T) string { return programs.C(t, "target") }
 
 // program is a running test/target.
 type program struct {

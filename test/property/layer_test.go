@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/test/programs"
 	"golang.org/x/sys/unix"
 )
 
@@ -88,6 +89,9 @@ func (g *grafted) change(args ...string) keeper.Graft {
 	out, err := g.run(append(args, "-o", "json")...)
 	var gs []keeper.Graft
 	if err == nil {
+		if strings.HasPrefix(out, "{") { // update answers for one graft, the others for several
+			out = "[" + out + "]"
+		}
 		err = json.Unmarshal([]byte(out), &gs)
 	}
 	if err != nil || len(gs) != 1 {
@@ -155,7 +159,7 @@ const (
 func TestStormsOnLayers(t *testing.T) {
 	for _, kind := range []string{"exec", "clone"} {
 		t.Run(kind, func(t *testing.T) {
-			g := newGrafted(t, &syscall.SysProcAttr{}, append(inNamespace, storms(t), kind, "DATA", "3")...)
+			g := newGrafted(t, &syscall.SysProcAttr{}, append(inNamespace, programs.C(t, "storms"), kind, "DATA", "3")...)
 			for again := runFor(t, 4*time.Second); again(); {
 				for _, rule := range []string{fmt.Sprintf(elsewhere, g.data), never} {
 					of := g.inject(rule)
@@ -195,7 +199,7 @@ func TestManyFilesManyThreads(t *testing.T) {
 		t.Logf("%d files: RLIMIT_NOFILE is %d, and may not be raised", files, lim.Max)
 	}
 	limit := fmt.Sprintf("--nofile=%d", files+1000)
-	g := newGrafted(t, &syscall.SysProcAttr{}, append(append([]string{"prlimit", limit}, inNamespace...), target(t), "files", "DATA", fmt.Sprint(files), fmt.Sprint(threads))...)
+	g := newGrafted(t, &syscall.SysProcAttr{}, append(append([]string{"prlimit", limit}, inNamespace...), programs.C(t, "target"), "files", "DATA", fmt.Sprint(files), fmt.Sprint(threads))...)
 	// One that would take longer than it may is given up, and changes nothing.
 	out, err := g.run("inject", "--pid", fmt.Sprint(g.p.pid()), "--path", g.data, "--deadline", "1ms", never)
 	if err == nil || !strings.Contains(err.Error(), "nothing was changed") {
@@ -232,11 +236,11 @@ func TestManyFilesManyThreads(t *testing.T) {
 func TestPrivateProcesses(t *testing.T) {
 	const nobody = 65534
 	words := func(before ...string) []string {
-		return append(append(before, inNamespace...), target(t), "files", "DATA", "20", "3")
+		return append(append(before, inNamespace...), programs.C(t, "target"), "files", "DATA", "20", "3")
 	}
 	setID := func(t *testing.T) []string {
-		path := target(t) + "-set-id"
-		b, err := os.ReadFile(target(t))
+		path := programs.C(t, "target") + "-set-id"
+		b, err := os.ReadFile(programs.C(t, "target"))
 		if err == nil {
 			err = os.WriteFile(path, b, 0o755)
 		}
@@ -284,7 +288,7 @@ func TestPrivateProcesses(t *testing.T) {
 		"not dumpable": {words("env", "TARGET_NOT_DUMPABLE=1"), func(t *testing.T, pid int) bool { return true }},
 		"another user, not dumpable, no capabilities": {
 			append(append([]string{}, inNamespace...), "env", "TARGET_NOT_DUMPABLE=1", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
-				"--bounding-set=-all", "--no-new-privs", target(t), "files", "DATA", "20", "3"),
+				"--bounding-set=-all", "--no-new-privs", programs.C(t, "target"), "files", "DATA", "20", "3"),
 			func(t *testing.T, pid int) bool {
 				return status(t, pid, "Uid") == "65534 65534 65534 65534" && status(t, pid, "CapBnd") == "0000000000000000" && owner(t, pid) == 0
 			},

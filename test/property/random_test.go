@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/faultgraft/faultgraft/test/programs"
 	"github.com/faultgraft/faultgraft/tracer"
 )
 
@@ -30,13 +31,10 @@ func aSeed(t testing.TB) uint64 {
 	return seed
 }
 
-func random(t testing.TB) string {
-	return built(t, "random", "gcc", "-O1", "-pthread", "../target/random.c")
-}
-
-// randomPrograms are the targets: words before the folder and the seed.
+// randomPrograms are the targets. That in C has the same threads in several processes,
+// that in Go goroutines, which the runtime moves between its threads, and the poller.
 func randomPrograms(t testing.TB) map[string]string {
-	return map[string]string{"C": random(t)}
+	return map[string]string{"C": programs.C(t, "random"), "Go": programs.MustGo(t, "test/target/random")}
 }
 
 // All that random programs have open is swapped between two mounts, thousands of times a

@@ -1,28 +1,26 @@
-//go:build random_layers
-
 package property
 
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/tracer"
+	"golang.org/x/sys/unix"
 )
 
-// onLayers are what random programs leave out on layers. Not covered yet: memory maps, of
+// onLayers is what random programs leave out on layers. Not covered yet: memory maps, of
 // which a page can be stale on a layer that serves reads and writes itself; an O_APPEND that fcntl(2)
-// gives while a graft prepares, and takes away afterwards, of a file that is passed through; changes of rules.
+// gives while a graft prepares, and takes away afterwards, of a file that is passed through.
 var onLayers = []string{"no-maps", "keep-append"}
 
-// It finds differences that are not explained yet (docs/swap.md, "Known defects"), so that it is
-// run by hand: go test -tags random_layers -run RandomOnLayers -v ./test/property. Without the
-// words of onLayers it finds more.
-//
-// What random programs have open comes onto layers and goes back. No rule ever fires:
-// everything stays what it was.
+// What random programs have open comes onto layers, under other rules there, and goes
+// back. No rule ever fires: everything stays what it was.
 func TestRandomOnLayers(t *testing.T) {
 	for name, words := range randomPrograms(t) {
 		t.Run(name, func(t *testing.T) { randomOnLayers(t, words) })
@@ -34,20 +32,33 @@ func randomOnLayers(t *testing.T, program string) {
 	r := rand.New(rand.NewPCG(seed, 2))
 	words := append(append([]string{}, inNamespace...), program, "DATA", fmt.Sprint(seed))
 	g := newGrafted(t, &syscall.SysProcAttr{}, append(words, onLayers...)...)
-	rules := []string{fmt.Sprintf(elsewhere, g.data), never, "io latency=1s op=open+getattr+rename p=0 ttl=10m"}
+	h := &history{t: t}
+	rule := func() string {
+		rules := []string{fmt.Sprintf(elsewhere, g.data), never, "io latency=1s op=open+getattr+rename p=0 ttl=10m"}
+		return rules[r.IntN(len(rules))]
+	}
+	nap := func(ms int) { time.Sleep(time.Duration(r.IntN(ms)) * time.Millisecond) }
+	updates := 0
 	for again := runFor(t, 15*time.Second); again(); {
-		of := g.inject(rules[r.IntN(len(rules))])
+		var of keeper.Graft
+		h.note("graft", func() *graft.Report { of = g.inject(rule()); return of.Report })
 		g.p.ask("check")
-		time.Sleep(time.Duration(r.IntN(200)) * time.Millisecond)
-		g.recoverWhole(of)
+		for range r.IntN(4) {
+			nap(100)
+			h.note("update", func() *graft.Report { return g.change("update", of.ID, rule()).Report })
+			updates++
+			g.p.ask("check")
+		}
+		nap(200)
+		h.note("ungraft", func() *graft.Report { return g.recoverWhole(of).Report })
 		g.p.ask("check")
 	}
 	answer := g.p.quit()
-	t.Logf("%d grafts, %s, target: %s", g.grafts, spread(g.pauses), answer)
+	t.Logf("%d grafts, %d updates, %s, target: %s", g.grafts, updates, spread(g.pauses), answer)
 }
 
 // recoverWhole ungrafts; a descriptor that was in flight meanwhile is closed by the target soon.
-func (g *grafted) recoverWhole(of keeper.Graft) {
+func (g *grafted) recoverWhole(of keeper.Graft) keeper.Graft {
 	g.t.Helper()
 	r := g.change("recover", of.ID)
 	if len(r.Report.Skipped) > 0 {
@@ -55,4 +66,44 @@ func (g *grafted) recoverWhole(of keeper.Graft) {
 	}
 	gone(g.t, "ungraft", 5*time.Second, g.processes, g.onLayer)
 	undisturbed(g.t, g.processes)
+	return r
+}
+
+// history is what was done to a target last, told when its test fails: in seconds of the
+// clock that the target's own log has.
+type history struct {
+	t     testing.TB
+	lines []string
+}
+
+func monotonic() float64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		panic(err) // it has no errors but wrong arguments
+	}
+	return float64(ts.Sec) + float64(ts.Nsec)/1e9
+}
+
+func (h *history) note(what string, do func() *graft.Report) {
+	h.t.Helper()
+	if h.lines == nil {
+		h.t.Cleanup(func() {
+			if h.t.Failed() {
+				h.t.Logf("what was done last:\n%s", strings.Join(h.lines[max(0, len(h.lines)-6):], "\n"))
+			}
+		})
+	}
+	h.lines = append(h.lines, fmt.Sprintf("%.6f %s …", monotonic(), what))
+	r := do()
+	line := fmt.Sprintf(" %.6f: prepared in %v, %d objects, %d skipped; stopped", monotonic(), r.Prepare, len(r.Swapped), len(r.Skipped))
+	for _, p := range r.Stopped {
+		line += fmt.Sprintf(" %d for %v,", p.PID, p.Pause)
+	}
+	line += " directories of"
+	for _, o := range r.Swapped {
+		if o.Object.Kind == tracer.Cwd {
+			line += fmt.Sprintf(" %d", o.Object.PID)
+		}
+	}
+	h.lines[len(h.lines)-1] += line
 }

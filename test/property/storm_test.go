@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/faultgraft/faultgraft/test/programs"
 )
 
 // runFor is how long a test goes on with something that it could do for ever:
@@ -35,7 +37,7 @@ func TestStormsBetweenMounts(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			before := descriptors(t)
 			m := newTwoMounts(t)
-			p := start(t, &syscall.SysProcAttr{}, storms(t), kind, m.dirs[0], "3")
+			p := start(t, &syscall.SysProcAttr{}, programs.C(t, "storms"), kind, m.dirs[0], "3")
 			m.pid = p.pid()
 			for again := runFor(t, 4*time.Second); again(); {
 				m.swap(1, 0)

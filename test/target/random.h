@@ -157,10 +157,12 @@ static void on_fault(int sig, siginfo_t *i, void *c) {
 // last_actions writes what was done last, oldest first: all of the last n, and of those
 // before the ones that were about the object that is bad.
 static void last_actions(FILE *to, int n) {
-	long end = atomic_load(&sh->steps);
+	long end = atomic_load(&sh->steps), from = end > log_lines ? end - log_lines : 0;
 	char about[20];
+	if (atomic_load(&sh->bad_file) < 0 && from < end - 3000)
+		from = end - 3000; // directories: all are about them
 	snprintf(about, sizeof about, "file %d:", atomic_load(&sh->bad_file));
-	for (long i = end > log_lines ? end - log_lines : 0; i < end; i++)
+	for (long i = from; i < end; i++)
 		if (atomic_load(&sh->log[i % log_lines].at) == i && (i >= end - n || strstr(sh->log[i % log_lines].text, about)))
 			fprintf(to, "%s\n", sh->log[i % log_lines].text);
 }
