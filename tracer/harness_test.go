@@ -58,6 +58,10 @@ func TestMain(m *testing.M) {
 		swapAndDie()
 		return
 	}
+	if os.Getenv(toldEnv) != "" {
+		beTold()
+		return
+	}
 	code := m.Run()
 	if targetDir != "" {
 		_ = os.RemoveAll(targetDir)

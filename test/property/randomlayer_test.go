@@ -16,8 +16,9 @@ import (
 
 // onLayers is what random programs leave out on layers. Not covered yet: memory maps, of
 // which a page can be stale on a layer that serves reads and writes itself; an O_APPEND that fcntl(2)
-// gives while a graft prepares, and takes away afterwards, of a file that is passed through.
-var onLayers = []string{"no-maps", "keep-append"}
+// gives while a graft prepares, and takes away afterwards, of a file that is passed through;
+// POSIX locks of threads that have descriptor tables of their own (docs/swap.md, "Known defects").
+var onLayers = []string{"no-maps", "keep-append", "no-own-tables"}
 
 // What random programs have open comes onto layers, under other rules there, and goes
 // back. No rule ever fires: everything stays what it was.
