@@ -68,7 +68,7 @@ func (c *changing) between(f func()) {
 func (c *changing) swapped() {
 	c.t.Helper()
 	swap(c.t, c.o)
-	for _, pattern := range []string{"fd/*", "map_files/*", "cwd"} {
+	for _, pattern := range []string{"fd/*", "map_files/*", "task/*/cwd"} {
 		links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/%s", c.pid(), pattern))
 		for _, l := range links {
 			var x unix.Statx_t
@@ -236,5 +236,39 @@ func TestLockOfAWriter(t *testing.T) {
 	}
 	if asked != 0 {
 		t.Errorf("the guard was asked %d times", asked)
+	}
+}
+
+// More threads with directories of their own than there is room for code in what is mapped:
+// pages are mapped for it, and are gone afterwards.
+func TestManyDirectories(t *testing.T) {
+	c := newChanging(t)
+	executable := func() (n int) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", c.pid()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(b), "r-xp")
+	}
+	c.tells("chdir %s", c.file("d"))
+	for range 12 {
+		c.tells("apart %s", c.file("d"))
+	}
+	before, most := executable(), 0
+	c.o.Step = func(step string) error {
+		if step == tracer.StepCheck {
+			most = max(most, executable())
+		}
+		return nil
+	}
+	c.swapped()
+	if most <= before {
+		t.Errorf("%d executable maps before, at most %d: no page was needed", before, most)
+	}
+	if after := executable(); after != before {
+		t.Errorf("%d executable maps before, %d after", before, after)
+	}
+	if got := c.ask("getwd"); got != filepath.Join(c.at.b, "d") {
+		t.Errorf("it is in %s", got)
 	}
 }

@@ -50,6 +50,7 @@ type engine struct {
 	procs         map[int]*process
 	order         []*process
 	left          []*process // that are still to be stopped
+	remotes       []*remote  // threads with code of ours, in the order in which they got it
 }
 
 func newEngine(restart []syscall.Errno) *engine {

@@ -13,7 +13,7 @@ import (
 // release gives the threads back. What was exchanged stays, whatever happens.
 func (x *transaction) release() error {
 	var errs []error
-	for _, j := range x.jobs {
+	for _, j := range slices.Backward(x.jobs) { // a later one may need an earlier one's code (borrowPage)
 		if err := j.finish(); err != nil {
 			errs = append(errs, err)
 		}

@@ -135,11 +135,8 @@ func (j *job) inject(x *transaction) error {
 		}
 		j.cwd = fd
 	}
-	free, err := j.makeRoom(x.o.NeverEmpty)
-	if err != nil {
-		return err
-	}
-	r, err := x.e.inject(j.p, j.t, injection{scratch: j.scratch(), stage: j.stageBytes(), free: free})
+	room := func() ([]int, error) { return j.makeRoom(x.o.NeverEmpty) }
+	r, err := x.e.inject(j.p, j.t, injection{scratch: j.scratch(), stage: j.stageBytes(), free: room})
 	if err != nil {
 		return err
 	}

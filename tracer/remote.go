@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -26,7 +27,8 @@ type remote struct {
 	data    int    // our end of the socket over which files are sent
 	theirs  [2]int // the thread's ends
 	calls   int
-	placed  bool // the thread's registers point into our code
+	placed  bool    // the thread's registers point into our code
+	lender  *remote // has the page mapped that the code is in, nil: it is in slack
 }
 
 // batchTimeout bounds how long a thread may take for one batch. A close or a
@@ -42,7 +44,9 @@ var errTargetGone = errors.New("the process ended")
 type injection struct {
 	scratch uint64 // bytes for the largest batch
 	stage   uint64 // bytes for maps that are prepared
-	free    []int  // descriptor numbers that are free, ascending: controlSockets of them at least
+	// free makes room for descriptors, and gives the lowest numbers that are free, ascending: controlSockets
+	// of them at least. It is asked when no other code will open or close some in between.
+	free func() ([]int, error)
 }
 
 // inject places code into t and runs it up to where it waits for a batch.
@@ -73,7 +77,43 @@ func (e *engine) inject(p *process, t *thread, in injection) (*remote, error) {
 		return nil, err
 	}
 	r.scratch, r.stage = r.region.start, r.region.start+pageUp(in.scratch)
-	conf := &paraConfig{tid: t.tid, regs: t.regs, mask: mask, scratch: r.region}
+	r.code, err = e.findSlack(p, t, lines, uint64(len(parasiteCode)))
+	if errors.Is(err, errNoSlack) {
+		none := err
+		if r.code, err = e.borrowPage(r, lines); errors.Is(err, errNoSlack) {
+			err = none
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	e.remotes = append(e.remotes, r)
+	free, err := r.place(in)
+	if err != nil {
+		if ferr := r.finish(); ferr != nil && !errors.Is(ferr, errTargetGone) {
+			err = fmt.Errorf("%w; and: %w", err, ferr)
+		}
+		return nil, err
+	}
+	if err := r.boot(free); err != nil {
+		if ended(t.tid) {
+			err = errTargetGone
+		}
+		if ferr := r.finish(); ferr != nil && !errors.Is(ferr, errTargetGone) {
+			err = fmt.Errorf("%w; and thread %d was not restored: %w", err, t.tid, ferr)
+		}
+		return nil, err
+	}
+	return r, nil
+}
+
+// place writes the code to its place, and returns the lowest descriptor numbers that are free.
+func (r *remote) place(in injection) (free []int, err error) {
+	p, t := r.p, r.t
+	if free, err = in.free(); err != nil {
+		return nil, err
+	}
+	conf := &paraConfig{tid: t.tid, regs: t.regs, mask: r.mask, scratch: r.region}
 	if _, _, in := inSyscall(&t.regs); !in {
 		conf.abortIP = rseqAbort(t.tid, pc(&t.regs), p.mem)
 	}
@@ -85,26 +125,13 @@ func (e *engine) inject(p *process, t *thread, in injection) (*remote, error) {
 		}
 		return nil, fmt.Errorf("thread %d (%s) cannot be used: %w", t.tid, p.comm, err)
 	}
-	if r.code, err = e.findSlack(p, t, lines, uint64(len(parasiteCode))); err != nil {
-		return nil, err
-	}
 	if _, err := p.mem.WriteAt(image, int64(r.code.start)); err != nil {
-		p.freeSlack(r.code)
 		if ended(t.tid) {
 			return nil, errTargetGone
 		}
 		return nil, fmt.Errorf("write code into process %d (%s) at %#x: %w", p.pid, p.comm, r.code.start, err)
 	}
-	if err := r.boot(in.free); err != nil {
-		if ended(t.tid) {
-			err = errTargetGone
-		}
-		if ferr := r.finish(); ferr != nil && !errors.Is(ferr, errTargetGone) {
-			err = fmt.Errorf("%w; and thread %d was not restored: %w", err, t.tid, ferr)
-		}
-		return nil, err
-	}
-	return r, nil
+	return free, nil
 }
 
 // boot lets the thread run the code. Where it can, it opens two pairs of sockets
@@ -249,12 +276,13 @@ func (r *remote) connect(g *getter) error {
 func (r *remote) finish() error {
 	// only when the thread is stopped: the end of the socket sets it free
 	defer r.closeSockets()
+	defer func() { r.e.remotes = slices.DeleteFunc(r.e.remotes, func(o *remote) bool { return o == r }) }()
 	if r.t.gone {
 		return errTargetGone
 	}
 	if !r.placed {
 		r.p.freeSlack(r.code)
-		return nil
+		return r.returnPage()
 	}
 	if !r.t.stopped && r.control >= 0 {
 		if err := r.dismiss(); err != nil {
@@ -392,7 +420,7 @@ func (r *remote) clear() error {
 		return r.memError("write", err)
 	}
 	r.p.freeSlack(r.code)
-	return nil
+	return r.returnPage()
 }
 
 // pageSize is 4, 16 or 64 KiB.

@@ -2,7 +2,9 @@ package tracer
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -54,7 +56,50 @@ func (e *engine) findSlack(p *process, t *thread, lines []mapLine, n uint64) (sp
 	if ended(t.tid) {
 		return span{}, errTargetGone
 	}
-	return span{}, fmt.Errorf("process %d (%s) has no %d unused bytes at the end of its vdso, program or libraries to place code in", p.pid, p.comm, n)
+	return span{}, fmt.Errorf("process %d (%s) has %w: %d are needed", p.pid, p.comm, errNoSlack, n)
+}
+
+var errNoSlack = errors.New("no unused bytes at the end of its vdso, program or libraries to place code in")
+
+// borrowPage has the code in another thread that has the same memory map a page for the
+// code of r, and unmap it at the end. A program that is linked statically has room for two
+// of its threads or so, and needs more if these have directories or tables of their own.
+// Nothing else of ours is mapped executable. If we die the page stays.
+func (e *engine) borrowPage(r *remote, lines []mapLine) (span, error) {
+	i := slices.IndexFunc(e.remotes, func(o *remote) bool {
+		return o.control >= 0 && !o.t.gone && kcmp(r.t.tid, o.t.tid, kcmpVM, 0, 0) == 0
+	})
+	if i < 0 {
+		return span{}, errNoSlack
+	}
+	lender := e.remotes[i]
+	at, _ := slices.BinarySearchFunc(lines, r.region.start, func(l mapLine, start uint64) int { return cmp.Compare(l.start, start) })
+	lines = slices.Insert(slices.Clone(lines), at, mapLine{start: r.region.start, end: r.region.end}) // taken as soon as its code runs
+	page, err := r.p.findRoom(lines, pageSize)
+	if err != nil {
+		return span{}, err
+	}
+	b := lender.batch()
+	b.add(unix.SYS_MMAP, page.start, pageSize, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE, ^uint64(0), 0)
+	if err := b.run(); err != nil {
+		return span{}, fmt.Errorf("map a page for code: %w", err)
+	}
+	r.lender = lender
+	return span{page.start, page.start + uint64(len(parasiteCode))}, nil
+}
+
+// returnPage unmaps what borrowPage has had mapped. The thread is not in it any more.
+func (r *remote) returnPage() error {
+	if r.lender == nil {
+		return nil
+	}
+	b := r.lender.batch()
+	b.add(unix.SYS_MUNMAP, r.code.start, pageSize)
+	r.lender = nil
+	if err := b.run(); err != nil {
+		return fmt.Errorf("unmap the page of our code: %w", err)
+	}
+	return nil
 }
 
 // slackOf lists the places of code in the memory of a thread.

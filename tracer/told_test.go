@@ -2,8 +2,10 @@ package tracer_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -47,6 +49,7 @@ func (p *process) tells(format string, args ...any) {
 
 // beTold is the target.
 func beTold() {
+	runtime.LockOSThread() // no thread that is apart is the first one
 	t := &toldTarget{maps: map[string][]byte{}}
 	time.AfterFunc(5*time.Minute, func() { os.Exit(1) })
 	fmt.Println("ready")
@@ -101,6 +104,14 @@ func (t *toldTarget) do(w []string) (answer string, err error) {
 		return "", unix.FcntlFlock(uintptr(at(1)), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
 	case "chdir": // PATH
 		return "", unix.Chdir(w[1])
+	case "apart": // PATH: a thread with a working directory of its own
+		ready := make(chan error)
+		go func() {
+			runtime.LockOSThread()
+			ready <- errors.Join(unix.Unshare(unix.CLONE_FS), unix.Chdir(w[1]))
+			select {}
+		}()
+		return "", <-ready
 	case "getwd":
 		return unix.Getwd()
 	case "map": // KEY FD PAGES PROT SHARED, at the place where KEY was before
