@@ -20,7 +20,7 @@ type Adoption struct {
 	// Description is a descriptor of it; the layer owns it from a successful Arm on.
 	Description int
 	// Token is empty when the thread opens the object's real path. Else it is a name of at least 16 bytes that nothing in the
-	// layer's root has: it resolves, for this thread only, to the description's object, and unlinking it only forgets the name.
+	// layer's root has: it resolves, for this thread only, to the description's object. Disarm has the kernel forget it.
 	Token string
 	// Path is the object's path as the target sees it, for rules, when Token is set.
 	Path string
@@ -90,19 +90,38 @@ func (l *Layer) Arm(a Adoption) error {
 // Disarm ends what Arm began. It returns the handle of the file that adopted
 // the description; if none did, the description is closed.
 func (l *Layer) Disarm(tid int) (handle uint64, adopted bool) {
-	t := &l.armed
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	a := t.m[uint32(tid)]
+	a := l.armed.take(uint32(tid))
 	if a == nil {
 		return 0, false
 	}
-	delete(t.m, uint32(tid))
-	t.n.Add(-1)
 	if !a.taken {
 		_ = unix.Close(a.Description) // a duplicate that nobody else knows
 	}
+	if a.Token != "" {
+		l.forgetToken(a.Token)
+	}
 	return a.handle, a.taken
+}
+
+// forgetToken has the kernel drop a name that was made up. Its file shows as deleted from
+// here on, as one that has no name does. Not by unlink(2): the kernel would count one name of
+// the file less, and link(2) refuses a file that it believes to have none (vfs_link, fs/namei.c).
+func (l *Layer) forgetToken(token string) {
+	err := l.notify.dropEntry(l.nodes.root.id, token)
+	if err != nil && err != unix.ENOENT && err != unix.ENODEV && err != unix.EPERM { // it was never looked up; the connection is closed
+		l.o.Logger.Warn("drop the name by which a file was adopted", "err", err)
+	}
+}
+
+func (t *armTable) take(tid uint32) *armedAdoption {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a := t.m[tid]
+	if a != nil {
+		delete(t.m, tid)
+		t.n.Add(-1)
+	}
+	return a
 }
 
 // adopt makes a handle of what the thread is armed with. It reports false when

@@ -151,7 +151,6 @@ func TestAdoptUnlinkedFile(t *testing.T) {
 	file, err := unix.Open(b.path(token), unix.O_RDWR|unix.O_CLOEXEC, 0)
 	must(t, err)
 	defer func() { _ = unix.Close(file) }()
-	must(t, unix.Unlink(b.path(token)))
 	if _, ok := b.Disarm(unix.Gettid()); !ok {
 		t.Fatal("not adopted")
 	}
@@ -172,6 +171,32 @@ func TestAdoptUnlinkedFile(t *testing.T) {
 	}
 	if names(t, b.mnt) != "" {
 		t.Error("the token shows: ", names(t, b.mnt))
+	}
+}
+
+// A file that is adopted by a made-up name loses none that it has: not in the kernel's count
+// either, by which link(2) goes.
+func TestAdoptKeepsNames(t *testing.T) {
+	b := over(t, setup{})
+	b.write("f", "content")
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	token := "token-0123456789abcdef"
+	must(t, b.Arm(fusefs.Adoption{TID: unix.Gettid(), Description: b.below("f", unix.O_RDWR), Token: token, Path: "/data/f"}))
+	file, err := unix.Open(b.path(token), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer func() { _ = unix.Close(file) }()
+	if _, ok := b.Disarm(unix.Gettid()); !ok {
+		t.Fatal("not adopted")
+	}
+	var x unix.Statx_t
+	must(t, unix.Statx(file, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_NLINK, &x)) // asks nobody
+	if x.Nlink != 1 {
+		t.Errorf("the kernel counts %d names", x.Nlink)
+	}
+	must(t, unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+itoa(file), unix.AT_FDCWD, b.path("g"), unix.AT_SYMLINK_FOLLOW))
+	if got := names(t, b.mnt); got != "f g" {
+		t.Error("names: ", got)
 	}
 }
 

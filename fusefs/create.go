@@ -94,9 +94,6 @@ func (l *Layer) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fu
 	if dir == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if a := l.armed.get(h.Pid); a != nil && a.Token != "" && a.Token == name && dir == l.nodes.root {
-		return fuse.OK // the kernel drops the name that never was
-	}
 	return l.remove(request{cancel: cancel, header: h, op: policy.OpUnlink}, dir, name, 0)
 }
 
@@ -104,9 +101,6 @@ func (l *Layer) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fus
 	dir := l.nodes.get(h.NodeId)
 	if dir == nil {
 		return fuse.Status(unix.ESTALE)
-	}
-	if a := l.armed.get(h.Pid); a != nil && a.Token != "" && a.Token == name && dir == l.nodes.root {
-		return fuse.OK // as in Unlink
 	}
 	return l.remove(request{cancel: cancel, header: h, op: policy.OpRmdir}, dir, name, unix.AT_REMOVEDIR)
 }

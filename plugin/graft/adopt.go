@@ -110,13 +110,6 @@ func (a *adopter) adoption(d *tracer.Description, description int, token, name s
 		return -1, fmt.Errorf("adopt: %w", err)
 	}
 	fd, openErr := open()
-	if token != "" && openErr == nil {
-		// The name is unhashed at once: the file shows as deleted, as it did before.
-		if err := unix.Unlinkat(a.mount, token, 0); err != nil {
-			openErr = fmt.Errorf("forget the name it was adopted by: %w", err)
-			_ = unix.Close(fd)
-		}
-	}
 	handle, adopted, err := a.server.Disarm(tid)
 	switch {
 	case openErr != nil:
