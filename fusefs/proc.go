@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // systemCall is what a thread is waiting in.
@@ -21,7 +22,12 @@ func callOf(tid uint32) (c systemCall, ok bool) {
 	if tid == 0 {
 		return c, false
 	}
-	for range 100 { // "running" until it has gone to sleep
+	// "running" until it has gone to sleep. On a busy machine it may have to wait for a
+	// processor before: then others do.
+	for start, tries := time.Now(), 0; tries < 100 || time.Since(start) < callPatience; tries++ {
+		if tries >= 100 {
+			time.Sleep(100 * time.Microsecond)
+		}
 		b, err := os.ReadFile(procOf(tid, "syscall"))
 		if err != nil {
 			return c, false
@@ -34,6 +40,9 @@ func callOf(tid uint32) (c systemCall, ok bool) {
 	}
 	return c, false
 }
+
+// callPatience is how long a thread whose request is there may take to go to sleep.
+const callPatience = 2 * time.Second
 
 func parseCall(words []string) (c systemCall, ok bool) {
 	if len(words) < 1+len(c.args) {

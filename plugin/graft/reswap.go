@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/faultgraft/faultgraft/tracer"
 	"golang.org/x/sys/unix"
@@ -235,8 +236,17 @@ func (r *reswap) nameOf(d *tracer.Description) string {
 }
 
 // locks are the POSIX locks to take through the new files. They are held all the
-// time; this tells the layer which files they belong to now.
+// time; this tells the layer which files they belong to now. Those that this descriptor has
+// not the access for were taken through another one, of a file that is not moved, and stay
+// as they are.
 func (r *reswap) locks(o *tracer.Object) []tracer.Lock {
+	return slices.DeleteFunc(slices.Clone(r.allLocks(o)), func(l tracer.Lock) bool {
+		mode := o.Flags & unix.O_ACCMODE
+		return mode == unix.O_RDONLY && l.Type == unix.F_WRLCK || mode == unix.O_WRONLY && l.Type == unix.F_RDLCK
+	})
+}
+
+func (r *reswap) allLocks(o *tracer.Object) []tracer.Lock {
 	if o.Kind != tracer.Descriptor || !r.locked {
 		return nil
 	}

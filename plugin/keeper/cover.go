@@ -2,7 +2,6 @@ package keeper
 
 import (
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
@@ -16,9 +15,11 @@ func (k *keeper) cover(h *held, server *serverClient, limits graft.Limits) (*gra
 	if err != nil || len(files) == 0 {
 		return &graft.Report{}, err
 	}
+	failAt := k.failReswap
+	k.failReswap = "" // once
 	rep, err := k.runSwapper(h, job{
 		Graft: h.ID, Target: k.place, Path: h.Path, Limits: limits,
-		Reswap: files, Layer: h.info, FailAt: os.Getenv("FAULTGRAFT_TEST_FAIL_RESWAP_AT"),
+		Reswap: files, Layer: h.info, FailAt: failAt,
 	})
 	if err != nil {
 		return nil, err

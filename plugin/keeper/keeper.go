@@ -32,7 +32,10 @@ type Options struct {
 // takes all off when ctx ends.
 func Run(ctx context.Context, o Options) error {
 	raiseDescriptorLimit()
-	k := &keeper{o: o, dir: stateDir(o.StateDir), grafts: map[string]*held{}, ended: make(chan struct{}), failDetach: os.Getenv("FAULTGRAFT_TEST_FAIL_DETACH_AT")}
+	k := &keeper{
+		o: o, dir: stateDir(o.StateDir), grafts: map[string]*held{}, ended: make(chan struct{}),
+		failDetach: os.Getenv("FAULTGRAFT_TEST_FAIL_DETACH_AT"), failReswap: os.Getenv("FAULTGRAFT_TEST_FAIL_RESWAP_AT"),
+	}
 	err := k.start()
 	if o.Ready >= 0 {
 		f := os.NewFile(uintptr(o.Ready), "ready")
@@ -66,6 +69,7 @@ type keeper struct {
 
 	swap       sync.Mutex // held for a whole graft, ungraft or change of rules: one at a time
 	failDetach string     // step at which the next ungraft fails; for tests
+	failReswap string     // the same of the next move of open files
 
 	mu      sync.Mutex // guards what follows
 	grafts  map[string]*held

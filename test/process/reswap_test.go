@@ -336,3 +336,39 @@ func TestMoveThatFails(t *testing.T) {
 		})
 	}
 }
+
+// A POSIX lock that was taken through a file that is not moved stays, although what is
+// moved has not the access for it.
+func TestLockOfAnotherDescriptorStaysInAMove(t *testing.T) {
+	r := newRig(t)
+	file := r.write("f", strings.Repeat("0123456789abcdef", 1024))
+	h := r.start()
+	r.env = []string{"FAULTGRAFT_TEST_FAIL_RESWAP_AT=scan"}
+	g := r.inject(h, r.data, "io error=EACCES op=mkdir ttl=5m")
+	h.ok("open a %s rdonly", file)
+	if out, err := r.run("update", g.ID, "io error=EIO op=read path="+file+" ttl=5m"); err == nil {
+		t.Fatalf("the first move succeeds: %s", out)
+	}
+	h.ok("open w %s rdwr,append", file) // it comes to where the other will be moved, and asks the server already
+	h.ok("setlk w 2 5")
+	moved := r.update(g, "io error=EIO op=read path="+file+" ttl=5m")
+	if n := len(moved.Report.Swapped); n != 1 {
+		t.Errorf("%d objects moved: %+v", n, moved.Report.Swapped)
+	}
+	h.is("EIO", "pread a 0 10")
+	held := func(when string) {
+		t.Helper()
+		f, err := os.OpenFile(file, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = f.Close() }()
+		l := unix.Flock_t{Type: unix.F_WRLCK, Start: 0, Len: 10}
+		if err := unix.FcntlFlock(f.Fd(), unix.F_GETLK, &l); err != nil || l.Type != unix.F_WRLCK || l.Start != 2 || l.Len != 5 {
+			t.Errorf("%s: the lock seen from outside: %+v, %v", when, l, err)
+		}
+	}
+	held("moved")
+	r.recover(g)
+	held("recovered")
+}

@@ -49,7 +49,7 @@ func TestRandomBetweenMounts(t *testing.T) {
 			m := newTwoMounts(t)
 			p := start(t, &syscall.SysProcAttr{}, words, m.dirs[0], fmt.Sprint(seed), "no-description-locks")
 			m.pid = p.pid()
-			for again, at := runFor(t, 15*time.Second), 0; again(); {
+			for again, at := runFor(t, 8*time.Second), 0; again(); {
 				at = 1 - at
 				m.swapUnlessInFlight(at)
 				if r.IntN(20) == 0 {

@@ -14,10 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// onLayers is what random programs leave out on layers. Not covered yet: memory maps, of
-// which a page can be stale on a layer that serves reads and writes itself; an O_APPEND that fcntl(2)
-// gives while a graft prepares, and takes away afterwards, of a file that is passed through;
-// POSIX locks of threads that have descriptor tables of their own (docs/swap.md, "Known defects").
+// onLayers is what random programs leave out on layers (docs/swap.md, "Known defects"):
+// memory maps, of which a page can be stale on a layer that serves reads and writes itself;
+// POSIX locks of threads that have descriptor tables of their own.
 var onLayers = []string{"no-maps", "no-own-tables"}
 
 // What random programs have open comes onto layers, under other rules there, and goes
@@ -40,7 +39,7 @@ func randomOnLayers(t *testing.T, program string) {
 	}
 	nap := func(ms int) { time.Sleep(time.Duration(r.IntN(ms)) * time.Millisecond) }
 	updates := 0
-	for again := runFor(t, 15*time.Second); again(); {
+	for again := runFor(t, 12*time.Second); again(); {
 		var of keeper.Graft
 		h.note("graft", func() *graft.Report { of = g.inject(rule()); return of.Report })
 		g.p.ask("check")
