@@ -20,10 +20,16 @@ type outcome struct {
 	retry  bool
 }
 
+// reasonOver is why a container with rules has no fault any more.
+const reasonOver = "its rules are over for this task: their ttl has ended or they were recovered"
+
 // bring does the work for one container. c.StartTime and c.Protected are filled in.
 func (r *reconciler) bring(ctx context.Context, c *Container, result policy.Result) outcome {
 	c.Protected = r.protected(c)
 	labelled := hasRules(c.Labels)
+	if err := r.endKernelTask(c); err != nil {
+		return outcome{state: StateFailed, reason: err.Error(), retry: true}
+	}
 	if c.PID == 0 {
 		r.forget(c.Key)
 		c.StartTime = 0
@@ -50,6 +56,9 @@ func (r *reconciler) bring(ctx context.Context, c *Container, result policy.Resu
 		c.Protected = err.Error()
 	}
 	if c.Protected != "" {
+		if err := r.endKernelFaults(c, c.Protected); err != nil {
+			return outcome{StateFailed, err.Error(), true}
+		}
 		if labelled && !result.Disabled {
 			return outcome{StateRefused, c.Protected, false}
 		}
@@ -65,7 +74,7 @@ func (r *reconciler) bring(ctx context.Context, c *Container, result policy.Resu
 	}
 	if result.Disabled {
 		// It beats everything, also what a person asked for.
-		if err := r.recoverAll(ctx, c, grafts); err != nil {
+		if err := errors.Join(r.recoverAll(ctx, c, grafts), r.endKernelFaults(c, endExcluded)); err != nil {
 			return outcome{StateFailed, err.Error(), true}
 		}
 		return outcome{StateExcluded, "enable" + domain + "=false", false}
@@ -77,7 +86,8 @@ func (r *reconciler) bring(ctx context.Context, c *Container, result policy.Resu
 // applied has none, and its start does not wait for the keepers of others.
 func (r *reconciler) ownGrafts(ctx context.Context, c *Container, disabled bool) ([]keeper.Graft, error) {
 	applied := r.memory.rules(c.Key, c.PID, c.StartTime)
-	first := len(applied) == 0 && c.State != StateFailed && c.State != StateActive
+	grafted := slices.ContainsFunc(applied, func(a appliedRule) bool { return !a.Kernel })
+	first := !grafted && c.State != StateFailed && c.State != StateActive
 	if first && !disabled && !r.blind {
 		return nil, nil
 	}
@@ -91,9 +101,17 @@ func (r *reconciler) ownGrafts(ctx context.Context, c *Container, disabled bool)
 	return own, nil
 }
 
-// carryOut takes off what is not wanted any more, changes what is wanted
-// otherwise, and makes what is missing.
+// carryOut brings a container that has a task to what its labels ask for.
 func (r *reconciler) carryOut(ctx context.Context, c *Container, result policy.Result, grafts []keeper.Graft) outcome {
+	onFiles, inKernel := splitRules(result.Rules)
+	k := r.carryOutKernel(ctx, c, inKernel)
+	result.Rules = onFiles
+	return k.join(r.carryOutGrafts(ctx, c, result, grafts), c)
+}
+
+// carryOutGrafts takes off what is not wanted any more, changes what is wanted
+// otherwise, and makes what is missing.
+func (r *reconciler) carryOutGrafts(ctx context.Context, c *Container, result policy.Result, grafts []keeper.Graft) outcome {
 	p := makePlan(c, result.Rules, grafts, r.memory.rules(c.Key, c.PID, c.StartTime), r.now())
 	if p.busy != nil {
 		r.queue.addAfter(c.Key, r.firstRetry)
@@ -151,7 +169,7 @@ func (r *reconciler) carryOut(ctx context.Context, c *Container, result policy.R
 	case len(result.Problems) > 0:
 		return outcome{StateRefused, firstProblem(result.Problems), false}
 	case p.ended > 0:
-		return outcome{StateNone, "its rules are over for this task: their ttl has ended or they were recovered", false}
+		return outcome{StateNone, reasonOver, false}
 	}
 	return outcome{state: StateNone}
 }

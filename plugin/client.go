@@ -96,7 +96,11 @@ func (c *Client) get(ctx context.Context, path string, out any) error {
 }
 
 func (c *Client) fetch(ctx context.Context, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://faultgraft"+path, nil)
+	return c.do(ctx, http.MethodGet, path, nil)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, body io.Reader) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://faultgraft"+path, body)
 	if err != nil {
 		return nil, err
 	}
@@ -116,6 +120,14 @@ func (c *Client) fetch(ctx context.Context, path string) ([]byte, error) {
 	}
 	if len(b) > maxAnswer {
 		return nil, fmt.Errorf("%s: %s: an answer of more than %d bytes", c.socket, path, maxAnswer)
+	}
+	var said apiError
+	if resp.StatusCode != http.StatusOK && json.Unmarshal(b, &said) == nil && said.Error != "" {
+		err := errors.New(said.Error) // whole, for a person
+		if resp.StatusCode == http.StatusNotFound {
+			err = &notFoundError{err}
+		}
+		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s: %s: %s: %s", c.socket, path, resp.Status, strings.TrimSpace(string(b)))

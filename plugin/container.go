@@ -18,7 +18,7 @@ const (
 	StateNone State = "none"
 	// StatePending: it has rules, and its task is not there yet or the graft is being made.
 	StatePending State = "pending"
-	// StateActive: a graft is on.
+	// StateActive: a graft is on, or a kernel fault in force.
 	StateActive State = "active"
 	// StateRefused: its labels are wrong, or it is protected.
 	StateRefused State = "refused"
@@ -57,15 +57,17 @@ type Container struct {
 	State  State     `json:"state"`
 	Reason string    `json:"reason,omitempty"`
 	Since  time.Time `json:"since"`
-	// Problems are errors in its labels, one line each.
+	// Problems are errors in its labels, and rules that cannot be carried out here, one line each.
 	Problems []string `json:"problems,omitempty"`
-	// Grafts are the ids of the grafts on it now, whoever asked for them.
+	// Grafts are the ids of the grafts and kernel faults on it now, whoever asked for them.
 	Grafts []string `json:"grafts,omitempty"`
 	// Protected says why no fault may touch it; empty: one may.
 	Protected string `json:"protected,omitempty"`
 
 	// annotated are the keys of Labels that came from an annotation.
 	annotated map[string]bool
+	// refusals are kernel rules that cannot be carried out here, one line each.
+	refusals []string
 }
 
 // Where a container was seen.

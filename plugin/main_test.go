@@ -188,7 +188,7 @@ func newBench(t *testing.T, n *node, dir string, change func(*reconciler)) *benc
 	}
 	reg := &registry{all: map[Key]Container{}}
 	r := &reconciler{
-		grafter: n, lookup: reg, memory: mem, metrics: newMetrics(), log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		grafter: n, lookup: reg, memory: mem, metrics: newMetrics(), log: logTo(t),
 		check: func(pid int) (uint64, error) {
 			start, err := startTime(pid)
 			if err != nil {
@@ -201,6 +201,9 @@ func newBench(t *testing.T, n *node, dir string, change func(*reconciler)) *benc
 	if change != nil {
 		change(r)
 	}
+	if r.faults == nil {
+		r.faults = newFakeFaults(t, &fakeKernel{})
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r.open(ctx, settingsOf(Options{}.withDefaults()))
 	r.metrics.registry.MustRegister(liveCollector{r})
@@ -208,9 +211,14 @@ func newBench(t *testing.T, n *node, dir string, change func(*reconciler)) *benc
 		r.queue.close()
 		cancel()
 		r.queue.wait()
+		if err := r.faults.close(); err != nil {
+			t.Error(err)
+		}
 	})
 	return &bench{r, n, reg, dir}
 }
+
+func logTo(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
 
 // settle pokes a container and waits for the run.
 func (b *bench) settle(t *testing.T, k Key) Container {

@@ -46,6 +46,10 @@ type appliedRule struct {
 	Done  bool      `json:"done"`
 	// Graft is the id of the graft that it is in.
 	Graft string `json:"graft,omitempty"`
+	// Kernel marks a kernel rule. Over: its time is up, or a person ended it. One that
+	// is not over is armed again by the next agent, for the rest of its time.
+	Kernel bool `json:"kernel,omitempty"`
+	Over   bool `json:"over,omitempty"`
 }
 
 type memoryForm struct {
@@ -111,14 +115,48 @@ func (m *memory) rules(k Key, pid int, start uint64) []appliedRule {
 	return nil
 }
 
-// set replaces what was applied to a task, and saves.
+// set replaces the io rules that were applied to a task, and saves.
 func (m *memory) set(k Key, pid int, start uint64, rules []appliedRule) error {
+	return m.put(k, pid, start, rules, false)
+}
+
+// setKernel replaces the kernel rules that were applied to a task, and saves.
+func (m *memory) setKernel(k Key, pid int, start uint64, rules []appliedRule) error {
+	return m.put(k, pid, start, rules, true)
+}
+
+// put replaces the rules of one kind and leaves those of the other.
+func (m *memory) put(k Key, pid int, start uint64, rules []appliedRule, kernel bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	rules = slices.Clone(rules)
+	if t := m.tasks[k]; t.PID == pid && t.StartTime == start {
+		for _, a := range t.Rules {
+			if a.Kernel != kernel {
+				rules = append(rules, a)
+			}
+		}
+	}
 	if len(rules) == 0 {
 		delete(m.tasks, k)
 	} else {
-		m.tasks[k] = task{PID: pid, StartTime: start, Rules: slices.Clone(rules)}
+		m.tasks[k] = task{PID: pid, StartTime: start, Rules: rules}
+	}
+	return m.save()
+}
+
+// over marks a kernel rule of a task, if it is remembered, and saves.
+func (m *memory) over(k Key, pid int, start uint64, name, text string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := m.tasks[k]
+	if t.PID != pid || t.StartTime != start {
+		return nil
+	}
+	for i, a := range t.Rules {
+		if a.Kernel && a.Name == name && a.Text == text {
+			t.Rules[i].Over = true
+		}
 	}
 	return m.save()
 }

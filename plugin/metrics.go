@@ -12,16 +12,18 @@ import (
 
 // metrics are what GET /metrics tells; docs/plugin.md lists them.
 type metrics struct {
-	registry  *prometheus.Registry
-	seen      *prometheus.CounterVec
-	problems  *prometheus.CounterVec
-	grafts    *prometheus.CounterVec
-	pause     *prometheus.HistogramVec
-	longest   *prometheus.HistogramVec
-	reconcile prometheus.Histogram
-	nri       *prometheus.HistogramVec
-	late      prometheus.Counter
-	connected *prometheus.GaugeVec
+	registry *prometheus.Registry
+	seen     *prometheus.CounterVec
+	problems *prometheus.CounterVec
+	grafts   *prometheus.CounterVec
+	// kernelFaults counts what was done with them.
+	kernelFaults *prometheus.CounterVec
+	pause        *prometheus.HistogramVec
+	longest      *prometheus.HistogramVec
+	reconcile    prometheus.Histogram
+	nri          *prometheus.HistogramVec
+	late         prometheus.Counter
+	connected    *prometheus.GaugeVec
 }
 
 func newMetrics() *metrics {
@@ -34,6 +36,8 @@ func newMetrics() *metrics {
 			Help: "Things that kept a container from what its labels ask for, by kind."}, []string{"kind"}),
 		grafts: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "faultgraft_graft_operations_total",
 			Help: "Grafts that the agent made, whose rules it changed, that it recovered, and what of these failed."}, []string{"result"}),
+		kernelFaults: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "faultgraft_kernel_fault_operations_total",
+			Help: "Kernel faults that the agent armed, that have ended, and that could not be armed."}, []string{"result"}),
 		pause: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "faultgraft_pause_seconds",
 			Help: "From the first process stopped to the last one resumed, by what was done: graft, change, ungraft.", Buckets: buckets}, []string{"operation"}),
 		longest: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "faultgraft_process_pause_seconds",
@@ -47,7 +51,7 @@ func newMetrics() *metrics {
 		connected: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "faultgraft_connected",
 			Help: "1 while the agent is connected to the source, else 0."}, []string{"source"}),
 	}
-	m.registry.MustRegister(m.seen, m.problems, m.grafts, m.pause, m.longest, m.reconcile, m.nri, m.late, m.connected,
+	m.registry.MustRegister(m.seen, m.problems, m.grafts, m.kernelFaults, m.pause, m.longest, m.reconcile, m.nri, m.late, m.connected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, s := range []string{sourceNRI, sourceContainerd} {
 		m.connected.WithLabelValues(s).Set(0)
@@ -74,11 +78,20 @@ var (
 	graftsDesc     = prometheus.NewDesc("faultgraft_grafts", "Grafts on this node now, by state and by who asked for them.", []string{"state", "origin"}, nil)
 	matchedDesc    = prometheus.NewDesc("faultgraft_rule_matched_total", "Operations that a rule of a live graft matched.", []string{"graft", "container", "rule"}, nil)
 	firedDesc      = prometheus.NewDesc("faultgraft_rule_fired_total", "Faults that a rule of a live graft injected.", []string{"graft", "container", "rule"}, nil)
+
+	kernelLabels        = []string{"fault", "container", "rule", "hook"}
+	kernelFaultsDesc    = prometheus.NewDesc("faultgraft_kernel_faults", "Kernel faults in force now, by hook point, by backend and by who asked for them.", []string{"hook", "backend", "origin"}, nil)
+	kernelEvaluatedDesc = prometheus.NewDesc("faultgraft_kernel_faults_evaluated_total", "How often the hook point of a live kernel fault was reached in its cgroup.", kernelLabels, nil)
+	kernelMatchedDesc   = prometheus.NewDesc("faultgraft_kernel_faults_matched_total", "How often the rule of a live kernel fault was about what reached it.", kernelLabels, nil)
+	kernelInjectedDesc  = prometheus.NewDesc("faultgraft_kernel_faults_injected_total", "Errors that a live kernel fault injected.", kernelLabels, nil)
+	kernelDroppedDesc   = prometheus.NewDesc("faultgraft_kernel_faults_dropped_events_total", "Injections of a live kernel fault that are not in the event log, because the kernel's buffer was full.", kernelLabels, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (l liveCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{containersDesc, graftsDesc, matchedDesc, firedDesc} {
+	for _, d := range []*prometheus.Desc{
+		containersDesc, graftsDesc, matchedDesc, firedDesc, kernelFaultsDesc, kernelEvaluatedDesc, kernelMatchedDesc, kernelInjectedDesc, kernelDroppedDesc,
+	} {
 		ch <- d
 	}
 }
@@ -92,6 +105,7 @@ func (l liveCollector) Collect(ch chan<- prometheus.Metric) {
 	for s, n := range states {
 		ch <- prometheus.MustNewConstMetric(containersDesc, prometheus.GaugeValue, float64(n), string(s))
 	}
+	l.collectKernel(ch)
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	grafts, err := l.r.grafter.List(ctx)
@@ -114,5 +128,24 @@ func (l liveCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for l, n := range counts {
 		ch <- prometheus.MustNewConstMetric(graftsDesc, prometheus.GaugeValue, float64(n), l.state, l.origin)
+	}
+}
+
+// collectKernel tells of the kernel faults.
+func (l liveCollector) collectKernel(ch chan<- prometheus.Metric) {
+	type label struct{ hook, backend, origin string }
+	counts := map[label]int{}
+	for _, f := range l.r.kernelFaults() {
+		k, n := f.Kernel, f.Kernel.Counters
+		counts[label{k.Hook, k.Backend, string(f.Origin)}]++
+		for _, m := range []struct {
+			desc  *prometheus.Desc
+			value uint64
+		}{{kernelEvaluatedDesc, n.Evaluated}, {kernelMatchedDesc, n.Matched}, {kernelInjectedDesc, n.Injected}, {kernelDroppedDesc, n.Dropped}} {
+			ch <- prometheus.MustNewConstMetric(m.desc, prometheus.CounterValue, float64(m.value), f.ID, f.Target.ID, f.Rules[0].Name, k.Hook)
+		}
+	}
+	for l, n := range counts {
+		ch <- prometheus.MustNewConstMetric(kernelFaultsDesc, prometheus.GaugeValue, float64(n), l.hook, l.backend, l.origin)
 	}
 }

@@ -54,6 +54,7 @@ func (s *settings) watches(namespace string) bool {
 // the grafts that are there and what was applied to the task before.
 type reconciler struct {
 	grafter  Grafter
+	faults   *kernelFaults
 	lookup   lookup
 	memory   *memory
 	metrics  *metrics
@@ -90,6 +91,7 @@ func (r *reconciler) open(ctx context.Context, s *settings) {
 	r.records = map[Key]*record{}
 	r.queue = newQueue(ctx, workers, r.reconcile)
 	r.settings.Store(s)
+	r.faults.ended = r.kernelFaultEnded
 }
 
 // observe takes a container as NRI describes it. The channel is closed when the
@@ -165,6 +167,10 @@ func (r *reconciler) remove(k Key) {
 	delete(r.records, k)
 	r.mu.Unlock()
 	r.forget(k)
+	faults := r.faults.where(func(f *liveFault) bool { return f.target.Namespace == k.Namespace && f.target.ID == k.ID })
+	if err := r.faults.disarmAll(faults, endTask); err != nil {
+		r.log.Error("kernel faults of a container that was deleted", "container", k.String(), "err", err)
+	}
 }
 
 // retain pokes what is known in a namespace and is not in the list, as after a lost connection.
@@ -203,6 +209,28 @@ func (r *reconciler) containers() []Container {
 		return strings.Compare(a.Namespace+"/"+a.DisplayName()+"/"+a.ID, b.Namespace+"/"+b.DisplayName()+"/"+b.ID)
 	})
 	return out
+}
+
+// kernelFaults lists the kernel faults, those that were found in the kernel with
+// the name of the container whose cgroup they are in.
+func (r *reconciler) kernelFaults() []KernelFault {
+	all := r.faults.list()
+	var known []Container
+	for i, f := range all {
+		if f.Target.PID != 0 || f.Target.Namespace != "" {
+			continue
+		}
+		if known == nil {
+			known = r.containers()
+		}
+		for _, c := range known {
+			// The names of cgroups have the container's id in them, whichever driver made them.
+			if strings.Contains(f.Kernel.Cgroup.Path, c.ID) {
+				all[i].Target = c.Target()
+			}
+		}
+	}
+	return all
 }
 
 // reconcile is one run of the loop for one container.
@@ -297,6 +325,7 @@ func (r *reconciler) store(pid int, c Container, out outcome, problems []*policy
 	for _, p := range problems {
 		c.Problems = append(c.Problems, p.Error())
 	}
+	c.Problems = append(c.Problems, c.refusals...)
 	var fresh []string
 	r.mu.Lock()
 	rec := r.records[c.Key]
@@ -325,8 +354,12 @@ func (r *reconciler) store(pid int, c Container, out outcome, problems []*policy
 	r.mu.Unlock()
 
 	for _, p := range fresh {
-		r.metrics.problems.WithLabelValues("label").Inc()
-		r.log.Warn("bad label", "container", c.String(), "name", c.DisplayName(), "problem", p)
+		kind, what := "label", "bad label"
+		if slices.Contains(c.refusals, p) {
+			kind, what = "kernel", "kernel rule refused"
+		}
+		r.metrics.problems.WithLabelValues(kind).Inc()
+		r.log.Warn(what, "container", c.String(), "name", c.DisplayName(), "problem", p)
 	}
 	if was != out.state || wasReason != out.reason {
 		switch out.state {
@@ -334,7 +367,7 @@ func (r *reconciler) store(pid int, c Container, out outcome, problems []*policy
 			r.metrics.problems.WithLabelValues("graft").Inc()
 			r.log.Error("a container is not as its labels ask", "container", c.String(), "name", c.DisplayName(), "reason", out.reason, "retry", retry)
 		case StateRefused:
-			if len(problems) == 0 {
+			if len(problems)+len(c.refusals) == 0 {
 				r.metrics.problems.WithLabelValues("protected").Inc()
 				r.log.Warn("refused a protected container", "container", c.String(), "name", c.DisplayName(), "reason", out.reason)
 			}

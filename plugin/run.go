@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/nri/pkg/stub"
 
+	"github.com/faultgraft/faultgraft/kernel"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/policy"
 )
@@ -123,8 +124,9 @@ func (a *agent) setup(c Config) error {
 		o.Grafter = &keeper.Client{StateDir: o.StateDir}
 	}
 	a.opts, a.runtime, a.cancelWork = o, d, cancel
+	faults := newKernelFaults(runningKernel(kernel.Options{Log: a.log}), o.StateDir, a.log)
 	a.loop = &reconciler{
-		grafter: o.Grafter, lookup: d, memory: mem, metrics: a.metrics, log: a.log, check: checkProcess, now: time.Now, firstRetry: defaultFirstRetry, blind: warning != nil,
+		grafter: o.Grafter, faults: faults, lookup: d, memory: mem, metrics: a.metrics, log: a.log, check: checkProcess, now: time.Now, firstRetry: defaultFirstRetry, blind: warning != nil,
 	}
 	a.loop.open(work, settingsOf(o))
 	a.metrics.registry.MustRegister(liveCollector{a.loop})
@@ -266,6 +268,10 @@ func (a *agent) run(ctx context.Context, body func(context.Context) error) error
 	defer cancel()
 	srv := &server{loop: a.loop, log: a.log, health: a.health}
 	watch := &watcher{runtime: a.runtime, loop: a.loop, state: &a.containerd, log: a.log, kick: a.kick}
+	if err := a.loop.faults.adopt(); err != nil {
+		a.metrics.problems.WithLabelValues("kernel").Inc()
+		a.log.Error("kernel faults that outlived an earlier agent", "err", err)
+	}
 	var wg sync.WaitGroup
 	errs := make(chan error, 2)
 	listening := make(chan struct{})
@@ -291,9 +297,10 @@ func (a *agent) run(ctx context.Context, body func(context.Context) error) error
 	<-ctx.Done()
 	a.notify("STOPPING=1")
 	wg.Wait()
+	kerr := a.loop.faults.close() // first: nothing else ends them
 	a.stopWork()
-	err := errors.Join(<-errs, <-errs, a.runtime.Close())
-	a.log.Info("the agent ends; grafts stay with their keepers", "err", err)
+	err := errors.Join(<-errs, <-errs, kerr, a.runtime.Close())
+	a.log.Info("the agent ends; grafts stay with their keepers, kernel faults have ended but for those that were asked to outlive it", "err", err)
 	return err
 }
 

@@ -84,6 +84,7 @@ func (s *server) serve(ctx context.Context, stateDir string, ready func()) error
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/containers", s.containers)
+	s.kernelRoutes(mux)
 	mux.HandleFunc("GET /v1/healthz", func(w http.ResponseWriter, _ *http.Request) { s.write(w, s.health()) })
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.loop.metrics.registry, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,
@@ -116,7 +117,8 @@ func (s *server) refresh(ctx context.Context, grafts []keeper.Graft) {
 	var runs []<-chan struct{}
 	for _, c := range s.loop.containers() {
 		own := graftsOf(grafts, &c, s.loop.memory.rules(c.Key, c.PID, c.StartTime))
-		if c.State == StateActive && !slices.ContainsFunc(own, func(g keeper.Graft) bool { return g.Origin != keeper.OriginUser }) {
+		labelled := func(f *liveFault) bool { return f.of(c.Key, c.PID, c.StartTime) && f.origin != keeper.OriginUser }
+		if c.State == StateActive && len(s.loop.faults.where(labelled)) == 0 && !slices.ContainsFunc(own, func(g keeper.Graft) bool { return g.Origin != keeper.OriginUser }) {
 			runs = append(runs, s.loop.queue.add(c.Key, true))
 		}
 	}
@@ -140,6 +142,12 @@ func (s *server) withGrafts(cs []Container, grafts []keeper.Graft) []Container {
 			c.Grafts = append(c.Grafts, g.ID)
 			if c.State == StateNone && g.Origin == keeper.OriginUser && g.State == keeper.StateActive {
 				c.State, c.Reason, c.Since = StateActive, "by inject", g.Since
+			}
+		}
+		for _, f := range s.loop.faults.where(func(f *liveFault) bool { return f.of(c.Key, c.PID, c.StartTime) }) {
+			c.Grafts = append(c.Grafts, f.id)
+			if c.State == StateNone {
+				c.State, c.Reason, c.Since = StateActive, "by inject", f.since
 			}
 		}
 	}

@@ -21,17 +21,19 @@ import (
 
 type injectOptions struct {
 	*global
-	pid    int
-	path   string
-	name   string
-	limits graft.Limits
+	pid     int
+	path    string
+	name    string
+	kernel  []string
+	outlive bool
+	limits  graft.Limits
 }
 
 func newInjectCommand(g *global) *cobra.Command {
 	o := &injectOptions{global: g}
 	c := &cobra.Command{
-		Use:   "inject (CONTAINER | --pid PID) [--path PATH] 'RULE'...",
-		Short: "Graft a fault layer onto a running container or process tree",
+		Use:   "inject (CONTAINER | --pid PID) [--path PATH] [--kernel 'RULE'] ['RULE'...]",
+		Short: "Graft a fault layer onto a running container or process tree, or fail calls of the kernel in it",
 		Long: `Graft a fault layer over PATH of a running container, or of a process and its
 descendants, and print the graft's id.
 
@@ -46,15 +48,24 @@ stopping the target; see also faultgraft update.
 
 A PID whose mount namespace is the host's own is grafted too; the layer is then
 visible to every process there, but only PID and its descendants get faults, and
-only their open files are moved.`,
+only their open files are moved.
+
+A rule of the kind kernel, given like the others or with --kernel, fails a function of
+the kernel for the processes in the target's cgroup, and for those that they start.
+The node agent (faultgraft plugin) holds it and logs what it injects; when the agent
+ends, so does the fault. With --outlive it is pinned in the kernel until its ttl is
+over, with or without an agent. Of several rules all are put in force, or none.`,
 		Example: `  faultgraft inject pg --path /var/lib/postgresql 'io error=EIO op=fsync p=5% ttl=1m'
-  faultgraft inject --pid 4711 --path /data 'io error=ENOSPC op=write' 'io latency=20ms op=read'`,
+  faultgraft inject --pid 4711 --path /data 'io error=ENOSPC op=write' 'io latency=20ms op=read'
+  faultgraft inject pg --kernel 'hook=syscall:mount error=ENOMEM times=3 ttl=1m'`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error { return o.run(c, args) },
 	}
 	f := c.Flags()
 	f.IntVar(&o.pid, "pid", 0, "first process of the target, instead of a container")
 	f.StringVar(&o.path, "path", "", "path to graft, as the target sees it")
+	f.StringArrayVar(&o.kernel, "kernel", nil, "a kernel rule, with or without the word kernel before it; may be repeated")
+	f.BoolVar(&o.outlive, "outlive", false, "keep kernel faults until their ttl is over, also without the node agent")
 	f.StringVar(&o.name, "name", "rule", "name of the rule in ps and events")
 	limitFlags(f, &o.limits, "moved onto the layer")
 	g.outputFlag(c)
@@ -72,16 +83,22 @@ func (o *injectOptions) run(c *cobra.Command, args []string) error {
 			return errors.New("name a container, or a process with --pid")
 		}
 		ref, args = args[0], args[1:]
-		if strings.HasPrefix(ref, "io ") || strings.HasPrefix(ref, "kernel ") {
+		if strings.HasPrefix(ref, "io ") || isKernelRule(ref) {
 			return fmt.Errorf("%q is a rule: name a container before it, or a process with --pid", ref)
 		}
+	}
+	for _, text := range o.kernel {
+		args = append(args, kernelText(text))
 	}
 	if len(args) == 0 {
 		return errors.New("give a rule, for instance 'io error=EIO op=fsync ttl=1m'")
 	}
-	byPath, err := o.rules(args)
+	byPath, inKernel, err := o.rules(args)
 	if err != nil {
 		return err
+	}
+	if o.outlive && len(inKernel) == 0 {
+		return errors.New("--outlive is for kernel rules; a graft outlives its command anyway")
 	}
 	target := keeper.Target{ID: fmt.Sprintf("pid-%d", o.pid), PID: o.pid}
 	if ref != "" {
@@ -91,28 +108,39 @@ func (o *injectOptions) run(c *cobra.Command, args []string) error {
 			return err
 		}
 	}
-	return o.inject(c, target, byPath)
+	return o.inject(c, target, byPath, inKernel)
 }
 
-// rules parses the rules and groups them by the path that they need a layer over.
-func (o *injectOptions) rules(texts []string) (map[string][]policy.Rule, error) {
+// rules parses the rules and groups those for a layer by the path that they need it over.
+func (o *injectOptions) rules(texts []string) (byPath map[string][]policy.Rule, inKernel []policy.Rule, err error) {
 	if o.path != "" {
 		if !path.IsAbs(o.path) {
-			return nil, fmt.Errorf("--path %s: not an absolute path", o.path)
+			return nil, nil, fmt.Errorf("--path %s: not an absolute path", o.path)
 		}
 		o.path = path.Clean(o.path)
 	}
 	rules, err := parseRules(o.name, o.path, texts)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	for i := range rules {
-		rules[i].EnsureSeed(rand.Uint64)
+	var onFiles []policy.Rule
+	for _, r := range rules {
+		r.EnsureSeed(rand.Uint64)
+		if r.Kernel != nil {
+			inKernel = append(inKernel, r)
+		} else {
+			onFiles = append(onFiles, r)
+		}
 	}
-	if o.path != "" {
-		return map[string][]policy.Rule{o.path: rules}, nil
+	switch {
+	case o.path == "":
+		byPath = policy.GraftPaths(onFiles)
+	case len(onFiles) == 0:
+		return nil, nil, errors.New("--path says where a layer goes; a kernel rule needs none")
+	default:
+		byPath = map[string][]policy.Rule{o.path: onFiles}
 	}
-	return policy.GraftPaths(rules), nil
+	return byPath, inKernel, nil
 }
 
 // parseRules reads rules for a layer over a path; "" when the rules say it.
@@ -131,7 +159,7 @@ func parseRules(name, layer string, texts []string) ([]policy.Rule, error) {
 		if err != nil {
 			return nil, detailed(err)
 		}
-		if layer != "" && !r.IO.Touches(layer) {
+		if layer != "" && r.IO != nil && !r.IO.Touches(layer) {
 			return nil, fmt.Errorf("rule %q: path=%s does not lie in %s, where the layer is: it could never fire", text, r.IO.Path, layer)
 		}
 		rules = append(rules, r)
@@ -148,7 +176,15 @@ func detailed(err error) error {
 	return err
 }
 
-func (o *injectOptions) inject(c *cobra.Command, t keeper.Target, byPath map[string][]policy.Rule) error {
+func (o *injectOptions) inject(c *cobra.Command, t keeper.Target, byPath map[string][]policy.Rule, inKernel []policy.Rule) error {
+	var faults []plugin.KernelFault
+	if len(inKernel) > 0 {
+		var err error
+		req := plugin.KernelRequest{Target: t, Rules: inKernel, Origin: keeper.OriginUser, Outlive: o.outlive}
+		if faults, err = o.injectKernel(c.Context(), req); err != nil {
+			return err
+		}
+	}
 	paths := make([]string, 0, len(byPath))
 	for p := range byPath {
 		paths = append(paths, p)
@@ -160,16 +196,27 @@ func (o *injectOptions) inject(c *cobra.Command, t keeper.Target, byPath map[str
 			Path: p, Rules: byPath[p], Limits: o.limits, Origin: keeper.OriginUser,
 		})
 		if err != nil {
+			// Half of what was asked for is not what was asked for.
+			undo := context.WithoutCancel(c.Context())
 			for _, d := range done {
-				// Half of what was asked for is not what was asked for.
-				err = errors.Join(err, o.takeBack(context.WithoutCancel(c.Context()), d))
+				err = errors.Join(err, o.takeBack(undo, d))
+			}
+			for _, f := range faults {
+				_, kerr := o.endKernel(undo, f.ID)
+				err = errors.Join(err, kerr)
 			}
 			return err
 		}
 		done = append(done, g)
 	}
 	if o.output != "table" {
-		return o.print(c.OutOrStdout(), done)
+		return o.print(c.OutOrStdout(), listed(done, faults, nil))
+	}
+	for _, f := range faults {
+		if _, err := fmt.Fprintln(c.OutOrStdout(), f.ID); err != nil {
+			return err
+		}
+		explainKernel(c.ErrOrStderr(), f)
 	}
 	for _, g := range done {
 		_, err := fmt.Fprintln(c.OutOrStdout(), g.ID)

@@ -44,26 +44,44 @@ func (g *global) print(w io.Writer, v any) error {
 func newPsCommand(g *global) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "ps",
-		Short: "List grafts, their rules and what they did",
-		Long: `List the grafts on this node, with how often each rule matched and fired, and the
-containers whose labels were refused, with the reason.`,
+		Short: "List grafts and kernel faults, their rules and what they did",
+		Long: `List the grafts and kernel faults on this node, with how often each rule matched and
+fired, and the containers whose labels were refused, with the reason.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := g.checkOutput(); err != nil {
 				return err
 			}
 			grafts, err := g.keepers().List(c.Context())
+			faults, kerr := g.kernelFaults(c.Context())
 			refused, rerr := g.refused(c.Context())
-			err = errors.Join(err, rerr)
-			grafts = append(grafts, refused...)
+			err = errors.Join(err, kerr, rerr)
 			if g.output != "table" {
-				return errors.Join(g.print(c.OutOrStdout(), grafts), err)
+				return errors.Join(g.print(c.OutOrStdout(), listed(grafts, faults, refused)), err)
 			}
-			return errors.Join(printGrafts(c.OutOrStdout(), grafts), err)
+			for _, f := range faults {
+				grafts = append(grafts, asGraft(f))
+			}
+			return errors.Join(printGrafts(c.OutOrStdout(), append(grafts, refused...)), err)
 		},
 	}
 	g.outputFlag(c)
 	return c
+}
+
+// listed is one list of all there is: kernel faults have the fields of grafts, and `kernel` instead of `path`.
+func listed(grafts []keeper.Graft, faults []plugin.KernelFault, refused []keeper.Graft) []any {
+	all := []any{}
+	for _, gr := range grafts {
+		all = append(all, gr)
+	}
+	for _, f := range faults {
+		all = append(all, f)
+	}
+	for _, gr := range refused {
+		all = append(all, gr)
+	}
+	return all
 }
 
 // refused asks the node agent, if there is one, for containers that have no graft though their labels ask for one.
@@ -99,7 +117,7 @@ func printGrafts(w io.Writer, grafts []keeper.Graft) error {
 	line := func(format string, args ...any) {
 		_, _ = fmt.Fprintf(t, format, args...) // tabwriter keeps the error for Flush
 	}
-	line("GRAFT\tTARGET\tPID\tPATH\tSTATE\tRULE\tMATCHED\tFIRED\tENDS IN\n")
+	line("ID\tTARGET\tPID\tPATH\tSTATE\tRULE\tMATCHED\tFIRED\tENDS IN\n")
 	for _, g := range grafts {
 		name := displayName(g.Target)
 		path := g.Path
@@ -138,8 +156,8 @@ func printGrafts(w io.Writer, grafts []keeper.Graft) error {
 
 func newShowCommand(g *global) *cobra.Command {
 	c := &cobra.Command{
-		Use:   "show GRAFT",
-		Short: "Show one graft with its rules in full",
+		Use:   "show ID",
+		Short: "Show one graft or kernel fault with its rules in full",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if g.output == "table" {
@@ -147,6 +165,9 @@ func newShowCommand(g *global) *cobra.Command {
 			}
 			if err := g.checkOutput(); err != nil {
 				return err
+			}
+			if plugin.IsKernelFault(args[0]) {
+				return g.showKernel(c, args[0])
 			}
 			gr, err := g.keepers().Find(c.Context(), args[0])
 			if err != nil {
@@ -163,7 +184,7 @@ func newEventsCommand(g *global) *cobra.Command {
 	var follow bool
 	c := &cobra.Command{
 		Use:   "events",
-		Short: "Print what happened: grafts, ungrafts and every injected fault",
+		Short: "Print what happened: grafts, kernel faults, and every injected fault",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := g.checkOutput(); err != nil {
@@ -190,7 +211,10 @@ func eventLine(e keeper.Event) string {
 		who = e.Target
 	}
 	s := fmt.Sprintf("%s  %-8s %s %s", e.Time.Local().Format("15:04:05.000000"), e.Type, e.Graft, who)
-	if e.Type == keeper.EventFault {
+	switch {
+	case e.Type == keeper.EventFault && e.Hook != "":
+		return s + kernelOutcome(e)
+	case e.Type == keeper.EventFault:
 		s += fmt.Sprintf("  %s #%d: %s %s", e.Rule, e.N, e.Op, e.Path)
 		if e.Size > 0 {
 			s += fmt.Sprintf(" [%d+%d]", e.Offset, e.Size)
@@ -210,6 +234,9 @@ func eventLine(e keeper.Event) string {
 	}
 	if e.Path != "" {
 		s += "  " + e.Path
+	}
+	if e.Hook != "" {
+		s += fmt.Sprintf("  kernel %s (%s)", e.Hook, e.Backend)
 	}
 	if e.By != "" {
 		s += "  by " + string(e.By)
@@ -246,28 +273,48 @@ func outcome(e keeper.Event) string {
 func newRecoverCommand(g *global) *cobra.Command {
 	var all, purge bool
 	c := &cobra.Command{
-		Use:   "recover (GRAFT... | --all)",
-		Short: "Take layers off: the target is as it was before",
+		Use:   "recover (ID... | --all)",
+		Short: "Take layers off and end kernel faults: the target is as it was before",
 		RunE: func(c *cobra.Command, ids []string) error {
 			if err := g.checkOutput(); err != nil {
 				return err
 			}
 			if all == (len(ids) > 0) {
-				return errors.New("name grafts (see faultgraft ps), or say --all")
+				return errors.New("name grafts or kernel faults (see faultgraft ps), or say --all")
 			}
 			if purge && !all {
 				return errors.New("--purge goes with --all")
 			}
 			var errs []error
 			if all {
+				faults, err := g.kernelFaults(c.Context())
+				errs = append(errs, err)
+				for _, f := range faults {
+					ids = append(ids, f.ID)
+				}
 				grafts, err := g.keepers().List(c.Context())
 				errs = append(errs, err)
 				for _, gr := range grafts {
 					ids = append(ids, gr.ID)
 				}
 			}
-			done := []keeper.Graft{}
+			done := []any{}
 			for _, id := range ids {
+				if plugin.IsKernelFault(id) {
+					f, err := g.endKernel(c.Context(), id)
+					if all && errors.Is(err, plugin.ErrNoKernelFault) {
+						continue
+					}
+					if err != nil {
+						errs = append(errs, err)
+						continue
+					}
+					done = append(done, f)
+					if g.output == "table" {
+						errs = append(errs, kernelEnded(c.OutOrStdout(), f))
+					}
+					continue
+				}
 				gr, err := g.keepers().Ungraft(c.Context(), id)
 				if all && errors.Is(err, keeper.ErrNoGraft) {
 					continue // it ended by itself meanwhile
@@ -290,7 +337,7 @@ func newRecoverCommand(g *global) *cobra.Command {
 			return g.purge(c.Context())
 		},
 	}
-	c.Flags().BoolVar(&all, "all", false, "all grafts on this node")
+	c.Flags().BoolVar(&all, "all", false, "all grafts and kernel faults on this node")
 	c.Flags().BoolVar(&purge, "purge", false, "with --all: remove the state directory too, event log included")
 	g.outputFlag(c)
 	return c

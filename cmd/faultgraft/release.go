@@ -18,6 +18,9 @@ no rule, and print how many they were. The rules stay: what comes later hangs ag
 			if err := g.checkOutput(); err != nil {
 				return err
 			}
+			if err := refuseKernelFault(args[0], "it fails calls, and holds none"); err != nil {
+				return err
+			}
 			r, err := g.keepers().Release(c.Context(), args[0], rule)
 			if err != nil {
 				return err

@@ -32,6 +32,9 @@ no others.`,
 				return err
 			}
 			id, texts := args[0], args[1:]
+			if err := refuseKernelFault(id, "its rule cannot be changed in place; recover it, and inject the new rule"); err != nil {
+				return err
+			}
 			c.Keep = c.Keep || len(c.Drop) > 0
 			if len(texts) == 0 && len(c.Drop) == 0 {
 				return fmt.Errorf("give the rules that the graft is to have; faultgraft recover %s takes it off", id)

@@ -197,6 +197,9 @@ func checkRules(rules []policy.Rule) error {
 		if err := r.Check(); err != nil {
 			return fmt.Errorf("rule %s: %w", r.Name, err)
 		}
+		if r.IO == nil {
+			return fmt.Errorf("rule %s: a layer carries out io rules only; faultgraft inject --kernel takes kernel rules", r.Name)
+		}
 	}
 	return nil
 }

@@ -26,15 +26,19 @@ const (
 	EventRefused EventType = "refused"
 	EventServer  EventType = "server"
 	EventLost    EventType = "lost"
+	// EventArm and EventDisarm: a kernel fault is in force, and is no more.
+	EventArm    EventType = "arm"
+	EventDisarm EventType = "disarm"
 )
 
 // Event is one line of the event log: a graft, an ungraft, a change of rules, an injected fault, a refusal.
 type Event struct {
-	Time   time.Time `json:"time"`
-	Type   EventType `json:"type"`
-	Graft  string    `json:"graft,omitempty"`
-	Target string    `json:"target,omitempty"`
-	Name   string    `json:"name,omitempty"`
+	Time time.Time `json:"time"`
+	Type EventType `json:"type"`
+	// Graft is the id of the graft, or of the kernel fault.
+	Graft  string `json:"graft,omitempty"`
+	Target string `json:"target,omitempty"`
+	Name   string `json:"name,omitempty"`
 	// By is who asked for it.
 	By   Origin `json:"by,omitempty"`
 	Path string `json:"path,omitempty"`
@@ -44,7 +48,7 @@ type Event struct {
 	Action string `json:"action,omitempty"`
 	Offset int64  `json:"offset,omitempty"`
 	Size   int64  `json:"size,omitempty"`
-	// PID is the thread that made the call; UID its user.
+	// PID is the thread that made the call, for a kernel fault the process (TID is the thread); UID its user.
 	PID   uint32 `json:"pid,omitempty"`
 	UID   uint32 `json:"uid,omitempty"`
 	Errno string `json:"errno,omitempty"`
@@ -62,6 +66,17 @@ type Event struct {
 	// N is the number of the operation among those that the rule matched.
 	N       uint64 `json:"n,omitempty"`
 	Message string `json:"message,omitempty"`
+	// What follows is of kernel faults. Hook is the rule's hook point, Function the
+	// kernel function that failed for it, Backend the way.
+	Hook     string `json:"hook,omitempty"`
+	Function string `json:"function,omitempty"`
+	Backend  string `json:"backend,omitempty"`
+	TID      uint32 `json:"tid,omitempty"`
+	Comm     string `json:"comm,omitempty"`
+	// Cgroup is the id of the cgroup that the thread was in.
+	Cgroup uint64 `json:"cgroup,omitempty"`
+	// Stack are kernel functions, the failed one first, if the rule asks for them.
+	Stack []string `json:"stack,omitempty"`
 }
 
 // maxEventLog is the size at which the log is moved aside as events.jsonl.1, bytes.

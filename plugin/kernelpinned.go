@@ -1,0 +1,76 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/faultgraft/faultgraft/kernel"
+)
+
+// endPinned ends a fault that nobody in particular holds.
+func (k *kernelFaults) endPinned(id string) (KernelFault, error) {
+	pinned, err := k.outliving()
+	if err != nil {
+		return KernelFault{}, err
+	}
+	for _, p := range pinned {
+		if p.ID != id {
+			continue
+		}
+		f := pinnedFault(p)
+		if err := p.End(); err != nil {
+			return f, fmt.Errorf("kernel fault %s: %w", id, err)
+		}
+		k.log.Info("kernel fault ended", "fault", id, "cgroup", p.Cgroup.Path, "rule", p.Rule.Name, "why", endAsked, "injected", p.Counters.Injected)
+		k.events.ended(f)
+		return f, nil
+	}
+	return KernelFault{}, fmt.Errorf("%w: %s (see faultgraft ps)", ErrNoKernelFault, id)
+}
+
+// Direct works on kernel faults without an agent: those that are pinned in the
+// kernel until their ttl is over.
+type Direct struct {
+	// StateDir is where the event log is; empty means DefaultStateDir.
+	StateDir string
+	// PinDir is where faults are pinned; empty means kernel.DefaultPinDir.
+	PinDir string
+	Log    *slog.Logger
+}
+
+func (d Direct) faults() *kernelFaults {
+	if d.StateDir == "" {
+		d.StateDir = DefaultStateDir
+	}
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
+	}
+	return newKernelFaults(runningKernel(kernel.Options{PinDir: d.PinDir, Log: d.Log}), d.StateDir, d.Log)
+}
+
+// Inject arms faults that outlive this process: all of them, or none.
+func (d Direct) Inject(ctx context.Context, req KernelRequest) (made []KernelFault, err error) {
+	req.Outlive = true
+	k := d.faults()
+	defer func() { err = errors.Join(err, k.close()) }()
+	return k.inject(ctx, req)
+}
+
+// List gives the faults that outlived who armed them.
+func (d Direct) List() ([]KernelFault, error) {
+	pinned, err := d.faults().outliving()
+	out := make([]KernelFault, 0, len(pinned))
+	for _, p := range pinned {
+		out = append(out, pinnedFault(p))
+	}
+	return out, err
+}
+
+// End ends one of them.
+func (d Direct) End(id string) (f KernelFault, err error) {
+	k := d.faults()
+	defer func() { err = errors.Join(err, k.close()) }()
+	return k.endPinned(id)
+}
