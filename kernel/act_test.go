@@ -1,11 +1,14 @@
 package kernel
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,6 +34,7 @@ func TestMain(m *testing.M) {
 }
 
 func perform(act []string) int {
+	runtime.LockOSThread() // names are of threads
 	n := 1
 	if len(act) > 1 {
 		n, _ = strconv.Atoi(act[1])
@@ -61,6 +65,59 @@ func mountOnce() error {
 	return err
 }
 
+func socketOnce() error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err == nil {
+		err = unix.Close(fd)
+	}
+	return err
+}
+
+// connectOnce makes a connection of TCP on the loopback device, both ends of
+// which this thread serves: what arrives is handled in its softirqs.
+func connectOnce() error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	return errors.Join(c.Close(), l.Close())
+}
+
+// hold arms a fault in this process, says so, and waits to be killed. The words
+// are: hold, seconds of ttl, path of the cgroup, directory for pins or nothing.
+func hold(ttl int, words []string) int {
+	c, err := CgroupAt(words[2])
+	if err != nil {
+		return 240
+	}
+	r := rule(HookSyscall, "mount", unix.ENOMEM)
+	r.Trigger.TTL = time.Duration(ttl) * time.Second
+	o, f := Options{OnEvent: func(Event) {}}, Fault{ID: "held", Rule: r, Cgroup: c}
+	if len(words) > 3 {
+		o.PinDir, f.Outlive, o.OnEvent = words[3], true, nil
+	}
+	in, err := New(o)
+	if err == nil {
+		_, err = in.Arm(context.Background(), f)
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 241
+	}
+	fmt.Println("armed")
+	time.Sleep(time.Hour)
+	return 0
+}
+
+// writeFile writes to a file system without waiting for the disk.
+func writeFile(dir string) error {
+	return os.WriteFile(filepath.Join(dir, "written"), make([]byte, 64<<10), 0o644)
+}
+
 var acts = map[string]func(n int, act []string) int{
 	"mount": func(int, []string) int { return status(mountOnce()) },
 	// mounts n times and says how many failed
@@ -73,19 +130,19 @@ var acts = map[string]func(n int, act []string) int{
 		}
 		return failed
 	},
-	// pattern prints for each of n mounts whether it failed
+	// pattern prints for each of n sockets whether it failed
 	"pattern": func(n int, _ []string) int {
 		b := make([]byte, n)
 		for i := range b {
 			b[i] = '.'
-			if mountOnce() != nil {
+			if socketOnce() != nil {
 				b[i] = 'x'
 			}
 		}
 		fmt.Println(string(b))
 		return 0
 	},
-	// threads calls umount2 on nothing in n threads, 100 times each, and prints how often EXDEV came
+	// threads makes sockets in n threads, 100 each, and prints how often EXDEV came instead
 	"threads": func(n int, _ []string) int {
 		var wg sync.WaitGroup
 		var mu sync.Mutex
@@ -94,7 +151,7 @@ var acts = map[string]func(n int, act []string) int{
 			wg.Go(func() {
 				hits := 0
 				for range 100 {
-					if unix.Unmount("/nowhere", 0) == unix.EXDEV {
+					if socketOnce() == unix.EXDEV {
 						hits++
 					}
 				}
@@ -123,9 +180,24 @@ var acts = map[string]func(n int, act []string) int{
 		_ = unix.Rmdir("/tmp/made")
 		return status(err)
 	},
-	"socket": func(int, []string) int {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
-		_ = unix.Close(fd)
+	"socket": func(int, []string) int { return status(socketOnce()) },
+	// forkedas takes a name and has a fork mount, which has executed nothing
+	"forkedas": func(_ int, words []string) int {
+		if err := unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.StringData(words[2]+"\x00"))), 0, 0, 0); err != nil {
+			return 252
+		}
+		return forkMount()
+	},
+	"connect": func(int, []string) int { return status(connectOnce()) },
+	"write":   func(_ int, words []string) int { return status(writeFile(words[2])) },
+	"hold":    hold,
+	// pipe writes a page into a pipe
+	"pipe": func(int, []string) int {
+		var fds [2]int
+		if err := unix.Pipe(fds[:]); err != nil {
+			return 252
+		}
+		_, err := unix.Write(fds[1], make([]byte, 4096))
 		return status(err)
 	},
 	"pause":   func(int, []string) int { time.Sleep(time.Hour); return 0 },
@@ -151,7 +223,8 @@ var acts = map[string]func(n int, act []string) int{
 //
 //go:norace
 func forkMount() int {
-	fstype, at := [...]byte{'t', 'm', 'p', 'f', 's', 0}, [...]byte{'/', 't', 'm', 'p', 0}
+	fstype, at := [...]byte{'t', 'm', 'p', 'f', 's', 0}, [...]byte{'/', 't', 'm', 'p', '/', 'm', 0}
+	_ = os.Mkdir("/tmp/m", 0o755) // or it is there
 	var st unix.WaitStatus
 	pid, _, e := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 	if e != 0 {
@@ -165,6 +238,9 @@ func forkMount() int {
 	}
 	if _, err := unix.Wait4(int(pid), &st, 0, nil); err != nil {
 		return 253
+	}
+	if st.ExitStatus() == 0 {
+		_ = unix.Unmount("/tmp/m", unix.MNT_DETACH)
 	}
 	return st.ExitStatus()
 }

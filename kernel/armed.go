@@ -83,6 +83,9 @@ func (a *Armed) Counters() (Counters, error) {
 		defer a.mu.Unlock()
 		return a.final, nil
 	}
+	if a.injector.closed { // it outlives
+		return Counters{}, errClosed
+	}
 	var v targetState
 	if err := a.instance.targets.Lookup(a.fault.Cgroup.ID, &v); err != nil {
 		return Counters{}, fmt.Errorf("kernel fault %s: counters: %w", a.fault.ID, err)
@@ -109,6 +112,9 @@ func (a *Armed) Disarm() error {
 	i := a.instance
 	if i == nil {
 		return nil
+	}
+	if in.closed { // it outlives
+		return fmt.Errorf("kernel fault %s: %w: end it by Outliving", a.fault.ID, errClosed)
 	}
 	delete(in.armed, a.fault.ID)
 	err := a.end()

@@ -66,13 +66,16 @@ func newRingMap() (*ebpf.Map, error) {
 	return m, nil
 }
 
-// readRing takes the map over and begins to read.
-func readRing(m *ebpf.Map, deliver func(Event), log *slog.Logger) (*ring, error) {
-	reader, err := ringbuf.NewReader(m)
-	if err != nil {
+// readRing takes the map over and begins to read, if there is anybody to deliver to.
+func readRing(m *ebpf.Map, deliver func(Event), log *slog.Logger, faults map[uint64]*Armed) (*ring, error) {
+	r := &ring{buffer: m, deliver: deliver, log: log, ended: make(chan struct{}), faults: faults}
+	if deliver == nil {
+		return r, nil
+	}
+	var err error
+	if r.reader, err = ringbuf.NewReader(m); err != nil {
 		return nil, errors.Join(fmt.Errorf("read the injections: %w", err), m.Close())
 	}
-	r := &ring{buffer: m, reader: reader, deliver: deliver, log: log, ended: make(chan struct{}), faults: map[uint64]*Armed{}}
 	go r.run()
 	return r, nil
 }
@@ -85,6 +88,9 @@ func (r *ring) add(handle uint64, a *Armed) {
 
 // forget forgets a fault as soon as its last records were read.
 func (r *ring) forget(handle uint64) {
+	if r.reader == nil {
+		return
+	}
 	r.mu.Lock()
 	r.leaving = append(r.leaving, handle)
 	r.mu.Unlock()
@@ -95,6 +101,9 @@ func (r *ring) forget(handle uint64) {
 
 // close delivers what is in the buffer and frees it.
 func (r *ring) close() error {
+	if r.reader == nil {
+		return r.buffer.Close()
+	}
 	r.mu.Lock()
 	r.closing = true
 	r.mu.Unlock()

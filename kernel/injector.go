@@ -90,10 +90,12 @@ func (in *Injector) Close() error {
 	in.closed = true
 	var errs []error
 	for _, a := range in.armed {
-		errs = append(errs, a.end())
+		if !a.fault.Outlive {
+			errs = append(errs, a.end())
+		}
 	}
 	for _, i := range in.instances {
-		errs = append(errs, i.close())
+		errs = append(errs, i.release())
 	}
 	in.instances, in.armed = nil, nil
 	if in.ring != nil {
@@ -168,6 +170,9 @@ func (in *Injector) arm(f Fault) (*Armed, error) {
 	}
 	in.handles++
 	a := &Armed{fault: f, injector: in, handle: in.handles}
+	if f.Outlive {
+		return a, in.armOutliving(a)
+	}
 	for _, i := range in.instances {
 		if i.shape == shape && i.fits(f.Cgroup) {
 			return a, a.enter(i)
@@ -204,7 +209,12 @@ func (in *Injector) newInstance(f Fault) (*instance, error) {
 		if err != nil {
 			return nil, err
 		}
-		i := &instance{way: w, filters: filters, ring: in.ring, members: map[uint64]*Armed{}}
+		i := &instance{way: w, filters: filters, ring: in.ring, own: f.Outlive, members: map[uint64]*Armed{}}
+		if i.own { // it is read by whoever adopts the fault
+			if i.ring, err = in.newRing(); err != nil {
+				return nil, err
+			}
+		}
 		err = i.load(in.spec, k)
 		if err == nil {
 			return i, nil
@@ -231,13 +241,15 @@ func (in *Injector) look() (err error) {
 		}
 	}
 	if in.ring == nil && in.options.OnEvent != nil {
-		m, err := newRingMap()
-		if err != nil {
-			return err
-		}
-		if in.ring, err = readRing(m, in.options.OnEvent, in.options.Log); err != nil {
-			return err
-		}
+		in.ring, err = in.newRing()
 	}
-	return nil
+	return err
+}
+
+func (in *Injector) newRing() (*ring, error) {
+	m, err := newRingMap()
+	if err != nil {
+		return nil, err
+	}
+	return readRing(m, in.options.OnEvent, in.options.Log, map[uint64]*Armed{})
 }

@@ -30,7 +30,9 @@ type instance struct {
 	program *ebpf.Program
 	link    link.Link
 	filters *filters
-	ring    *ring // where its records go; nil for nowhere
+	ring    *ring  // where its records go; nil for nowhere
+	own     bool   // the ring is its own
+	pins    string // the directory in bpffs of what outlives this process; else empty
 	// members are the faults by the id of their cgroup.
 	members map[uint64]*Armed
 	deepest levels
@@ -207,6 +209,16 @@ func (i *instance) setLevels() error {
 
 // close takes all out of the kernel, the program that fails first.
 func (i *instance) close() error {
+	var err error
+	if i.pins != "" {
+		err = unpin(i.pins)
+		i.pins = ""
+	}
+	return errors.Join(err, i.release())
+}
+
+// release closes all that this process holds. What is pinned stays.
+func (i *instance) release() error {
 	var errs []error
 	if i.link != nil {
 		errs = append(errs, i.link.Close())
@@ -221,6 +233,10 @@ func (i *instance) close() error {
 		if m != nil {
 			errs = append(errs, m.Close())
 		}
+	}
+	if i.own && i.ring != nil {
+		errs = append(errs, i.ring.close())
+		i.ring = nil
 	}
 	i.link, i.program, i.targets, i.levels = nil, nil, nil, nil
 	return errors.Join(errs...)

@@ -1,34 +1,322 @@
 package kernel
 
 import (
+	"encoding/hex"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/faultgraft/faultgraft/policy"
+	"golang.org/x/sys/unix"
 )
-
-var errNotYet = errors.New("faults that outlive their process are not there yet")
-
-// Adopt takes over a fault that Outliving found: it goes on as it was, with its
-// counters and clock, and its events (also those since its process died) come here.
-func (in *Injector) Adopt(Pinned) (*Armed, error) { return nil, errNotYet }
 
 // Pinned is a fault that has outlived the process that armed it.
 type Pinned struct {
-	ID        string      `json:"id"`
+	ID string `json:"id"`
+	// Rule, Cgroup and what follows are zero for one that was being armed when
+	// its process died: it fails nothing, and End takes it away.
 	Rule      policy.Rule `json:"rule"`
 	Cgroup    Cgroup      `json:"cgroup"`
 	Backend   string      `json:"backend"`
 	Functions []string    `json:"functions"`
+	Note      string      `json:"note,omitempty"`
 	Started   time.Time   `json:"started"`
 	Ends      time.Time   `json:"ends"`
 	Counters  Counters    `json:"counters"`
-	dir       string
+
+	dir  string
+	memo memo
 }
 
-// Outliving lists the faults pinned in a directory of bpffs, also those whose
-// ttl is over and that only wait to be ended. No directory is no faults.
-func Outliving(pinDir string) ([]Pinned, error) { return nil, errNotYet }
+// memo is what is kept in bpffs of a fault that outlives its process, beside
+// its program and maps.
+type memo struct {
+	Fault    Fault  `json:"fault"`
+	Backend  string `json:"backend"`
+	Function string `json:"function"`
+	Note     string `json:"note"`
+	Handle   uint64 `json:"handle"`
+	Started  int64  `json:"started"` // by bootTime
+	Ends     int64  `json:"ends"`
+	Bio      bool   `json:"bio"`
+}
+
+// The names in the directory of a fault. Links of the call chain have a number
+// behind theirs.
+const (
+	pinMemo    = "fault"
+	pinTargets = "targets"
+	pinLevels  = "levels"
+	pinRing    = "ring"
+	pinLink    = "link"
+	pinChain   = "chain"
+)
+
+var plainName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}$`)
+
+// pinName gives the name of a fault's directory. bpffs takes no dots
+// (kernel/bpf/inode.c, bpf_lookup).
+func pinName(id string) string {
+	if plainName.MatchString(id) {
+		return id
+	}
+	return "0x" + hex.EncodeToString([]byte(id))
+}
+
+// pin keeps the instance in bpffs. The link comes last, so that what is found
+// with a link is whole.
+func (i *instance) pin(pinDir string, m memo) (err error) {
+	if err := needBPFFS(pinDir); err != nil {
+		return err
+	}
+	i.pins = filepath.Join(pinDir, pinName(m.Fault.ID))
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("pin the fault in %s: %w", i.pins, err), unpin(i.pins))
+			i.pins = ""
+		}
+	}()
+	if err := os.MkdirAll(pinDir, 0o700); err != nil {
+		return err
+	}
+	if err := os.Mkdir(i.pins, 0o700); errors.Is(err, fs.ErrExist) {
+		dir := i.pins
+		i.pins = "" // it is another's
+		return fmt.Errorf("%s is there already: end the fault that it holds (faultgraft recover %s)", dir, m.Fault.ID)
+	} else if err != nil {
+		return err
+	}
+	text, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	kept, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "faultgraft_memo", Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(text)), MaxEntries: 1,
+		Contents: []ebpf.MapKV{{Key: uint32(0), Value: text}},
+	})
+	if err != nil {
+		return fmt.Errorf("map for the fault: %w", err)
+	}
+	defer func() { err = errors.Join(err, kept.Close()) }()
+	for name, m := range map[string]*ebpf.Map{pinMemo: kept, pinTargets: i.targets, pinLevels: i.levels, pinRing: i.ring.buffer} {
+		if err := m.Pin(filepath.Join(i.pins, name)); err != nil {
+			return err
+		}
+	}
+	for n, l := range i.filters.links() {
+		if err := l.Pin(filepath.Join(i.pins, fmt.Sprintf("%s%d", pinChain, n))); err != nil {
+			return err
+		}
+	}
+	return i.link.Pin(filepath.Join(i.pins, pinLink))
+}
+
+// unpin takes a fault's directory away, the program that fails first: with its
+// last name a link is detached.
+func unpin(dir string) error {
+	names, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	errs := []error{remove(filepath.Join(dir, pinLink))}
+	for _, n := range names {
+		errs = append(errs, remove(filepath.Join(dir, n.Name())))
+	}
+	return errors.Join(append(errs, remove(dir))...)
+}
+
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// needBPFFS looks whether the directory is, or would be, in bpffs.
+func needBPFFS(dir string) error {
+	for at := dir; ; at = filepath.Dir(at) {
+		var st unix.Statfs_t
+		err := unix.Statfs(at, &st)
+		if errors.Is(err, unix.ENOENT) && at != "/" && at != "." {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("look at the file system of %s: %w", at, err)
+		}
+		if uint32(st.Type) != unix.BPF_FS_MAGIC {
+			return fmt.Errorf("a fault that outlives its process must be kept in bpffs, and %s is not in one: mount -t bpf bpf /sys/fs/bpf", dir)
+		}
+		return nil
+	}
+}
+
+// Outliving lists the faults pinned in a directory of bpffs (empty:
+// DefaultPinDir), also those whose ttl is over and that only wait to be ended.
+// No directory is no faults.
+func Outliving(pinDir string) ([]Pinned, error) {
+	if pinDir == "" {
+		pinDir = DefaultPinDir
+	}
+	entries, err := os.ReadDir(pinDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("faults that outlive their process: %w", err)
+	}
+	var all []Pinned
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		p, err := readPinned(filepath.Join(pinDir, e.Name()))
+		if err != nil {
+			return all, fmt.Errorf("fault in %s: %w", filepath.Join(pinDir, e.Name()), err)
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+func readPinned(dir string) (Pinned, error) {
+	p := Pinned{ID: filepath.Base(dir), dir: dir}
+	if name, ok := cutHex(p.ID); ok {
+		p.ID = name
+	}
+	if _, err := os.Lstat(filepath.Join(dir, pinLink)); errors.Is(err, fs.ErrNotExist) {
+		return p, nil // not whole: no link, so nothing that is attached for good
+	}
+	kept, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinMemo), &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return p, err
+	}
+	defer func() { _ = kept.Close() }() // only read
+	text, err := kept.LookupBytes(uint32(0))
+	if err != nil {
+		return p, err
+	}
+	if err := json.Unmarshal(text, &p.memo); err != nil {
+		return p, err
+	}
+	m := p.memo
+	p.ID, p.Rule, p.Cgroup = m.Fault.ID, m.Fault.Rule, m.Fault.Cgroup
+	p.Backend, p.Functions, p.Note = m.Backend, []string{m.Function}, m.Note
+	p.Started, p.Ends = wallTime(m.Started), wallTime(m.Ends)
+	targets, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinTargets), &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return p, err
+	}
+	defer func() { _ = targets.Close() }() // only read
+	var v targetState
+	if err := targets.Lookup(p.Cgroup.ID, &v); err == nil {
+		p.Counters = v.counters()
+	} else if !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return p, err
+	}
+	return p, nil
+}
+
+func cutHex(name string) (string, bool) {
+	if len(name) < 2 || name[:2] != "0x" {
+		return "", false
+	}
+	b, err := hex.DecodeString(name[2:])
+	return string(b), err == nil
+}
+
+// Expired reports whether the fault's ttl is over, or whether it was never in force.
+func (p Pinned) Expired() bool { return !time.Now().Before(p.Ends) }
 
 // End takes the fault out of the kernel.
-func (p Pinned) End() error { return errNotYet }
+func (p Pinned) End() error {
+	if err := unpin(p.dir); err != nil {
+		return fmt.Errorf("end kernel fault %s: %w", p.ID, err)
+	}
+	return nil
+}
+
+// armOutliving arms a fault with a program of its own that stays when this
+// process ends.
+func (in *Injector) armOutliving(a *Armed) error {
+	if err := needBPFFS(in.options.PinDir); err != nil {
+		return err
+	}
+	i, err := in.newInstance(a.fault)
+	if err != nil {
+		return err
+	}
+	now, err := bootTime()
+	if err == nil {
+		v := newTarget(a.fault.Rule.Trigger, a.fault.Age, now, a.handle)
+		err = i.pin(in.options.PinDir, memo{
+			Fault: a.fault, Backend: i.way.backend, Function: i.way.function.name, Note: i.way.note,
+			Handle: a.handle, Started: now - int64(a.fault.Age), Ends: v.End, Bio: i.way.scope == scopeBio,
+		})
+	}
+	if err == nil {
+		err = a.enter(i)
+	}
+	if err != nil {
+		return errors.Join(err, i.close())
+	}
+	in.instances = append(in.instances, i)
+	return nil
+}
+
+// Adopt takes over a fault that Outliving found: it goes on as it was, with its
+// counters and clock, and its events (also those since its process died) come
+// here. It still outlives this process.
+func (in *Injector) Adopt(p Pinned) (*Armed, error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	a, err := in.adopt(p)
+	if err != nil {
+		return nil, fmt.Errorf("adopt kernel fault %s: %w", p.ID, err)
+	}
+	in.armed[a.fault.ID] = a
+	return a, nil
+}
+
+func (in *Injector) adopt(p Pinned) (_ *Armed, err error) {
+	switch {
+	case in.closed:
+		return nil, errClosed
+	case p.memo.Handle == 0:
+		return nil, errors.New("it was never in force: end it")
+	case in.armed[p.ID] != nil:
+		return nil, errors.New("there is a fault of that id already")
+	}
+	i := &instance{
+		way:     way{backend: p.Backend, function: target{name: p.memo.Function}, note: p.Note},
+		members: map[uint64]*Armed{}, pins: p.dir, filters: &filters{}, own: true,
+	}
+	a := &Armed{fault: p.memo.Fault, injector: in, handle: p.memo.Handle, way: i.way, ends: p.memo.Ends, instance: i}
+	i.members[a.fault.Cgroup.ID] = a
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, i.release())
+		}
+	}()
+	if i.targets, err = ebpf.LoadPinnedMap(filepath.Join(p.dir, pinTargets), nil); err != nil {
+		return nil, err
+	}
+	if i.levels, err = ebpf.LoadPinnedMap(filepath.Join(p.dir, pinLevels), nil); err != nil {
+		return nil, err
+	}
+	buffer, err := ebpf.LoadPinnedMap(filepath.Join(p.dir, pinRing), nil)
+	if err != nil {
+		return nil, err
+	}
+	if i.ring, err = readRing(buffer, in.options.OnEvent, in.options.Log, map[uint64]*Armed{a.handle: a}); err != nil {
+		return nil, err
+	}
+	in.instances = append(in.instances, i)
+	return a, nil
+}
