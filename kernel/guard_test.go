@@ -103,7 +103,7 @@ func TestNoFailIsSpared(t *testing.T) {
 	if _, err := Check(r); err != nil {
 		r.Kernel.Where = "gfpflags & 0x8000"
 	}
-	work := func() { want(t, c, "write 1 "+dir, 0); unix.Sync() }
+	work := func() { want(t, c, "write 1 "+dir+"/file", 0); unix.Sync() }
 	if n := matchesWith(t, in, r, "", c, func(g *guard) { g.flags = -1 }, work); n == 0 {
 		t.Errorf("no allocation matched %q: the test shows nothing", r.Kernel.Where)
 	}

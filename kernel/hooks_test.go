@@ -30,20 +30,20 @@ func TestBio(t *testing.T) {
 	}
 
 	dir := mountDisk(t)
-	want(t, outside, "write 1 "+dir, 0) // so that nothing must be read for the next
+	want(t, outside, "write 1 "+dir+"/others", 0) // so that nothing must be read for the next
 	unix.Sync()
 	r := rule(HookBio, "", unix.EIO)
 	r.Kernel.Where = "bio->bi_opf & 1" // writes, see enum req_op
 	a := arm(t, in, Fault{ID: "write-back", Rule: r, Cgroup: c})
-	want(t, c, "write 1 "+dir, 0) // it is in memory only
-	unix.Sync()                   // by this thread, which is outside
+	want(t, c, "write 1 "+dir+"/its", 0) // it is in memory only
+	unix.Sync()                          // by this thread, which is outside
 	if got := counters(t, a); got.Injected == 0 {
 		t.Errorf("no request for what the cgroup wrote: %+v", got)
 	}
 	if err := a.Disarm(); err != nil {
 		t.Fatal(err)
 	}
-	want(t, outside, "write 1 "+dir, 0)
+	want(t, outside, "write 1 "+dir+"/others", 0)
 	if err := in.Close(); err != nil {
 		t.Fatal(err)
 	}
