@@ -106,6 +106,21 @@ func TestSlotIsEmptyWhileLookedAt(t *testing.T) {
 	}
 }
 
+// A slot that had nothing to be swapped gets a duplicate of what is, of the same path.
+func TestSlotGetsADuplicateAfterTheLook(t *testing.T) {
+	c := newChanging(t)
+	c.tells("open 100 %s rdonly", c.file("f"))
+	c.tells("open 101 %s rdwr", c.file("f"))
+	match := c.o.Match
+	c.o.Match = func(o *tracer.Object) bool { return match(o) && o.Flags&unix.O_ACCMODE == unix.O_RDWR }
+	c.between(func() { c.tells("dup 101 100") })
+	c.swapped()
+	r, _, e := unix.Syscall6(unix.SYS_KCMP, uintptr(c.pid()), uintptr(c.pid()), 0, 100, 101, 0)
+	if e != 0 || r != 0 {
+		t.Errorf("they are not one description any more: %d, %v", r, e)
+	}
+}
+
 // The working directory is changed while it is looked at, or is renamed, while its process stands.
 func TestDirectoryChangesWhileLookedAt(t *testing.T) {
 	for name, change := range map[string]func(c *changing) string{

@@ -70,6 +70,7 @@ type scanner struct {
 	byPlace map[placeKey]*item
 	seen    map[int]map[int]*slot       // pid, fd: what the live scan found in the table of the leader
 	passed  map[slotKey]string          // link of a descriptor that the live scan found not to be part of the swap
+	links   map[string]bool             // links of those that are: a file can be open so and so, on two mounts or as two inodes of a layer
 	looked  map[int]map[mapLine]*Object // pid: what the live scan found of a map, nil if it is not part of the swap
 	flags   map[int]mapFlags            // pid: VmFlags of maps that were found
 	types   map[uint64]string           // file system by mount id
@@ -94,7 +95,7 @@ type placeKey struct {
 
 func newScanner(o *Options) *scanner {
 	return &scanner{o: o, self: os.Getpid(), byFile: map[fileKey]*kcmpSet[*item]{}, byPlace: map[placeKey]*item{},
-		seen: map[int]map[int]*slot{}, passed: map[slotKey]string{}, looked: map[int]map[mapLine]*Object{}, flags: map[int]mapFlags{}, types: map[uint64]string{},
+		seen: map[int]map[int]*slot{}, passed: map[slotKey]string{}, links: map[string]bool{}, looked: map[int]map[mapLine]*Object{}, flags: map[int]mapFlags{}, types: map[uint64]string{},
 		heldScan: newHeldScan()}
 }
 
@@ -182,7 +183,7 @@ func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) 
 			}
 			continue
 		}
-		if !remember && pid == tid && s.passed[slotKey{pid, fd}] == link {
+		if !remember && pid == tid && s.passed[slotKey{pid, fd}] == link && !s.links[link] {
 			continue // none of ours before the stop, and the same file still
 		}
 		before := len(s.skipped)
@@ -282,6 +283,7 @@ func (s *scanner) look(g *getter, dir, fd int, link string) (*slot, error) {
 	}
 	s.fileSystem(g.pid, o.MountID) // to know it in the stop
 	it := s.itemOf(&o, file)
+	s.links[link] = true
 	it.Holders = append(it.Holders, o)
 	it.locked = it.locked || len(fi.locks) > 0 || s.o.Locked != nil && s.o.Locked(&o)
 	return &slot{fd: fd, cloexec: fi.flags&unix.O_CLOEXEC != 0, obj: o, item: it}, nil
