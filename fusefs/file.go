@@ -22,6 +22,7 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpOpen}, n); e != 0 {
 		return fuse.Status(e)
 	}
+	l.awaitMove(cancel, n, &in.InHeader)
 	if in.Flags&(unix.O_ACCMODE|unix.O_TRUNC|unix.O_DIRECT) == unix.O_RDONLY { // the file system below has a say in O_DIRECT
 		return l.openToRead(n, in, out)
 	}

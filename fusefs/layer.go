@@ -30,7 +30,9 @@ type Options struct {
 	// Direct has every read and write reach the layer, whether a rule can match it or not. Files that are open when a rule
 	// comes are then seen by it at once, and nothing is as fast as below.
 	Direct bool
-	// Retire, when set, is called when a file that is open in passthrough mode got a name that a rule matches: see Retired. It must not block.
+	// Retire, when set, is called when a file that is open in passthrough mode got a name that a rule matches: see Retired. It must
+	// not block. Whoever sets it moves what is open of retired files, also when rules came by SetRules, and calls Moved then:
+	// meanwhile others wait who open such a file.
 	Retire func()
 	// Mounted, when set, is asked whether something is mounted on the layer at a path, as the target sees it, or at a path
 	// below it. Such names are looked up without faults and never dropped: the kernel would take off what is mounted there.
@@ -70,6 +72,7 @@ type Layer struct {
 	closed chan struct{}
 	ending atomic.Bool // see EndFlushes
 	moved  movedLocks
+	moves  moveTable
 }
 
 const (

@@ -40,10 +40,15 @@ type openFiles struct {
 	through atomic.Int32 // files in passthrough mode, mixed ones among them
 	direct  atomic.Int32 // all others
 	retired atomic.Bool  // see retire.go
-	backing int32        // the kernel's name of the file below; 0 for none
-	owner   fuse.Owner   // who it was named for
-	refused bool         // the kernel does not take the file below
-	parked  uint64       // place in parking
+	// passed: it was open in passthrough mode, of which maps may be left. Such a map keeps the file below and no
+	// file of the layer (fuse_passthrough_mmap, backing_file_mmap), so that its end is not seen.
+	passed  bool
+	since   time.Time   // when it was retired
+	unmoved atomic.Bool // and nobody has looked yet for what is mapped of it
+	backing int32       // the kernel's name of the file below; 0 for none
+	owner   fuse.Owner  // who it was named for
+	refused bool        // the kernel does not take the file below
+	parked  uint64      // place in parking
 }
 
 // none reports whether nobody has the node's file open.
@@ -85,17 +90,24 @@ func (l *Layer) enterMode(h *handle, by *fuse.InHeader, out *fuse.OpenOut) {
 	o := &h.node.open
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	seen := l.o.Direct || h.exact || l.mustSee(h.node)
+	seen := l.o.Direct || l.mustSee(h.node)
 	foreign := o.owner != by.Owner && h.flags.Load()&unix.O_ACCMODE != unix.O_RDONLY
 	if foreign && o.none() {
 		l.unname(o)
 	}
 	switch {
-	case o.through.Load() > 0 && (seen || foreign || o.retired.Load()):
+	case o.through.Load() > 0 && (seen || h.exact || foreign || o.retired.Load()):
 		h.mode = modeMixed
 	case o.through.Load() > 0:
 		h.mode = modePassthrough
-	case seen || o.direct.Load() > 0: // a direct file may be mapped, and an inode is not both cached and passed through
+	case o.direct.Load() > 0: // it may be mapped, and an inode is not both cached and passed through
+		h.mode = modeDirect
+	case o.retired.Load() || !seen && h.exact && l.mapped(h.node): // maps of it are of the file below
+		h.mode = modeDirect
+		if l.passes(h.node, by) {
+			h.mode = modeMixed
+		}
+	case seen || h.exact:
 		h.mode = modeDirect
 	case l.passes(h.node, by):
 		h.mode = modePassthrough
@@ -108,9 +120,33 @@ func (l *Layer) enterMode(h *handle, by *fuse.InHeader, out *fuse.OpenOut) {
 		o.direct.Add(1)
 	} else {
 		o.through.Add(1)
+		o.passed = true
 		out.BackingID = o.backing
 	}
 	out.OpenFlags |= h.mode.flags()
+}
+
+// mapped reports whether there may be maps of a file that was open in passthrough mode
+// and is open in no way now. Nothing tells the layer, but a lease for writing is given
+// only for a file that nobody has open, as a map has (check_conflicting_open in
+// fs/locks.c). Somebody who has it open below counts, too, and so does a file system
+// without leases. The caller holds the lock of n.open.
+func (l *Layer) mapped(n *node) bool {
+	o := &n.open
+	if !o.passed || !o.none() {
+		return o.passed
+	}
+	l.unname(o) // before Linux 6.16 it keeps the file open
+	fd, err := unix.Open(magic(n.fd), unix.O_RDONLY|unix.O_NOATIME|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return true
+	}
+	defer func() { _ = unix.Close(fd) }() // gives the lease back as well
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		return true
+	}
+	o.passed = false
+	return false
 }
 
 // needsLayer reports whether the writes of a file have to be requests although

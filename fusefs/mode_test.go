@@ -90,7 +90,7 @@ func TestPassedThrough(t *testing.T) {
 	eventually(t, "the old inode is open no more", func() bool { return len(b.Retired()) == 0 })
 }
 
-func eventually(t *testing.T, what string, f func() bool) {
+func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {

@@ -5,12 +5,13 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // RetiredFile is a file that a rule came to match while it was open in
-// passthrough mode: what is done through these open files does not reach the layer.
+// passthrough mode, or mapped: what is done through these open files and maps does not reach the layer.
 type RetiredFile struct {
 	// Node is the FUSE node id of the inode that is open, Ino the inode number on the layer and below it, which others have too.
 	Node uint64 `json:"node"`
@@ -48,8 +49,13 @@ func (l *Layer) retire() (retired []*node) {
 func (l *Layer) retireNode(n *node) bool {
 	n.open.mu.Lock()
 	defer n.open.mu.Unlock()
-	if n.open.retired.Load() || n.open.through.Load() == 0 || !l.mustSee(n) {
+	if n.open.retired.Load() || !n.open.passed || !l.mustSee(n) || !l.mapped(n) {
 		return false
+	}
+	n.open.since = time.Now()
+	n.open.unmoved.Store(true)
+	if l.o.Retire != nil {
+		l.moves.begin(n.open.since)
 	}
 	n.open.retired.Store(true)
 	l.nodes.retire(n)
@@ -161,14 +167,14 @@ func (l *Layer) moving(n *node, match func(*lockOwner) bool) bool {
 }
 
 // Retired lists the files of which open files do not reach the layer although a
-// rule can match them.
+// rule can match them, and those of which maps may be left that do not, until Moved.
 func (l *Layer) Retired() []RetiredFile {
 	var out []RetiredFile
 	l.nodes.mu.RLock()
 	defer l.nodes.mu.RUnlock()
 	for _, all := range l.nodes.retired {
 		for _, n := range all {
-			if n.open.through.Load() > 0 {
+			if n.open.through.Load() > 0 || n.open.unmoved.Load() {
 				out = append(out, RetiredFile{Node: n.id, Ino: n.key.ino, Path: l.nodes.path(l.nodes.current(n))})
 			}
 		}

@@ -3,6 +3,7 @@ package keeper
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/faultgraft/faultgraft/fusefs"
 	"github.com/faultgraft/faultgraft/plugin/wire"
@@ -21,6 +22,7 @@ func (s *server) attachSwapper(r *wire.Request) error {
 	if err != nil {
 		return err
 	}
+	began := time.Now()
 	h := &swapperHandler{server: s, id: c.Layer, pid: c.PID}
 	// An ungraft begins with questions to the layer itself; a graft's layer does not exist yet.
 	if l, err := s.layer(c.Layer); err == nil {
@@ -35,6 +37,7 @@ func (s *server) attachSwapper(r *wire.Request) error {
 			h.layer.Trust(c.PID, false)
 			h.layer.KeepLocks(false)
 			h.layer.EndGuards(0, 0, 0)
+			h.layer.Moved(began)
 		}
 	}()
 	return nil

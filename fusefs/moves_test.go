@@ -1,0 +1,130 @@
+package fusefs_test
+
+import (
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sharedMap maps a file's first page through fd, and closes fd.
+func sharedMap(t *testing.T, fd int) []byte {
+	t.Helper()
+	mem, err := unix.Mmap(fd, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	must(t, err)
+	t.Cleanup(func() { _ = unix.Munmap(mem) })
+	return mem
+}
+
+func openOnly(t *testing.T, path string, flags int) int {
+	t.Helper()
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
+	must(t, err)
+	return fd
+}
+
+// closed waits until the layer, which this process serves, has heard of the last close of a
+// file: all that it has of it then is the node.
+func (b *bench) closed(name string) {
+	b.Helper()
+	eventually(b, "the last close of "+name+" is seen", func() bool {
+		n := 0
+		links, err := filepath.Glob("/proc/self/fd/*")
+		must(b, err)
+		for _, l := range links {
+			if to, err := os.Readlink(l); err == nil && to == b.under(name) {
+				n++
+			}
+		}
+		return n <= 1
+	})
+}
+
+// A file of which nothing is left but a map is one that a rule comes to, and so has to be
+// moved; one that was only open is not.
+func TestMappedFileIsRetired(t *testing.T) {
+	needsPassthrough(t)
+	b := over(t, setup{})
+	b.write("mapped", "0123456789")
+	b.write("closed", "0123456789")
+	fd := openOnly(t, b.path("mapped"), unix.O_RDWR)
+	mem := sharedMap(t, fd)
+	must(t, unix.Close(fd))
+	must(t, unix.Close(openOnly(t, b.path("closed"), unix.O_RDWR)))
+	b.closed("mapped")
+	b.closed("closed")
+	b.rules("io error=EIO op=write p=0")
+	if list := b.Retired(); len(list) != 1 || list[0].Path != "/data/mapped" {
+		t.Errorf("retired: %+v", list)
+	}
+	mem[0] = 'x'
+	if got, err := os.ReadFile(b.path("mapped")); err != nil || string(got) != "x123456789" {
+		t.Errorf("%q %v", got, err)
+	}
+	b.Moved(time.Now())
+	if list := b.Retired(); len(list) != 0 {
+		t.Errorf("after the move: %+v", list)
+	}
+}
+
+// A file that is opened in a way that needs the layer shows in its maps what an earlier
+// map, of which nothing but the map is left, has stored, and the reverse.
+func TestMapsOfOneFile(t *testing.T) {
+	needsPassthrough(t)
+	b := over(t, setup{})
+	b.write("f", "0123456789")
+	fd := openOnly(t, b.path("f"), unix.O_RDWR)
+	first := sharedMap(t, fd)
+	must(t, unix.Close(fd))
+	b.closed("f")
+	app := b.open("f", unix.O_RDWR|unix.O_APPEND)
+	second := sharedMap(t, app)
+	if second[0] != '0' {
+		t.Errorf("%q", second[:10])
+	}
+	first[0] = 'a'
+	second[1] = 'b'
+	if string(first[:10]) != "ab23456789" || string(second[:10]) != "ab23456789" {
+		t.Errorf("one map shows %q, the other %q", first[:10], second[:10])
+	}
+	if got, err := os.ReadFile(b.path("f")); err != nil || string(got) != "ab23456789" {
+		t.Errorf("%q %v", got, err)
+	}
+}
+
+// Nobody opens the new inode of a retired file before what is open of the old one has been
+// moved: the maps of both would differ.
+func TestOpenWaitsForTheMove(t *testing.T) {
+	needsPassthrough(t)
+	b := over(t, setup{retire: func() {}})
+	b.write("f", "0123456789")
+	before := b.open("f", unix.O_RDWR)
+	b.rules("io error=EIO op=write p=0 path=/data/f")
+	var opened atomic.Bool
+	done := make(chan error, 1)
+	start := time.Now()
+	go func() {
+		fd, err := unix.Open(b.path("f"), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		opened.Store(true)
+		if err == nil {
+			err = unix.Close(fd)
+		}
+		done <- err
+	}()
+	time.Sleep(100 * time.Millisecond)
+	again := b.openAt(before) // the old inode
+	if _, err := unix.Pread(again, make([]byte, 1), 0); err != nil {
+		t.Error(err)
+	}
+	if opened.Load() && time.Since(start) < 500*time.Millisecond {
+		t.Error("it was opened before the move")
+	}
+	must(t, unix.Close(before))
+	b.Moved(time.Now())
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
