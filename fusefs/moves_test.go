@@ -95,6 +95,30 @@ func TestMapsOfOneFile(t *testing.T) {
 	}
 }
 
+// A map shows what was written below as soon as its pages were dropped, and what was stored in it is there.
+func TestDropPages(t *testing.T) {
+	b := over(t, setup{direct: true})
+	b.write("f", "0123456789")
+	mem := sharedMap(t, b.open("f", unix.O_RDWR))
+	mem[0] = 'a'
+	must(t, unix.Msync(mem, unix.MS_SYNC))
+	below := b.below("f", unix.O_RDWR)
+	_, err := unix.Pwrite(below, []byte("b"), 1)
+	must(t, err)
+	if string(mem[:4]) != "a123" {
+		t.Errorf("the map shows %q already", mem[:4])
+	}
+	b.DropPages()
+	if string(mem[:4]) != "ab23" {
+		t.Errorf("the map shows %q", mem[:4])
+	}
+	mem[2] = 'c'
+	b.DropPages()
+	if got, err := os.ReadFile(b.under("f")); err != nil || string(got) != "abc3456789" {
+		t.Errorf("below is %q %v", got, err)
+	}
+}
+
 // Nobody opens the new inode of a retired file before what is open of the old one has been
 // moved: the maps of both would differ.
 func TestOpenWaitsForTheMove(t *testing.T) {

@@ -148,6 +148,24 @@ func (l *Layer) dropKnown() {
 	l.dropStale(all)
 }
 
+// DropPages drops the pages of maps that the layer serves, after what is changed in them was
+// written to the file below. A swapper has it done when a graft is made: until then some of
+// the target may have written to a file below of which others had a map on the layer.
+func (l *Layer) DropPages() {
+	if l.notify == nil {
+		return
+	}
+	var all []stale
+	l.nodes.mu.RLock()
+	for id, n := range l.nodes.byID {
+		if n.open.direct.Load() > 0 {
+			all = append(all, stale{node: id, pages: true})
+		}
+	}
+	l.nodes.mu.RUnlock()
+	l.dropStale(all)
+}
+
 // dropStale waits until the kernel has dropped it all, two seconds at most.
 func (l *Layer) dropStale(all []stale) {
 	done := l.notify.start(func() {

@@ -17,7 +17,7 @@ func (x *transaction) groups() [][]*process {
 			all = append(all, p)
 		}
 	}
-	if len(all) < 2 || x.o.Together {
+	if len(all) < 2 || x.o.Together || slices.ContainsFunc(x.s.items, (*item).mappedToWrite) {
 		if len(all) == 0 {
 			return nil
 		}
@@ -47,6 +47,15 @@ func (x *transaction) groups() [][]*process {
 		return cmp.Or(stuck[a[0].pid]-stuck[b[0].pid], a[0].pid-b[0].pid)
 	})
 	return r
+}
+
+// mappedToWrite reports a map through which a file may be changed. The old and the new
+// file may have pages of their own, and the write-back of such a page takes away what was
+// written to it through the other file. By the scan one sees who has the file, not who
+// opens it a moment later, by a directory that it has: so nobody runs with the one while
+// somebody has the other.
+func (it *item) mappedToWrite() bool {
+	return it.Kind == Map && len(it.Holders) > 0 && it.Flags&unix.O_ACCMODE == unix.O_RDWR
 }
 
 // uninterruptible reports that a thread of p sleeps so that no signal wakes it.

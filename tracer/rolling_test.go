@@ -109,6 +109,25 @@ func TestSharersAreStoppedTogether(t *testing.T) {
 	}
 }
 
+// Nobody runs with old files while one has a map of new ones that it writes to: it may
+// open the file that is mapped, as nobody has seen yet.
+func TestMapsToWriteAreStoppedWithAll(t *testing.T) {
+	at := newPlace(t)
+	maps := start(t, "target", "hold", mkdir(t, at, "maps"))
+	files := start(t, "target", "files", mkdir(t, at, "files"), "5", "1")
+	s := newSwapper(t, at, 0)
+	for _, o := range []tracer.Options{s.forward(), s.backward()} {
+		o.Processes = func() ([]int, error) { return []int{maps.pid(), files.pid()}, nil }
+		if r := swap(t, o); r.Groups != 1 || len(r.Processes) != 2 {
+			t.Errorf("%d groups, %d processes", r.Groups, len(r.Processes))
+		}
+	}
+	for _, p := range []*process{maps, files} {
+		p.check()
+		p.quit()
+	}
+}
+
 func mkdir(t *testing.T, at *place, name string) string {
 	t.Helper()
 	dir := filepath.Join(at.a, name)

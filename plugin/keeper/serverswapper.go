@@ -25,7 +25,9 @@ func (s *server) attachSwapper(r *wire.Request) error {
 	began := time.Now()
 	h := &swapperHandler{server: s, id: c.Layer, pid: c.PID}
 	// An ungraft begins with questions to the layer itself; a graft's layer does not exist yet.
-	if l, err := s.layer(c.Layer); err == nil {
+	l, err := s.layer(c.Layer)
+	grafts := err != nil
+	if !grafts {
 		h.trust(l.layer)
 	}
 	go func() {
@@ -38,6 +40,9 @@ func (s *server) attachSwapper(r *wire.Request) error {
 			h.layer.KeepLocks(false)
 			h.layer.EndGuards(0, 0, 0)
 			h.layer.Moved(began)
+			if grafts {
+				h.layer.DropPages()
+			}
 		}
 	}()
 	return nil
