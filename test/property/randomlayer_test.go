@@ -15,9 +15,8 @@ import (
 )
 
 // onLayers is what random programs leave out on layers (docs/swap.md, "Known defects"):
-// memory maps, of which a page can be stale on a layer that serves reads and writes itself;
 // POSIX locks of threads that have descriptor tables of their own.
-var onLayers = []string{"no-maps", "no-own-tables"}
+var onLayers = []string{"no-own-tables"}
 
 // What random programs have open comes onto layers, under other rules there, and goes
 // back. No rule ever fires: everything stays what it was.
