@@ -273,3 +273,43 @@ func TestArithmetic(t *testing.T) {
 		t.Error("none ran")
 	}
 }
+
+// TestSigns compares signed with unsigned numbers of 64 bits, which C converts to unsigned.
+func TestSigns(t *testing.T) {
+	s := smallSpec(t)
+	for _, op := range []string{"==", "!=", "<", "<=", ">", ">="} {
+		for _, swap := range []bool{false, true} {
+			text := "pu64 " + op + " ps64"
+			if swap {
+				text = "ps64 " + op + " pu64"
+			}
+			for _, text := range []string{text, "!(" + text + ")"} {
+				e, err := predicate.Parse(text)
+				if err != nil {
+					t.Fatal(err)
+				}
+				code, err := predicate.Compile(e, predicate.Options{Spec: s, Function: "probe", Arguments: predicate.TypedContext(), Fail: "no", Prefix: "p"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := newRunner(t, code, "no")
+				for _, unsigned := range []uint64{0, 1, 1<<63 - 1, 1 << 63, 1<<64 - 1} {
+					for _, signed := range []int64{0, 1, -1, -1 << 63, 1<<63 - 1} {
+						x, y := new(big.Int).SetUint64(unsigned), big.NewInt(signed)
+						if swap {
+							x, y = y, x
+						}
+						order := x.Cmp(y)
+						want := map[string]bool{"==": order == 0, "!=": order != 0, "<": order < 0, "<=": order <= 0, ">": order > 0, ">=": order >= 0}[op]
+						if text[0] == '!' {
+							want = !want
+						}
+						if got := r.run(t, [12]uint64{7: uint64(signed), 8: unsigned}); got != want {
+							t.Errorf("%s with %d and %d: %t", text, unsigned, signed, got)
+						}
+					}
+				}
+			}
+		}
+	}
+}
