@@ -11,7 +11,7 @@ import (
 )
 
 // syscallTable has the parameters of system calls as SYSCALL_DEFINE declares them
-// in Linux 6.1 (and the later system calls), one prototype in C a line, sorted by name. A
+// in Linux 6.1 (and what was added until 7.2), one prototype in C a line, sorted by name. A
 // line for one architecture begins with its GOARCH.
 //
 // BTF has them not: the function behind a system call gets a struct pt_regs, and

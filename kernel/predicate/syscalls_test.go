@@ -43,13 +43,16 @@ func TestSyscallParams(t *testing.T) {
 		}
 		for line := range strings.Lines(string(text)) {
 			field, _, ok := strings.Cut(strings.TrimSpace(line), ";")
-			if !ok || !strings.HasPrefix(field, "field:") || strings.Contains(field, "common_") || strings.HasSuffix(field, " __syscall_nr") {
+			if !ok || !strings.HasPrefix(field, "field:") || strings.HasSuffix(field, " __syscall_nr") {
 				continue
 			}
 			words := strings.Fields(field)
-			if n := words[len(words)-1]; !strings.HasPrefix(n, "__") { // contents of strings, Linux 6.18
+			if n := words[len(words)-1]; !strings.HasPrefix(n, "__") && !strings.HasPrefix(n, "common_") { // contents of strings, Linux 6.18
 				want = append(want, n)
 			}
+		}
+		if name == "bpf" && len(want) == 3 { // two more since Linux 7.2 or a little earlier
+			got = got[:3]
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("%s has %q, the kernel says %q", name, got, want)
