@@ -48,7 +48,7 @@ func (g guard) code(l *layout, args arguments) asm.Instructions {
 	var ins asm.Instructions
 	if g.flags >= 0 {
 		ins = append(ins, args.load(l, asm.R1, g.flags)...)
-		ins = append(ins, asm.JSet.Imm(asm.R1, noFail(l), labelMiss))
+		ins = append(ins, asm.JSet.Imm(asm.R1, noFail(), labelMiss))
 	}
 	if g.task {
 		ins = append(ins, preemptCount(l)...)
@@ -72,8 +72,8 @@ func (g guard) code(l *layout, args arguments) asm.Instructions {
 	return ins
 }
 
-func noFail(l *layout) int32 {
-	if bit, ok := enumValue(l.spec, "___GFP_NOFAIL_BIT"); ok {
+func noFail() int32 {
+	if bit, ok := noFailBit(); ok {
 		return 1 << bit
 	}
 	return noFailBefore

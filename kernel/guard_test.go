@@ -5,7 +5,6 @@ import (
 	"testing"
 	"unsafe"
 
-	"github.com/cilium/ebpf/btf"
 	"github.com/faultgraft/faultgraft/kernel/chain"
 	"github.com/faultgraft/faultgraft/policy"
 	"github.com/faultgraft/faultgraft/test/vm"
@@ -16,11 +15,11 @@ import (
 // often it matched while work went on; only below the function, if there is one.
 func matchesWith(t *testing.T, in *Injector, r policy.Rule, below string, c Cgroup, change func(*guard), work func()) uint64 {
 	t.Helper()
-	spec, err := btf.LoadKernelSpec()
+	spec, err := kernelTypes()
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := ways(r.Kernel, readHost(), spec)
+	all, err := ways(r.Kernel, readSettings(), spec)
 	if err != nil {
 		t.Fatal(err)
 	}

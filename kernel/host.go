@@ -33,16 +33,22 @@ type host struct {
 }
 
 func readHost() *host {
+	h := readSettings()
+	// It only sharpens a reason; where it cannot be read, nil says so.
+	if text, err := os.ReadFile("/proc/kallsyms"); err == nil {
+		h.symbols = parseSymbols(text, targetNames())
+	}
+	return h
+}
+
+// readSettings reads all but the symbols, which take long.
+func readSettings() *host {
 	h := &host{load: tryLoad, btf: exists(vmlinuxBTF), kprobeEvents: exists(kprobePMU), privileged: mayLoad()}
 	var u unix.Utsname
 	if h.configErr = unix.Uname(&u); h.configErr == nil {
 		h.config, h.configErr = readConfig(unix.ByteSliceToString(u.Release[:]))
 	}
 	h.lsms, h.lsmErr = activeLSMs()
-	// Both only sharpen a reason; where they cannot be read, nil says so.
-	if text, err := os.ReadFile("/proc/kallsyms"); err == nil {
-		h.symbols = parseSymbols(text, targetNames())
-	}
 	if text, err := os.ReadFile(injectionList); err == nil {
 		h.injectable = parseInjectable(text)
 	}

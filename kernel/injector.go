@@ -233,10 +233,10 @@ func (in *Injector) newInstance(f Fault) (*instance, error) {
 // look reads what does not change while the machine is up, and makes the ring buffer.
 func (in *Injector) look() (err error) {
 	if in.host == nil {
-		in.host = readHost()
+		in.host = readSettings()
 	}
 	if in.spec == nil {
-		if in.spec, err = btf.LoadKernelSpec(); err != nil {
+		if in.spec, err = kernelTypes(); err != nil {
 			return errNoTypes(err)
 		}
 	}

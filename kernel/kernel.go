@@ -1,12 +1,12 @@
-// Package kernel finds out which kernel faults the running kernel could carry.
-//
-// This version only probes. Injecting kernel faults is not there yet: package
-// policy refuses rules that ask for `kernel` faults in words, and nothing here
-// attaches a program. What [Probe] says is what such rules will be able to use.
+// Package kernel makes functions of the kernel fail, for the processes of a
+// cgroup, by eBPF programs that it assembles from the running kernel's types.
 //
 // A fault has a hook point (what is to fail) and a backend (the way in which
-// eBPF makes it fail). A real attempt to load a tiny program decides whether a
-// backend is there; the kernel's configuration only explains a no.
+// eBPF makes it fail). An [Injector] arms faults; [Check] says beforehand how a
+// rule would be carried out, and [Probe] what the kernel can do at all. A real
+// attempt to load decides whether a backend is there; the kernel's
+// configuration only explains a no. Package predicate compiles conditions over
+// a function's parameters, package chain call chains.
 package kernel
 
 // The hook points of kernel faults.

@@ -3,6 +3,7 @@ package kernel
 import (
 	"fmt"
 	"math"
+	"sync"
 
 	"github.com/cilium/ebpf/btf"
 )
@@ -87,9 +88,18 @@ func (l *layout) variable(name string) (btf.TypeID, bool) {
 	return id, err == nil
 }
 
-// enumValue looks for a constant in the kernel's anonymous enums.
-func enumValue(spec *btf.Spec, name string) (uint64, bool) {
-	for t, err := range spec.All() {
+// kernelTypes are the running kernel's, decoded as they are asked for.
+var kernelTypes = sync.OnceValues(btf.LoadKernelSpec)
+
+// noFailBit is ___GFP_NOFAIL_BIT of the running kernel, a constant of an enum
+// without a name: it is looked for among all types, once, in a copy that does
+// not stay in memory.
+var noFailBit = sync.OnceValues(func() (uint64, bool) {
+	spec, err := kernelTypes()
+	if err != nil {
+		return 0, false
+	}
+	for t, err := range spec.Copy().All() {
 		if err != nil {
 			return 0, false
 		}
@@ -98,13 +108,13 @@ func enumValue(spec *btf.Spec, name string) (uint64, bool) {
 			continue
 		}
 		for _, v := range e.Values {
-			if v.Name == name {
+			if v.Name == "___GFP_NOFAIL_BIT" {
 				return v.Value, true
 			}
 		}
 	}
 	return 0, false
-}
+})
 
 // function gives the prototype of a kernel function.
 func function(spec *btf.Spec, name string) (*btf.FuncProto, bool) {

@@ -227,11 +227,11 @@ func Check(rule policy.Rule) (Resolution, error) {
 		return Resolution{}, fmt.Errorf("rule %q has no kernel fault", rule.Name)
 	}
 	k := rule.Kernel
-	spec, err := btf.LoadKernelSpec()
+	spec, err := kernelTypes()
 	if err != nil {
 		return Resolution{}, errNoTypes(err)
 	}
-	h := readHost()
+	h := readSettings()
 	all, err := ways(k, h, spec)
 	if err != nil {
 		return Resolution{}, err
