@@ -233,7 +233,7 @@ func forkMount() int {
 	if pid == 0 {
 		_, _, e = unix.RawSyscall6(unix.SYS_MOUNT, uintptr(unsafe.Pointer(&fstype)), uintptr(unsafe.Pointer(&at)), uintptr(unsafe.Pointer(&fstype)), unix.MS_RDONLY, 0, 0)
 		for {
-			unix.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(e), 0, 0)
+			_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(e), 0, 0)
 		}
 	}
 	if _, err := unix.Wait4(int(pid), &st, 0, nil); err != nil {
