@@ -155,15 +155,15 @@ func (l *lexer) quoted(end byte) (token, *Error) {
 		}
 		c := l.rest[0]
 		at := l.at
-		switch {
-		case c == end:
+		switch c {
+		case end:
 			l.skip(1)
 			t.text = string(value)
 			if end == '"' && len(t.text) > MaxString {
 				return t, t.at.errorf("a string of %d bytes; %d are allowed", len(t.text), MaxString)
 			}
 			return t, nil
-		case c == '\\':
+		case '\\':
 			b, n := unescape(l.rest)
 			if n == 0 {
 				return t, at.errorf("an unknown escape").fix(`there are \n \t \r \0 \\ \" \' \xHH and three octal digits`)

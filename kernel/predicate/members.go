@@ -72,7 +72,7 @@ func namesIn(t btf.Type, depth int) (names []string) {
 func stringMembers(x string, t btf.Type) (paths []string) {
 	for _, name := range memberNames(t) {
 		f, _ := findMember(t, name)
-		target := f.typ
+		var target btf.Type
 		switch u := btf.UnderlyingType(f.typ).(type) {
 		case *btf.Pointer:
 			target = u.Target

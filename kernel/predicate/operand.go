@@ -311,7 +311,7 @@ func (c *checker) arithmetic(n *binaryNode, enum *btf.Enum) (value, *Error) {
 	switch {
 	case n.op == "+" || n.op == "-":
 		// computed with 64 bits: a difference of unsigned numbers can be negative
-		r.num = number{64, n.op == "-" || !(xn == word || yn == word)}
+		r.num = number{64, n.op == "-" || xn != word && yn != word}
 	case xn.signed && yn.signed:
 		r.num = number{max(xn.bits, yn.bits), true}
 	case n.op == "&":

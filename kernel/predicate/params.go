@@ -166,34 +166,38 @@ func canonical(words []string) (string, bool) {
 	if n["unsigned"] > 1 || n["signed"] > 1 || n["unsigned"]+n["signed"] > 1 || n["long"] > 2 || n["short"] > 1 || n["int"] > 1 {
 		return "", false
 	}
-	alone := func(name, btfName string) (string, bool) { return btfName, n[name] == len(words) }
 	switch {
 	case n["void"] > 0:
-		return alone("void", "void")
+		return "void", len(words) == 1
 	case n["bool"]+n["_Bool"] > 0:
 		return "_Bool", len(words) == 1
 	case n["char"] > 0:
 		if n["char"]+n["unsigned"]+n["signed"] != len(words) || n["char"] > 1 {
 			return "", false
 		}
-		return strings.Trim(map[bool]string{true: "unsigned "}[n["unsigned"] == 1]+map[bool]string{true: "signed "}[n["signed"] == 1]+"char", " "), true
+		for _, sign := range []string{"unsigned", "signed"} {
+			if n[sign] == 1 {
+				return sign + " char", true
+			}
+		}
+		return "char", true
 	}
 	if n["long"] > 0 && n["short"] > 0 {
 		return "", false
 	}
-	unsigned := n["unsigned"] == 1
-	names := map[[2]bool]string{}
+	sign := ""
+	if n["unsigned"] == 1 {
+		sign = "unsigned "
+	}
 	switch {
 	case n["long"] == 2:
-		names = map[[2]bool]string{{true}: "long long unsigned int", {false}: "long long int"}
+		return "long long " + sign + "int", true
 	case n["long"] == 1:
-		names = map[[2]bool]string{{true}: "long unsigned int", {false}: "long int"}
+		return "long " + sign + "int", true
 	case n["short"] == 1:
-		names = map[[2]bool]string{{true}: "short unsigned int", {false}: "short int"}
-	default:
-		names = map[[2]bool]string{{true}: "unsigned int", {false}: "int"}
+		return "short " + sign + "int", true
 	}
-	return names[[2]bool{unsigned}], true
+	return sign + "int", true
 }
 
 // source writes the declared type as in C.

@@ -3,6 +3,7 @@ package predicate_test
 import (
 	"encoding/binary"
 	"errors"
+	"io"
 	"os"
 	"testing"
 
@@ -32,8 +33,15 @@ func newRunner(t testing.TB, code asm.Instructions, fail string) *runner {
 	if err != nil {
 		t.Fatalf("%+v\n%v", err, ins)
 	}
-	t.Cleanup(func() { prog.Close() })
+	t.Cleanup(func() { closed(t, prog) })
 	return &runner{prog}
+}
+
+func closed(t testing.TB, c io.Closer) {
+	t.Helper()
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 func (r *runner) run(t testing.TB, args [12]uint64) bool {

@@ -250,7 +250,7 @@ func TestArithmetic(t *testing.T) {
 		}
 		ran++
 		r := newRunner(t, code, "no")
-		defer r.prog.Close()
+		defer closed(t, r.prog)
 		in := &input{memory: make([]byte, 256)}
 		var pin runtime.Pinner
 		pin.Pin(&in.memory[0])

@@ -240,7 +240,11 @@ func TestWrite(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { unix.Close(fd) })
+		t.Cleanup(func() {
+			if err := unix.Close(fd); err != nil {
+				t.Error(err)
+			}
+		})
 		return fd
 	}
 	a, b := open("alpha", unix.O_RDWR|unix.O_TRUNC), open("beta.log", unix.O_WRONLY|unix.O_APPEND)

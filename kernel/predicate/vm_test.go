@@ -115,7 +115,7 @@ func (p probe) load(t testing.TB, s *btf.Spec, texts []string, counts *ebpf.Map)
 	t.Helper()
 	prog, err := p.program(t, s, texts, counts)
 	if err == nil {
-		t.Cleanup(func() { prog.Close() })
+		t.Cleanup(func() { closed(t, prog) })
 		return prog
 	}
 	for _, text := range texts {
@@ -124,7 +124,7 @@ func (p probe) load(t testing.TB, s *btf.Spec, texts []string, counts *ebpf.Map)
 			t.Errorf("%s on %s: %s: %+v", p.way, p.function, text, err)
 			continue
 		}
-		one.Close()
+		closed(t, one)
 	}
 	t.Fatalf("%s on %s: %v", p.way, p.function, err)
 	return nil
@@ -145,7 +145,7 @@ func (p probe) attach(t testing.TB, prog *ebpf.Program) {
 	if err != nil {
 		t.Fatalf("%s on %s: %v", p.way, p.function, err)
 	}
-	t.Cleanup(func() { l.Close() })
+	t.Cleanup(func() { closed(t, l) })
 }
 
 // action is a call that the probe sees, with a letter.
@@ -171,7 +171,7 @@ func observe(t *testing.T, p probe, actions []action, cases map[string]string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer counts.Close()
+	defer closed(t, counts)
 	p.attach(t, p.load(t, s, texts, counts))
 	matched := make([]string, len(texts))
 	before := make([]uint64, len(texts))
