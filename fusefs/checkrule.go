@@ -13,7 +13,7 @@ import (
 func checkRule(r *policy.Rule) error {
 	f := r.IO
 	if f == nil {
-		return errors.New("it is not an io rule")
+		return errors.New("it is not an io rule, and a layer carries no others")
 	}
 	for _, e := range f.Errors {
 		switch {

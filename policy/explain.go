@@ -27,6 +27,9 @@ func (r Rule) Explain() []Meaning {
 		e.say("by", f.Caller.words())
 		e.say("where", f.where())
 	}
+	if f := r.Kernel; f != nil {
+		e.kernel(f)
+	}
 	e.say("when", r.Trigger.when())
 	e.say("from", r.Trigger.from())
 	e.say("until", "a ttl of "+r.Trigger.TTL.String()+" is over")

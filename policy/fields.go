@@ -5,14 +5,62 @@ import (
 	"strings"
 )
 
+// language is the fields of one kind of rules.
+type language struct {
+	kind string
+	// fields are the names, in the order in which the documentation has them.
+	fields  []string
+	parsers map[string]func(*ruleParser, word) *SyntaxError
+	// bare are fields without a value.
+	bare []string
+	// hints are what other tools call a field.
+	hints map[string]string
+	// begin makes the rule's fault, checks end it.
+	begin  func(*Rule)
+	checks []func(*ruleParser) *SyntaxError
+	// refuse gives the error about names that are refused with a way out of their own; else nil.
+	refuse func(*ruleParser, word) *SyntaxError
+	// notField gives the way out for a word that stands alone; empty when it knows none.
+	notField func(word) string
+}
+
+var ioRules = language{
+	kind: "io", fields: fieldNames, parsers: fieldParsers, bare: bareFields, hints: fieldHints,
+	begin: func(r *Rule) { r.IO = &IOFault{} },
+	checks: []func(*ruleParser) *SyntaxError{
+		(*ruleParser).checkActions, (*ruleParser).checkLatency, (*ruleParser).checkOps, (*ruleParser).checkThrottle,
+		(*ruleParser).checkPath, (*ruleParser).checkTrigger, (*ruleParser).checkTimes,
+	},
+	refuse: func(p *ruleParser, w word) *SyntaxError {
+		if fix, later := laterFields[w.name]; later {
+			return p.at(w.at, fix, "%q is not there yet", w.name)
+		}
+		if slices.Contains(kernelOnly, w.name) {
+			return p.at(w.at, "begin the rule with kernel in place of io, or leave it out", "%q is a field of kernel rules", w.name)
+		}
+		return nil
+	},
+	notField: func(w word) string {
+		if _, isOp := opsNamed(w.name); isOp {
+			return "did you mean op=" + w.name + "?"
+		}
+		return ""
+	},
+}
+
 // ruleParser fills one rule, field by field.
 type ruleParser struct {
 	source
+	language *language
 	defaults Defaults
 	rule     Rule
 	seen     map[string]word
 	ops      []namedOps
 	paths    int // what path and exclude stand for, with each {} written out
+
+	// where and frames are the predicates of a kernel rule.
+	where  value
+	frames []value
 }
 
 // namedOps is one item of op: an operation, or a group.
@@ -69,16 +117,16 @@ var fieldHints = map[string]string{
 }
 
 func (p *ruleParser) field(w word) *SyntaxError {
-	if fix, later := laterFields[w.name]; later {
-		return p.at(w.at, fix, "%q is not there yet", w.name)
+	if err := p.language.refuse(p, w); err != nil {
+		return err
 	}
-	parser, known := fieldParsers[w.name]
-	bare := slices.Contains(bareFields, w.name)
+	parser, known := p.language.parsers[w.name]
+	bare := slices.Contains(p.language.bare, w.name)
 	switch {
 	case !known && w.bare:
 		return p.notField(w)
 	case !known:
-		return p.at(w.at, fieldFix(w.name), "unknown field %q", w.name)
+		return p.at(w.at, p.language.fieldFix(w.name), "unknown field %q", w.name)
 	case bare && !w.bare:
 		fix := "write the word alone"
 		if w.name == "hang" {
@@ -95,25 +143,33 @@ func (p *ruleParser) field(w word) *SyntaxError {
 	return parser(p, w)
 }
 
-func fieldFix(name string) string {
-	if hint := fieldHints[strings.ToLower(name)]; hint != "" {
+func (l *language) fieldFix(name string) string {
+	if hint := l.hints[strings.ToLower(name)]; hint != "" {
 		return "did you mean " + hint + "?"
 	}
-	return suggest(name, fieldNames, "the fields are "+strings.Join(fieldNames, ", "))
+	return suggest(name, l.fields, "the fields are "+strings.Join(l.fields, ", "))
 }
 
 // notField is the error about a word that is alone and not a field.
 func (p *ruleParser) notField(w word) *SyntaxError {
-	fix := "a field is name=value; put a value that has blanks in double quotes"
+	fix := p.language.notField(w)
 	_, isErrno := ParseErrno(w.name)
-	_, isOp := opsNamed(w.name)
 	switch {
+	case fix != "":
 	case strings.HasSuffix(w.name, ")"):
 		fix = "leave out the blanks between ( and ), or put the value in double quotes"
 	case isErrno:
 		fix = "did you mean error=" + w.name + "?"
-	case isOp:
-		fix = "did you mean op=" + w.name + "?"
+	default:
+		fix = "a field is name=value; put a value that has blanks in double quotes"
 	}
 	return p.at(w.at, fix, "%q is not a field", w.name)
+}
+
+// caller is the rule's filter of processes, whatever its kind.
+func (p *ruleParser) caller() *Caller {
+	if p.rule.Kernel != nil {
+		return &p.rule.Kernel.Caller
+	}
+	return &p.rule.IO.Caller
 }

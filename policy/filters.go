@@ -99,7 +99,7 @@ func (p *ruleParser) globs(w word, one func(value) (string, *SyntaxError)) ([]st
 }
 
 func (p *ruleParser) exe(w word) (err *SyntaxError) {
-	p.rule.IO.Caller.Exe, err = p.globs(w, func(v value) (string, *SyntaxError) {
+	p.caller().Exe, err = p.globs(w, func(v value) (string, *SyntaxError) {
 		if v.text != "" && !strings.Contains(v.text, "/") {
 			return "", p.at(v.at(0), "write exe=/**/"+v.text+" for a program in any folder, or comm="+v.text+" for the name of a thread", "the path of the program is not absolute")
 		}
@@ -113,7 +113,11 @@ func (p *ruleParser) exe(w word) (err *SyntaxError) {
 const maxComm = 15
 
 func (p *ruleParser) comm(w word) (err *SyntaxError) {
-	p.rule.IO.Caller.Comm, err = p.globs(w, p.commGlob)
+	one := p.commGlob
+	if p.rule.Kernel != nil {
+		one = p.kernelComm
+	}
+	p.caller().Comm, err = p.globs(w, one)
 	return err
 }
 
@@ -165,9 +169,12 @@ func indexSlash(glob string) int {
 
 // ids reads uid or pid: numbers and ranges.
 func (p *ruleParser) ids(w word) *SyntaxError {
-	list, least, hint := &p.rule.IO.Caller.UID, uint64(0), "id -u NAME gives the number; it is that of the host where the container has a user namespace"
+	list, least, hint := &p.caller().UID, uint64(0), "id -u NAME gives the number; it is that of the host where the container has a user namespace"
 	if w.name == "pid" {
-		list, least, hint = &p.rule.IO.Caller.PID, 1, "use comm or exe for the name of a program"
+		list, least, hint = &p.caller().PID, 1, "use comm or exe for the name of a program"
+		if p.rule.Kernel != nil {
+			hint = "use comm for the name of a program"
+		}
 	}
 	for i, part := range w.value.split(",") {
 		if i == listSize {

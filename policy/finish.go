@@ -4,8 +4,8 @@ import "strings"
 
 // finish checks what needs all fields.
 func (p *ruleParser) finish() *SyntaxError {
-	for _, check := range []func() *SyntaxError{p.checkActions, p.checkLatency, p.checkOps, p.checkThrottle, p.checkPath, p.checkTrigger, p.checkTimes} {
-		if err := check(); err != nil {
+	for _, check := range p.language.checks {
+		if err := check(p); err != nil {
 			return err
 		}
 	}

@@ -27,6 +27,11 @@ func FuzzParseRule(f *testing.F) {
 		"io latency=normal(1s,1us) lost op=sync path=/d uid=4294967294", "io nospace=0 path=/d", "io quota=1.5GiB op=statfs path=/d p=1e-3",
 		"io attr=ino:1,size:1k,blocks:2,atime:@-1,mtime:2020-01-01,ctime:9999-12-31T23:59:59.999999999Z,perm:7777,nlink:0,uid:1,gid:2 path=/d",
 		"io latency=exp(1ns) op=release path=/d", "io fsyncfail=xfs", "io powercut",
+		`kernel hook=slab error=ENOMEM within=ext4_file_write_iter,d_alloc_parallel(name->name == "bananas") after=100 every=50 times=10 ttl=60s`,
+		`kernel hook=syscall:mount(flags & 1 && type == ")") error=EPERM comm="a b*",c uid=0-5 pid=7 backend=lsm stack`,
+		`kernel hook="function open_ctree" error=EIO within="f(a == \"b\\\\\")",g()`, "kernel hook=page(order > 0)", "kernel hook=bio times=1 active=1s idle=1s",
+		"kernel hook=slab within=d_alloc_parallel(struct dentry *parent, const struct qstr *name)(STRNCMP(name->name, \"bananas\", 8)) p=5%",
+		"kernel hook=slab(\n a ==\t'(' )", "kernel inject=mount:error=ENOMEM:when=3+2", "kernel kmalloc a() => b()", "kernel hook=slab(((", "kernel within=a),b", "kernel hook=lsm:file_open error=ERESTARTSYS",
 	} {
 		f.Add(s)
 	}
@@ -42,16 +47,20 @@ func FuzzParseRule(f *testing.F) {
 			tr.Active < 0 || (tr.Active == 0) != (tr.Idle == 0) || tr.AfterBytes >= math.MaxInt64 {
 			t.Errorf("out of bounds: %+v", tr)
 		}
-		checkFault(t, r.IO)
+		if r.Kernel != nil {
+			checkKernelFault(t, r)
+		} else {
+			checkFault(t, r.IO)
+			if top := GraftPath(r.IO.Path); !strings.HasPrefix(top, "/") || strings.Contains(top+"/", "/../") {
+				t.Errorf("graft path %q", top)
+			}
+		}
 		for _, m := range r.Explain() {
 			for _, c := range m.Name + m.Text {
 				if !printableRune(c) {
 					t.Errorf("the explanation %q would write %q to a terminal", m, c)
 				}
 			}
-		}
-		if top := GraftPath(r.IO.Path); !strings.HasPrefix(top, "/") || strings.Contains(top+"/", "/../") {
-			t.Errorf("graft path %q", top)
 		}
 	})
 }
@@ -119,6 +128,7 @@ func FuzzLabels(f *testing.F) {
 	f.Add("policy.faultgraft.io", "p", "faultgraft.io/x", "", "")
 	f.Add("a.faultgraft.io/container.", "io", "A.FAULTGRAFT.IO", "io", "x")
 	f.Add("a.faultgraft.io", "io lost op=fsync path=/d comm=pg", "b.faultgraft.io", "io corrupt=zero(4,16) op=data path=/d offset=0-", "x")
+	f.Add("a.faultgraft.io", "kernel hook=slab within=a(b == \"c\")", "a.faultgraft.io/pod", "kernel hook=syscall:mount error=EIO", "x")
 	f.Add("a.faultgraft.io", "io quota=1MiB path=/d", "a.faultgraft.io/pod", "io torn=prefix error=EIO:2,EROFS op=write path=/d", "x")
 	f.Fuzz(func(t *testing.T, key1, value1, key2, value2, self string) {
 		res := ParseLabels(Subject{Labels: map[string]string{key1: value1, key2: value2}, ContainerName: self}, Defaults{})
@@ -149,6 +159,7 @@ func FuzzLabels(f *testing.F) {
 func FuzzRuleJSON(f *testing.F) {
 	for _, text := range []string{
 		"io error=EIO:3,ENOSPC op=all path=/d p=5%", "io latency=pareto(1ms,2) cap=1s torn=prefix op=write path=/d comm=a uid=1- delay=1s active=1s idle=1s",
+		`kernel hook=slab(s->size > 5) within=f(int a)(a == 1),g(b == "c)") comm=x* uid=0 stack backend=override times=3`,
 		"io nospace=0 path=/d", "io attr=mtime:2020-01-01,perm:7 path=/d", "io throttle=1MiB/s burst=2 op=data path=/d offset=1-3 size=7 afterBytes=1",
 	} {
 		r, err := ParseRule("r", text, Defaults{})
@@ -170,10 +181,14 @@ func FuzzRuleJSON(f *testing.F) {
 		if r.Trigger.Delay < 0 {
 			r.Trigger.Delay = 0 // the rest of a pulse, which is no rule's text; see Aged
 		}
-		if len(r.IO.Exclude) == 0 {
-			r.IO.Exclude = nil
+		if r.Kernel != nil {
+			checkKernelFault(t, r)
+		} else {
+			if len(r.IO.Exclude) == 0 {
+				r.IO.Exclude = nil
+			}
+			checkFault(t, r.IO)
 		}
-		checkFault(t, r.IO)
 		r.Trigger.TTL = math.MaxInt64 // Check does not judge it: it shrinks
 		again, err := ParseRule(r.Name, r.String(), Defaults{MaxTTL: math.MaxInt64})
 		if err != nil {

@@ -20,7 +20,8 @@ type KernelFault struct {
 	Within []Frame `json:"within,omitempty"`
 	// Error is what is answered.
 	Error Errno `json:"error"`
-	// Caller narrows the fault to some processes. Exe cannot be decided inside the kernel.
+	// Caller narrows the fault to some processes. Exe is not there: it cannot be
+	// decided inside the kernel. Comm are names, or beginnings with a * after them.
 	Caller Caller `json:"caller,omitzero"`
 	// Backend is the only one to be used: fmod_ret, override or lsm; empty is the first that works.
 	Backend string `json:"backend,omitempty"`
@@ -52,6 +53,17 @@ type Frame struct {
 	// Parameters is the function's parameter list in C, as KernelChaos has it. It
 	// is accepted and not needed: the kernel's type information has them.
 	Parameters string `json:"parameters,omitempty"`
+}
+
+// String gives the form of rules: open_ctree, d_alloc_parallel(name->len > 5).
+func (f Frame) String() string {
+	switch {
+	case f.Parameters != "":
+		return f.Function + "(" + f.Parameters + ")(" + f.Predicate + ")"
+	case f.Predicate != "":
+		return f.Function + "(" + f.Predicate + ")"
+	}
+	return f.Function
 }
 
 // Errno is an errno that JSON has by its name.

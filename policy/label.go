@@ -26,7 +26,7 @@ type Subject struct {
 
 // Result is what the labels of a container ask for.
 type Result struct {
-	// Rules are the rules without a problem, by name.
+	// Rules are the rules without a problem, by name; io and kernel rules.
 	Rules []Rule
 	// Disabled says that enable.faultgraft.io forbids faults in this container; there are no rules then.
 	Disabled bool
@@ -101,9 +101,9 @@ func ParseLabels(s Subject, d Defaults) Result {
 		case len(res.Rules) == MaxRules:
 			err = src.whole("use fewer rules", "the container has more than %d rules; this one is not applied", MaxRules)
 		default:
-			var r Rule
-			if r, err = parse(src, name, d); err == nil {
-				res.Rules = append(res.Rules, r)
+			var p *ruleParser
+			if p, err = parse(src, name, d); err == nil {
+				res.Rules = append(res.Rules, p.rule)
 			}
 		}
 		if err != nil {

@@ -64,9 +64,10 @@ func TestParseLabels(t *testing.T) {
 			problems:  []string{`label a.faultgraft.io/container.pg: column 10: unknown errno "EIOO"; did you mean EIO?`},
 		},
 		{
-			name:     "kernel rules are refused, not dropped",
-			labels:   map[string]string{"oom.faultgraft.io": "kernel hook=slab error=ENOMEM ttl=60s"},
-			problems: []string{"label oom.faultgraft.io: column 1: kernel rules are not available in this version"},
+			name:     "kernel rules beside others",
+			labels:   map[string]string{"oom.faultgraft.io": "kernel hook=slab error=ENOMEM ttl=60s seed=4", "a.faultgraft.io": seeded(1), "b.faultgraft.io": "kernel hook=slap"},
+			rules:    []string{"a 1", "oom 4"},
+			problems: []string{`label b.faultgraft.io: column 13: unknown hook point "slap"; did you mean slab?`},
 		},
 		{
 			name:     "disabled",

@@ -54,8 +54,15 @@ func (s source) lex() ([]word, *SyntaxError) {
 			continue
 		}
 		w := word{at: i}
+		kernel := len(words) > 0 && words[0].bare && words[0].name == "kernel"
 		for i < len(s.text) && !isBlank(s.text[i]) && s.text[i] != '=' {
-			i++
+			if i++; kernel && s.text[i-1] == '(' {
+				end, err := s.closing(i - 1)
+				if err != nil {
+					return nil, err
+				}
+				i = end
+			}
 		}
 		w.name = s.text[w.at:i]
 		if i == len(s.text) || s.text[i] != '=' {
@@ -63,11 +70,18 @@ func (s source) lex() ([]word, *SyntaxError) {
 			words = append(words, w)
 			continue
 		}
+		if w.name == "" && kernel && strings.HasPrefix(s.text[i:], "=>") {
+			return nil, s.at(i, "part the functions of a call chain by commas, the outermost first: within=btrfs_mount,mount_subtree", "=> is not of this language")
+		}
 		if w.name == "" {
 			return nil, s.at(i, "write name=value without blanks around =", "= without a field's name before it")
 		}
 		var err *SyntaxError
-		if w.value, i, err = s.lexValue(i + 1); err != nil {
+		lexValue := s.lexValue
+		if kernel && w.name != "comm" {
+			lexValue = s.lexCalls
+		}
+		if w.value, i, err = lexValue(i + 1); err != nil {
 			return nil, err
 		}
 		if w.value.text == "" {

@@ -103,6 +103,7 @@ func TestHints(t *testing.T) {
 		}
 	}
 	check("field", fieldHints, fieldNames)
+	check("kernel field", kernelHints, kernelRules.fields)
 	check("attribute", attrHints, attrNames)
 	for wrong, hint := range opHints {
 		first, _, _ := strings.Cut(hint, " ")

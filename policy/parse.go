@@ -30,6 +30,9 @@ type Defaults struct {
 	TTL time.Duration
 	// MaxTTL is the longest ttl allowed; 0 means DefaultMaxTTL.
 	MaxTTL time.Duration
+	// NoKernel says why kernel rules cannot be had here; they are refused with
+	// these words. Empty: they can.
+	NoKernel string
 }
 
 func (d Defaults) maxTTL() time.Duration {
@@ -49,61 +52,73 @@ func (d Defaults) ttl() time.Duration {
 // ParseRule parses the text of one rule, such as
 //
 //	io error=EIO op=fsync+write path=/data/** p=5% times=10 ttl=5m
+//	kernel hook=slab error=ENOMEM within=ext4_file_write_iter times=10 ttl=60s
 //
 // name is the rule's name; docs/rules.md describes the language. The error is
 // a *SyntaxError. The rule has no seed unless the text gives one; see
 // Rule.EnsureSeed.
 func ParseRule(name, text string, d Defaults) (Rule, error) {
-	r, err := parse(source{name: "rule", text: text}, name, d)
+	p, err := parse(source{name: "rule", text: text}, name, d)
 	if err != nil {
-		return Rule{}, err
-	}
-	return r, nil
-}
-
-var ruleName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
-
-// parse returns the concrete error type; see ParseRule for callers outside.
-func parse(src source, name string, d Defaults) (Rule, *SyntaxError) {
-	if len(name) > MaxNameLength || !ruleName.MatchString(name) {
-		return Rule{}, src.whole("use up to 63 lower-case letters, digits and inner hyphens", "%q is not a name for a rule", name)
-	}
-	if len(src.text) > MaxRuleLength {
-		return Rule{}, src.whole("split it into several rules", "the rule is %d bytes long, the limit is %d", len(src.text), MaxRuleLength)
-	}
-	words, err := src.lex()
-	if err != nil {
-		return Rule{}, err
-	}
-	if len(words) == 0 {
-		return Rule{}, src.at(0, "write for instance: io error=EIO op=fsync path=/data/**", "the rule is empty")
-	}
-	if err := src.checkKind(words[0]); err != nil {
-		return Rule{}, err
-	}
-	p := ruleParser{source: src, defaults: d, seen: make(map[string]word)}
-	p.rule = Rule{Name: name, Text: src.text, IO: &IOFault{}, Trigger: Trigger{P: 1, TTL: d.ttl()}}
-	for _, w := range words[1:] {
-		if err := p.field(w); err != nil {
-			return Rule{}, err
-		}
-	}
-	if err := p.finish(); err != nil {
 		return Rule{}, err
 	}
 	return p.rule, nil
 }
 
-// checkKind checks the first word, which says what kind of fault it is.
-func (s source) checkKind(w word) *SyntaxError {
-	const example = "start the rule with io, such as: io error=EIO op=fsync path=/data/**"
+// NoKernelYet is Defaults.NoKernel where nothing carries kernel rules out.
+const NoKernelYet = "kernel rules are not available in this version"
+
+var ruleName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
+
+// parse gives the parser with its rule, and the concrete error type; see
+// ParseRule for callers outside.
+func parse(src source, name string, d Defaults) (*ruleParser, *SyntaxError) {
+	if len(name) > MaxNameLength || !ruleName.MatchString(name) {
+		return nil, src.whole("use up to 63 lower-case letters, digits and inner hyphens", "%q is not a name for a rule", name)
+	}
+	if len(src.text) > MaxRuleLength {
+		return nil, src.whole("split it into several rules", "the rule is %d bytes long, the limit is %d", len(src.text), MaxRuleLength)
+	}
+	words, err := src.lex()
+	if err != nil {
+		return nil, err
+	}
+	if len(words) == 0 {
+		return nil, src.at(0, "write for instance: io error=EIO op=fsync path=/data/**", "the rule is empty")
+	}
+	lang, err := src.kindOf(words[0])
+	if err != nil {
+		return nil, err
+	}
+	if lang == &kernelRules && d.NoKernel != "" {
+		return nil, src.at(words[0].at, "only io rules are", "%s", d.NoKernel)
+	}
+	p := &ruleParser{source: src, language: lang, defaults: d, seen: make(map[string]word)}
+	p.rule = Rule{Name: name, Text: src.text, Trigger: Trigger{P: 1, TTL: d.ttl()}}
+	lang.begin(&p.rule)
+	for _, w := range words[1:] {
+		if err := p.field(w); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.finish(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// kindOf reads the first word, which says what kind of fault it is.
+func (s source) kindOf(w word) (*language, *SyntaxError) {
+	const example = "start the rule with io or kernel, such as: io error=EIO op=fsync path=/data/**"
 	switch {
 	case w.name == "io" && w.bare:
-		return nil
+		return &ioRules, nil
 	case w.name == "kernel" && w.bare:
-		return s.at(w.at, "only io rules are", "kernel rules are not available in this version")
-	case !w.bare && slices.Contains(fieldNames, w.name):
-		return s.at(w.at, example, "the kind of fault is missing before %q", w.name)
+		return &kernelRules, nil
+	case !w.bare && slices.Contains(ioRules.fields, w.name):
+		return nil, s.at(w.at, example, "the kind of fault is missing before %q", w.name)
+	case !w.bare && slices.Contains(kernelRules.fields, w.name):
+		return nil, s.at(w.at, "start the rule with kernel, such as: kernel hook=syscall:mount error=ENOMEM", "the kind of fault is missing before %q", w.name)
 	}
-	return s.at(w.at, suggest(w.name, []string{"io", "kernel"}, example), "unknown kind of fault %q", w.name)
+	return nil, s.at(w.at, suggest(w.name, []string{"io", "kernel"}, example), "unknown kind of fault %q", w.name)
 }

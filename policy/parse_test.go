@@ -117,7 +117,6 @@ func TestParseRuleErrors(t *testing.T) {
 		{"^oi error=EIO", `unknown kind of fault "oi"`, "did you mean io?"},
 		{"^xyz error=EIO", `unknown kind of fault "xyz"`, "start the rule with io"},
 		{"^error=EIO op=fsync path=/d", `the kind of fault is missing before "error"`, "start the rule with io"},
-		{" ^kernel hook=slab error=ENOMEM", "kernel rules are not available in this version", "only io rules are"},
 		{"^io=1", `unknown kind of fault "io"`, ""},
 
 		{"io ^eror=EIO op=fsync path=/d", `unknown field "eror"`, "did you mean error?"},
@@ -254,7 +253,7 @@ func checkRefused(t *testing.T, marked, message, fix string) {
 	if syntax.Fix == "" {
 		t.Errorf("%s: error %q says no way out", text, err)
 	}
-	if r.IO != nil || r.Name != "" {
+	if r.IO != nil || r.Kernel != nil || r.Name != "" {
 		t.Errorf("%s: a refused rule is not zero: %v", text, r)
 	}
 }
@@ -363,6 +362,7 @@ func TestCheck(t *testing.T) {
 	for name, spoil := range map[string]func(*Rule){
 		"name":            func(r *Rule) { r.Name = "" },
 		"no fault":        func(r *Rule) { r.IO = nil },
+		"two faults":      func(r *Rule) { r.Kernel = &KernelFault{Hook: Hook{Kind: "slab"}, Error: Errno(syscall.ENOMEM)} },
 		"no ops":          func(r *Rule) { r.IO.Ops = 0 },
 		"unknown op":      func(r *Rule) { r.IO.Ops |= 1 << 63 },
 		"errno":           func(r *Rule) { r.IO.Errors = []WeightedErrno{{4000, 1}} },

@@ -109,8 +109,8 @@ func (t Trigger) Aged(by time.Duration) Trigger {
 // instance) is not one that ParseRule could have made. It does not judge how
 // long the ttl is, which is up to the node and shrinks as time passes.
 func (r Rule) Check() error {
-	if r.IO == nil {
-		return fmt.Errorf("rule %q has no io fault", r.Name)
+	if (r.IO == nil) == (r.Kernel == nil) {
+		return fmt.Errorf("rule %q must have an io fault or a kernel fault, one of them", r.Name)
 	}
 	if r.Trigger.TTL <= 0 {
 		return fmt.Errorf("rule %q: a ttl of %v makes no sense", r.Name, r.Trigger.TTL)

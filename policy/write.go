@@ -15,6 +15,10 @@ func (r Rule) String() string {
 		w.outcome(r.IO)
 		w.filters(r.IO)
 	}
+	if r.Kernel != nil {
+		w.b.WriteString("kernel")
+		w.kernel(r.Kernel)
+	}
 	w.trigger(&r.Trigger)
 	return w.b.String()
 }
@@ -152,19 +156,46 @@ func (w *ruleWriter) filters(f *IOFault) {
 	}
 	w.field("path", quote(f.Path))
 	w.list("exclude", f.Exclude)
-	w.list("comm", f.Caller.Comm)
-	w.list("exe", f.Caller.Exe)
-	if len(f.Caller.UID) > 0 {
-		w.field("uid", idsText(f.Caller.UID))
-	}
-	if len(f.Caller.PID) > 0 {
-		w.field("pid", idsText(f.Caller.PID))
-	}
+	w.caller(&f.Caller)
 	if f.Offset != nil {
 		w.field("offset", offsetText(*f.Offset))
 	}
 	if f.Size != nil {
 		w.field("size", sizesText(*f.Size))
+	}
+}
+
+func (w *ruleWriter) caller(c *Caller) {
+	w.list("comm", c.Comm)
+	w.list("exe", c.Exe)
+	if len(c.UID) > 0 {
+		w.field("uid", idsText(c.UID))
+	}
+	if len(c.PID) > 0 {
+		w.field("pid", idsText(c.PID))
+	}
+}
+
+func (w *ruleWriter) kernel(f *KernelFault) {
+	hook := f.Hook.String()
+	if f.Where != "" {
+		hook += "(" + f.Where + ")"
+	}
+	w.field("hook", hook)
+	w.field("error", f.Error.String())
+	if len(f.Within) > 0 {
+		frames := make([]string, 0, len(f.Within))
+		for _, frame := range f.Within {
+			frames = append(frames, frame.String())
+		}
+		w.field("within", strings.Join(frames, ","))
+	}
+	w.caller(&f.Caller)
+	if f.Backend != "" {
+		w.field("backend", f.Backend)
+	}
+	if f.Stack {
+		w.b.WriteString(" stack")
 	}
 }
 
