@@ -72,20 +72,12 @@ func newFilters(spec *btf.Spec, rule policy.Rule, w way) (*filters, error) {
 // inWhere is the place of an error in the rule's where; frames have their index.
 const inWhere = -1
 
-// placer finds the place of a predicate in the text of a rule.
-type placer interface {
-	PredicateError(which, line, column int, message, fix string) *policy.SyntaxError
-}
-
 // predicateError gives the error of a predicate its place in the rule's text.
 // Others say that the kernel has no such function, or that it cannot be traced.
 func predicateError(rule policy.Rule, which int, err error) error {
 	var wrong *predicate.Error
 	if errors.As(err, &wrong) {
-		if p, ok := any(rule).(placer); ok {
-			return p.PredicateError(which, wrong.Line, wrong.Column, wrong.Message, wrong.Fix)
-		}
-		return &policy.SyntaxError{Source: "rule", Text: rule.Text, Message: wrong.Error()}
+		return rule.PredicateError(which, wrong.Line, wrong.Column, wrong.Message, wrong.Fix)
 	}
 	if which == inWhere {
 		return fmt.Errorf("%w: where: %w", ErrUnsupported, err)

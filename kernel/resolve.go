@@ -227,6 +227,9 @@ func Check(rule policy.Rule) (Resolution, error) {
 		return Resolution{}, fmt.Errorf("rule %q has no kernel fault", rule.Name)
 	}
 	k := rule.Kernel
+	if err := checkSyntax(rule); err != nil {
+		return Resolution{}, err
+	}
 	spec, err := kernelTypes()
 	if err != nil {
 		return Resolution{}, errNoTypes(err)
@@ -238,6 +241,9 @@ func Check(rule policy.Rule) (Resolution, error) {
 	}
 	i := slices.IndexFunc(all, func(w way) bool { return w.no == "" && h.missing(w) == "" })
 	if i < 0 {
+		if err := checkTypes(spec, rule, all); err != nil {
+			return Resolution{}, err
+		}
 		return Resolution{}, noWay(k.Hook, all, func(w way) string { return w.because(h.missing(w)) })
 	}
 	w := all[i]
