@@ -35,7 +35,7 @@ func BenchmarkParts(b *testing.B) {
 		b.Skipf("no statistics of programs: %v", err)
 	}
 	defer func() { _ = statistics.Close() }()
-	c, err := Compile(Options{Cache: cache, Frames: named("__x64_sys_mkdirat", "do_mkdirat", "d_alloc_parallel"), Method: State})
+	c, err := Compile(Options{Cache: cache, Frames: named("__x64_sys_mkdirat", "vfs_mkdir", "d_alloc_parallel"), Method: State})
 	if err != nil {
 		b.Skip(err)
 	}

@@ -77,8 +77,8 @@ func TestWrongFrames(t *testing.T) {
 		want   string
 		column int // of the predicate's error
 	}{
-		"no such function":        {frames: named("do_mkdirat", "vfs_raed"), index: 1, want: "did you mean vfs_read"},
-		"the hook itself":         {frames: named("do_mkdirat", "should_failslab"), hook: "should_failslab", index: 1, want: "does not run inside itself"},
+		"no such function":        {frames: named("vfs_mkdir", "vfs_raed"), index: 1, want: "did you mean vfs_read"},
+		"the hook itself":         {frames: named("vfs_mkdir", "should_failslab"), hook: "should_failslab", index: 1, want: "does not run inside itself"},
 		"no such parameter":       {frames: []Frame{{Function: "vfs_read"}, {Function: "d_alloc_parallel", Predicate: "parent != 0 && nome != 0"}}, index: 1, want: "nome", column: 16},
 		"no such member":          {frames: []Frame{{Function: "d_alloc_parallel", Predicate: "parent->d_inod->i_ino > 5"}}, want: "d_inod", column: 9},
 		"predicate for the stack": {frames: []Frame{{Function: "d_alloc_parallel", Predicate: "parent != 0"}}, method: Stack, want: "the stack does not have the parameters"},
