@@ -147,7 +147,9 @@ func newReader(t *testing.T) *reader {
 	r.tid = <-started
 	t.Cleanup(func() {
 		close(r.control)
-		_ = <-r.done // nothing was asked of it
+		if err := <-r.done; err != nil { // it was asked nothing
+			t.Error(err)
+		}
 		_, _ = unix.Close(r.pipe[0]), unix.Close(r.pipe[1])
 	})
 	return r
