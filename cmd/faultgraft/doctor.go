@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/faultgraft/faultgraft/kernel"
@@ -32,7 +34,7 @@ func (r doctorReport) table(w io.Writer) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintln(w, "\nkernel fault backends (faults of this kind are not in this version)"); err != nil {
+	if _, err := fmt.Fprintln(w, "\nkernel faults: hook points and backends (`faultgraft doctor functions` lists what hook=function:NAME can fail)"); err != nil {
 		return err
 	}
 	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -72,6 +74,40 @@ func newDoctorCommand(g *global) *cobra.Command {
 				err = errors.Join(err, fmt.Errorf("%s missing: faultgraft cannot graft here", count(failed, "requirement")))
 			}
 			return err
+		},
+	}
+	g.outputFlag(c)
+	c.AddCommand(newDoctorFunctionsCommand(g))
+	return c
+}
+
+func newDoctorFunctionsCommand(g *global) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "functions [PART]",
+		Short: "List the kernel functions that hook=function:NAME can fail here",
+		Long: `List the kernel functions that a rule with hook=function:NAME can fail on this
+kernel: those of its error-injection list; with PART those that have it in their name.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := g.checkOutput(); err != nil {
+				return err
+			}
+			names, err := kernel.Functions()
+			if err != nil {
+				return err
+			}
+			if len(args) > 0 {
+				names = slices.DeleteFunc(names, func(n string) bool { return !strings.Contains(n, args[0]) })
+			}
+			if g.output != "table" {
+				return g.print(c.OutOrStdout(), names)
+			}
+			for _, n := range names {
+				if _, err := fmt.Fprintln(c.OutOrStdout(), n); err != nil {
+					return err
+				}
+			}
+			return nil
 		},
 	}
 	g.outputFlag(c)

@@ -50,8 +50,31 @@ func TestDoctorReportsKernelBackends(t *testing.T) {
 		}
 	}
 	table := doctor(t, "table")
-	_, after, ok := strings.Cut(table, "\nkernel fault backends (faults of this kind are not in this version)\n")
-	if !ok || strings.Count(after, "\n") != len(kernel.Probe()) {
+	_, after, ok := strings.Cut(table, "\nkernel faults: hook points and backends ")
+	if !ok || strings.Count(after, "\n")-1 != len(kernel.Probe()) {
 		t.Errorf("the second table is not all there:\n%s", table)
+	}
+}
+
+func TestDoctorFunctions(t *testing.T) {
+	var out bytes.Buffer
+	c := newRootCommand()
+	c.SetArgs([]string{"doctor", "functions", "should_fail", "-o", "json"})
+	c.SetOut(&out)
+	err := c.Execute()
+	all, kerr := kernel.Functions()
+	if (err != nil) != (kerr != nil) || err != nil && err.Error() != kerr.Error() {
+		t.Fatalf("%v, want %v", err, kerr)
+	}
+	if err != nil {
+		t.Skip("this kernel has no list: ", err)
+	}
+	var got []string
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	want := slices.DeleteFunc(all, func(n string) bool { return !strings.Contains(n, "should_fail") })
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
