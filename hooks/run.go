@@ -29,6 +29,8 @@ type Options struct {
 	Input io.Reader
 	// Injector makes the grafts.
 	Injector Injector
+	// Kernel arms kernel rules: all, or none. Nil: nobody can here.
+	Kernel func(ctx context.Context, t keeper.Target, rules []policy.Rule) error
 	// Record takes a refusal for the event log; its error is added to the result. Must be set.
 	Record func(keeper.Event) error
 	// Seed gives a rule a seed that has none. Must be set.
@@ -108,6 +110,7 @@ func (r *run) container(ctx context.Context, state *specs.State) {
 		parsed.Rules[i].EnsureSeed(r.o.Seed)
 	}
 	target := keeper.Target{ID: state.ID, Name: r.event.Name, PID: state.Pid, Labels: annotations}
+	r.armKernel(ctx, target, parsed.Rules)
 	groups := policy.GraftPaths(parsed.Rules)
 	for _, path := range slices.Sorted(maps.Keys(groups)) {
 		g, err := within(ctx, "grafting", func() (keeper.Graft, error) {
@@ -120,6 +123,24 @@ func (r *run) container(ctx context.Context, state *specs.State) {
 			continue
 		}
 		r.Grafts = append(r.Grafts, g)
+	}
+}
+
+// armKernel hands kernel rules to who can arm them. The program's first
+// instruction comes after that.
+func (r *run) armKernel(ctx context.Context, t keeper.Target, rules []policy.Rule) {
+	rules = slices.DeleteFunc(slices.Clone(rules), func(rule policy.Rule) bool { return rule.Kernel == nil })
+	if len(rules) == 0 {
+		return
+	}
+	_, err := within(ctx, "arming kernel faults", func() (struct{}, error) {
+		if r.o.Kernel == nil {
+			return struct{}{}, errors.New("kernel rules are not possible here")
+		}
+		return struct{}{}, r.o.Kernel(ctx, t, rules)
+	})
+	if err != nil {
+		r.refuse(r.event, fmt.Errorf("kernel rules: not armed: %w", err))
 	}
 }
 

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 
 	"github.com/faultgraft/faultgraft/hooks"
+	"github.com/faultgraft/faultgraft/plugin"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/policy"
 	"github.com/spf13/cobra"
 )
 
@@ -45,6 +48,10 @@ func runHook(c *cobra.Command, g *global) error {
 	}
 	res := hooks.Run(c.Context(), hooks.Options{
 		Input: c.InOrStdin(), Injector: g.keepers(), Seed: rand.Uint64,
+		Kernel: func(ctx context.Context, t keeper.Target, rules []policy.Rule) error {
+			_, err := g.injectKernel(ctx, plugin.KernelRequest{Target: t, Rules: rules, Origin: keeper.OriginAnnotation})
+			return err
+		},
 		Record: func(e keeper.Event) error { return record(g.stateDir, e) },
 	})
 	for _, gr := range res.Grafts {
