@@ -91,9 +91,7 @@ func (r *run) container(ctx context.Context, state *specs.State) {
 	if isSandbox(annotations) {
 		return
 	}
-	defaults := r.o.Defaults
-	defaults.NoKernel = "the hook arms no kernel rules: the daemon does, as the container starts"
-	parsed := policy.ParseLabels(policy.Subject{Labels: annotations, ContainerName: r.event.Name, Kind: "annotation"}, defaults)
+	parsed := policy.ParseLabels(policy.Subject{Labels: annotations, ContainerName: r.event.Name, Kind: "annotation"}, r.o.Defaults)
 	for _, p := range parsed.Problems {
 		e := r.event
 		e.Rule = p.Source

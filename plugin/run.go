@@ -137,7 +137,7 @@ func (a *agent) setup(c Config) error {
 func settingsOf(o Options) *settings {
 	return &settings{
 		containerdNamespaces: o.ContainerdNamespaces, protectedNamespaces: o.ProtectedNamespaces,
-		startBudget: o.StartBudget, defaults: policy.Defaults{TTL: o.DefaultTTL, MaxTTL: o.MaxTTL, NoKernel: policy.NoKernelYet},
+		startBudget: o.StartBudget, defaults: policy.Defaults{TTL: o.DefaultTTL, MaxTTL: o.MaxTTL},
 	}
 }
 

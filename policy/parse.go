@@ -65,9 +65,6 @@ func ParseRule(name, text string, d Defaults) (Rule, error) {
 	return p.rule, nil
 }
 
-// NoKernelYet is Defaults.NoKernel where nothing carries kernel rules out.
-const NoKernelYet = "kernel rules are not available in this version"
-
 var ruleName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 
 // parse gives the parser with its rule, and the concrete error type; see

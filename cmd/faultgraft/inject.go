@@ -145,7 +145,7 @@ func (o *injectOptions) rules(texts []string) (byPath map[string][]policy.Rule, 
 
 // parseRules reads rules for a layer over a path; "" when the rules say it.
 func parseRules(name, layer string, texts []string) ([]policy.Rule, error) {
-	d := policy.Defaults{NoKernel: policy.NoKernelYet}
+	var d policy.Defaults
 	if layer != "" {
 		d.Path = policy.EscapeGlob(strings.TrimSuffix(layer, "/")) + "/**"
 	}

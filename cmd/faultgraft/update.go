@@ -46,6 +46,11 @@ no others.`,
 			if c.Rules, err = parseRules(name, now.Path, texts); err != nil {
 				return err
 			}
+			for _, r := range c.Rules {
+				if r.Kernel != nil {
+					return fmt.Errorf("rule %q: a graft carries out io rules only; faultgraft inject --kernel takes this one", r.Text)
+				}
+			}
 			c.Origin = keeper.OriginUser
 			gr, err := g.keepers().Update(cmd.Context(), id, c)
 			if err != nil {
