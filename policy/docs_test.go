@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -34,7 +35,7 @@ func TestDocs(t *testing.T) {
 			t.Errorf("the page shows\n%s\nand this is\n%s", shown, got)
 		}
 	}
-	for _, names := range [][]string{fieldNames, opNames[:], groupNames, attrNames} {
+	for _, names := range [][]string{fieldNames, kernelRules.fields, hookKinds[:3], backendNames, opNames[:], groupNames, attrNames} {
 		for _, n := range names {
 			if !strings.Contains(string(page), "`"+n+"`") {
 				t.Errorf("the page does not explain %s", n)
@@ -43,5 +44,40 @@ func TestDocs(t *testing.T) {
 	}
 	if seen < 4 {
 		t.Errorf("found only %d errors on the page", seen)
+	}
+}
+
+var kernelExample = regexp.MustCompile("`(kernel [a-zA-Z]+=[^`…]*)`")
+
+// TestKernelPage parses every example of docs/kernel.md and shows that each
+// field, hook point and way to write a predicate has one. That they do what the
+// page says is shown in package kernel, for what runs there.
+func TestKernelPage(t *testing.T) {
+	page, err := os.ReadFile("../docs/kernel.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	has := make(map[string]bool)
+	for _, m := range kernelExample.FindAllStringSubmatch(string(page), -1) {
+		r, err := ParseRule("example", m[1], Defaults{})
+		if err != nil {
+			t.Error(err.(*SyntaxError).Detail())
+			continue
+		}
+		checkRoundTrip(t, r)
+		checkKernelFault(t, r)
+		has[r.Kernel.Hook.Kind] = true
+		p, syntax := parse(source{text: m[1]}, "example", Defaults{})
+		if syntax != nil {
+			t.Fatal(syntax)
+		}
+		for name := range p.seen {
+			has[name] = true
+		}
+	}
+	for _, name := range append(hookKinds, kernelRules.fields...) {
+		if !has[name] {
+			t.Errorf("the page has no example for %s", name)
+		}
 	}
 }
