@@ -212,6 +212,9 @@ var kernelSymbols = sync.OnceValues(func() ([]symbol, error) {
 	return all, nil
 })
 
+// largestFunction is more bytes than any function has.
+const largestFunction = 1 << 17
+
 // symbolize names the functions of return addresses; an address stays a number
 // where the kernel does not tell its symbols.
 func symbolize(stack []uint64) []string {
@@ -229,7 +232,9 @@ func symbolize(stack []uint64) []string {
 		if !exact {
 			i--
 		}
-		if i < 0 || i == len(symbols)-1 { // before the first or behind the last function
+		// Before the first function, or far behind one: a program of eBPF that was
+		// loaded after the symbols were read, a trampoline.
+		if i < 0 || address-symbols[i].address > largestFunction {
 			names = append(names, fmt.Sprintf("%#x", address))
 			continue
 		}

@@ -80,8 +80,9 @@ func noFail() int32 {
 }
 
 // ownNames are the names (comm) of what runs in a container's cgroup and is not
-// the container: faultgraft's hooks, which the runtime starts there.
-var ownNames = []string{"faultgraft\x00"}
+// the container: faultgraft's hooks, which the runtime starts there. The second
+// is that of the binary as an NRI plugin that containerd starts.
+var ownNames = []string{"faultgraft\x00", "10-faultgraft\x00"}
 
 // runtimeNames begin the names of runtimes' processes that have entered the
 // container's cgroup and have not yet executed its program: runc names them

@@ -15,8 +15,6 @@ type record struct {
 	ring int
 	// stack reports the kernel stack too.
 	stack bool
-	// function is the number of the failed function within its fault.
-	function int32
 	// charged: the cgroup is the one that was found, not the current thread's.
 	charged bool
 }
@@ -29,8 +27,7 @@ const (
 	inThread   = 24 // process id in the upper half, thread id in the lower
 	inCgroup   = 32 // the current thread's, or the fault's for a block request
 	inComm     = 40 // 16 bytes
-	inFunction = 56 // 4 bytes
-	inStack    = 60 // 4 bytes: how many bytes of stack follow; negative is an errno
+	inStack    = 56 // how many bytes of stack follow; negative is an errno
 	recordSize = 64
 
 	maxStack = 64 // frames
@@ -60,8 +57,6 @@ func (r record) code() asm.Instructions {
 		asm.StoreMem(asm.R7, inSeq, asm.R8, asm.DWord),
 		asm.LoadMem(asm.R1, asm.RFP, slotHandle, asm.DWord),
 		asm.StoreMem(asm.R7, inHandle, asm.R1, asm.DWord),
-		asm.Mov.Imm(asm.R1, r.function),
-		asm.StoreMem(asm.R7, inFunction, asm.R1, asm.Word),
 		asm.FnKtimeGetBootNs.Call(),
 		asm.StoreMem(asm.R7, inTime, asm.R0, asm.DWord),
 		asm.FnGetCurrentPidTgid.Call(),
@@ -91,7 +86,7 @@ func (r record) code() asm.Instructions {
 		)
 	}
 	return append(ins,
-		asm.StoreMem(asm.R7, inStack, asm.R0, asm.Word),
+		asm.StoreMem(asm.R7, inStack, asm.R0, asm.DWord),
 		asm.Mov.Reg(asm.R1, asm.R7),
 		asm.Mov.Imm(asm.R2, 0),
 		asm.FnRingbufSubmit.Call(),
@@ -107,7 +102,6 @@ type hit struct {
 	pid, tid uint32
 	cgroup   uint64
 	comm     string
-	function uint32
 	stack    []uint64 // return addresses, the innermost first
 }
 
@@ -122,10 +116,10 @@ func parseRecord(b []byte) (hit, error) {
 	h := hit{
 		time: int64(u64(b[inTime:])), handle: u64(b[inHandle:]), seq: u64(b[inSeq:]),
 		pid: uint32(thread >> 32), tid: uint32(thread), cgroup: u64(b[inCgroup:]),
-		comm: unix.ByteSliceToString(b[inComm : inComm+commSize]), function: binary.NativeEndian.Uint32(b[inFunction:]),
+		comm: unix.ByteSliceToString(b[inComm : inComm+commSize]),
 	}
-	n := int32(binary.NativeEndian.Uint32(b[inStack:]))
-	if n < 0 || int(n) > len(b)-recordSize {
+	n := int64(u64(b[inStack:]))
+	if n < 0 || n > int64(len(b)-recordSize) {
 		return h, nil // the kernel could not walk its stack
 	}
 	for at := recordSize; at+8 <= recordSize+int(n); at += 8 {
