@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/faultgraft/faultgraft/policy"
 	"github.com/faultgraft/faultgraft/test/vm"
@@ -130,5 +131,29 @@ func TestCheckRefuses(t *testing.T) {
 		if c.rule.Kernel != nil && !errors.Is(err, ErrUnsupported) {
 			t.Errorf("%s: %v is not ErrUnsupported", name, err)
 		}
+	}
+}
+
+// An error in a predicate has its place in the rule's text.
+func TestPredicateErrorHasItsPlace(t *testing.T) {
+	if _, err := os.Stat(vmlinuxBTF); err != nil {
+		t.Skip("the kernel has no type information here")
+	}
+	r, err := policy.ParseRule("x", `kernel hook=syscall:mount(flags == nosuch) error=EIO ttl=1m`, policy.Defaults{MaxTTL: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := kernelTypes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := ways(r.Kernel, readSettings(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = newFilters(spec, r, all[0])
+	var wrong *policy.SyntaxError
+	if !errors.As(err, &wrong) || wrong.Column != strings.Index(r.Text, "nosuch")+1 || !strings.Contains(wrong.Message, "nosuch") {
+		t.Errorf("%v", err)
 	}
 }
