@@ -28,8 +28,8 @@ demo: go ## set everything up and break, and heal, a running container's disk (r
 	@$(MAKE) --no-print-directory build
 	@go run ./test/demo
 
-bench: go build ## compare the layer with the file system under it and with its peers, and measure the pause (root); BENCH="-only create"
-	@contrib/lab/packages.sh bench
+bench: go build ## compare the layer with the file system under it and with its peers, and measure the pause and kernel faults (root); BENCH="-only create"
+	@contrib/lab/packages.sh bench vm
 	@contrib/lab/packages.sh peers || echo 'peers that are missing are left out'
 	@go run ./test/bench -faultgraft bin/faultgraft $(BENCH)
 

@@ -9,6 +9,7 @@
 #          one packed with xz); without it the one that build-kernel.sh made, or makes
 #
 # ONLY         regular expression: only these tests
+# BENCH        regular expression: these benchmarks, and no test; BENCHTIME (2000x)
 # PACKAGES     folders of test packages (kernel kernel/predicate kernel/chain test/kernel, as far as there are tests)
 # TESTKERNEL_FORMAT   -test.v of the test programs (true; test2json for go tool test2json)
 # TESTKERNEL_CPUS, _MEMORY (MB), _TIMEOUT (seconds)   of the machine
@@ -45,7 +46,7 @@ boot() {
   mkfs.ext4 -q -F "$disk"
   # acpi=off: with ACPI the interrupt controller that the timer needs is off.
   # -cx16: QEMU 7.2 breaks cmpxchg16b, Debian's 6.12 then faults twice in kmalloc.
-  timeout --foreground "${TESTKERNEL_TIMEOUT:-900}" qemu-system-x86_64 -nodefaults -no-user-config -display none \
+  timeout --foreground "${TESTKERNEL_TIMEOUT:-2400}" qemu-system-x86_64 -nodefaults -no-user-config -display none \
     -machine microvm,acpi=off -accel tcg,thread=multi -cpu max,-cx16 \
     -smp "${TESTKERNEL_CPUS:-2}" -m "${TESTKERNEL_MEMORY:-1536}" -no-reboot \
     -kernel "$2" -initrd "$3" -serial stdio \
@@ -63,8 +64,8 @@ for name; do
   find_kernel "$name" # sets kernel, vmlinux, debian
   mkdir -p "$tmp/$kernel/etc" "$tmp/$kernel/lib/modules" "$tmp/$kernel/boot"
   [ -z "$debian" ] || unpack_debian "$debian" "$tmp/$kernel"
-  printf 'kernel=%q\nonly=%q\nformat=%q\npackages=%q\n' \
-    "$kernel" "${ONLY:-.}" "${TESTKERNEL_FORMAT:-true}" "${packages[*]}" >"$tmp/$kernel/etc/vm"
+  printf 'kernel=%q\nonly=%q\nbench=%q\nbenchtime=%q\nformat=%q\npackages=%q\n' \
+    "$kernel" "${ONLY:-.}" "${BENCH:-}" "${BENCHTIME:-2000x}" "${TESTKERNEL_FORMAT:-true}" "${packages[*]}" >"$tmp/$kernel/etc/vm"
   { cat "$tmp/tests.cpio"; archive "$tmp/$kernel"; } >"$tmp/initramfs"
   echo "=== VM BOOT $kernel"
   start=$SECONDS verdict=ok

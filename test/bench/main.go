@@ -30,7 +30,7 @@ func main() {
 	flag.StringVar(&b.faultgraft, "faultgraft", "bin/faultgraft", "the binary")
 	flag.IntVar(&b.rounds, "rounds", 5, "interleaved rounds, three times as many for operations on names; the median counts")
 	flag.StringVar(&b.dir, "dir", "", "where to measure (default: the folder for temporary files)")
-	flag.StringVar(&b.only, "only", "", "measure only the rows whose name contains this; \"server\" and \"pause\" are names too")
+	flag.StringVar(&b.only, "only", "", "measure only the rows whose name contains this; \"server\", \"pause\" and \"kernel\" are names too")
 	flag.DurationVar(&b.runtime, "fio-runtime", time.Second, "length of one fio run")
 	flag.Parse()
 	if err := b.run(); err != nil {
@@ -78,10 +78,15 @@ func (b *bench) run() (err error) {
 	if err := b.table(); err != nil {
 		return err
 	}
-	if b.only != "" && !strings.Contains("pause", b.only) {
-		return nil
+	if b.only == "" || strings.Contains("pause", b.only) {
+		if err := b.pauses(); err != nil {
+			return err
+		}
 	}
-	return b.pauses()
+	if b.only == "" || strings.Contains("kernel", b.only) {
+		return kernelCost()
+	}
+	return nil
 }
 
 func release() string {
