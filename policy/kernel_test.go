@@ -2,7 +2,6 @@ package policy
 
 import (
 	"encoding/json"
-	"errors"
 	"slices"
 	"strings"
 	"syscall"
@@ -268,17 +267,6 @@ func TestParseKernelRuleErrors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		checkRefused(t, tt.text, tt.message, tt.fix)
-	}
-}
-
-func TestNoKernel(t *testing.T) {
-	d := Defaults{NoKernel: "there are none here", Path: "/d/**"}
-	var syntax *SyntaxError
-	if _, err := ParseRule("r", " kernel hook=slab", d); !errors.As(err, &syntax) || syntax.Column != 2 || syntax.Message != "there are none here" {
-		t.Errorf("error %v", err)
-	}
-	if _, err := ParseRule("r", "io error=EIO op=read", d); err != nil {
-		t.Error(err)
 	}
 }
 

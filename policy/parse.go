@@ -30,9 +30,6 @@ type Defaults struct {
 	TTL time.Duration
 	// MaxTTL is the longest ttl allowed; 0 means DefaultMaxTTL.
 	MaxTTL time.Duration
-	// NoKernel says why kernel rules cannot be had here; they are refused with
-	// these words. Empty: they can.
-	NoKernel string
 }
 
 func (d Defaults) maxTTL() time.Duration {
@@ -86,9 +83,6 @@ func parse(src source, name string, d Defaults) (*ruleParser, *SyntaxError) {
 	lang, err := src.kindOf(words[0])
 	if err != nil {
 		return nil, err
-	}
-	if lang == &kernelRules && d.NoKernel != "" {
-		return nil, src.at(words[0].at, "only io rules are", "%s", d.NoKernel)
 	}
 	p := &ruleParser{source: src, language: lang, defaults: d, seen: make(map[string]word)}
 	p.rule = Rule{Name: name, Text: src.text, Trigger: Trigger{P: 1, TTL: d.ttl()}}
