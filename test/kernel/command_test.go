@@ -1,0 +1,121 @@
+package kernel
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/faultgraft/faultgraft/test/vm"
+)
+
+// node is a faultgraft plugin of the test's own.
+type node struct {
+	t     testing.TB
+	state string // state directory
+	log   string
+	cmd   *exec.Cmd
+}
+
+// startNode starts faultgraft plugin and ends it, with all its faults, after the
+// test. Then nothing may be left in the kernel.
+func startNode(t testing.TB) *node {
+	t.Helper()
+	noLeaks(t)
+	dir := t.TempDir()
+	n := &node{t: t, state: filepath.Join(dir, "state"), log: filepath.Join(dir, "log")}
+	n.again()
+	t.Cleanup(func() {
+		if t.Failed() {
+			text, _ := os.ReadFile(n.log)
+			t.Logf("the agent's log ends with:\n%s", text[max(0, len(text)-3000):])
+		}
+		if out, err := n.faultgraft("recover", "--all"); err != nil {
+			t.Errorf("recover --all: %v: %s", err, out)
+		}
+		if err := n.cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Error(err)
+		}
+		_ = n.cmd.Wait() // the interrupt is its end
+	})
+	return n
+}
+
+// again starts the plugin, also after its death, and waits until it answers.
+func (n *node) again() {
+	n.t.Helper()
+	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
+	n.cmd = exec.Command(os.Getenv("FAULTGRAFT_BIN"), "--state-dir", n.state, "plugin", "--disable-nri")
+	n.cmd.Stdout, n.cmd.Stderr = log, log
+	if err := n.cmd.Start(); err != nil {
+		n.t.Fatal(err)
+	}
+	await(n.t, "the agent answers", func() bool {
+		_, err := os.Stat(filepath.Join(n.state, "daemon.sock"))
+		return err == nil
+	})
+}
+
+// faultgraft runs a command of the binary.
+func (n *node) faultgraft(args ...string) (string, error) {
+	return command(patience, append([]string{os.Getenv("FAULTGRAFT_BIN"), "--state-dir", n.state}, args...)...)
+}
+
+// K11, with the real agent and command: inject --kernel fails mounts in the
+// container, ps counts them, and kill -9 of the agent ends it within a second.
+func TestInjectCommand(t *testing.T) {
+	vm.Need(t)
+	n := startNode(t)
+	c := start(t, "command", mountLoop)
+	before := inKernel(t)
+	out, err := n.faultgraft("inject", "--pid", itoa(c.pid()), "--kernel", "hook=syscall:mount error=ENOMEM ttl=30m")
+	if err != nil || !strings.Contains(out, "k-") {
+		t.Fatalf("inject: %v: %s", err, out)
+	}
+	await(t, "mount prints "+noMemory, func() bool { return count(c.output(), noMemory) > 1 })
+	list, err := exec.Command(os.Getenv("FAULTGRAFT_BIN"), "--state-dir", n.state, "ps", "-o", "json").Output()
+	if err != nil {
+		t.Fatalf("ps: %v", err)
+	}
+	var all []struct {
+		ID     string `json:"id"`
+		Kernel struct {
+			Counters struct {
+				Injected uint64 `json:"injected"`
+			} `json:"counters"`
+		} `json:"kernel"`
+	}
+	if err := json.Unmarshal(list, &all); err != nil || len(all) != 1 || !strings.HasPrefix(all[0].ID, "k-") || all[0].Kernel.Counters.Injected == 0 {
+		t.Errorf("ps: %v: %s", err, list)
+	}
+
+	if err := n.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = n.cmd.Wait()
+	if err := os.Remove(filepath.Join(n.state, "daemon.sock")); err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	failed, mounts := count(c.output(), noMemory), count(c.output(), mounted)
+	await(t, "mounts after the agent's death", func() bool { return count(c.output(), mounted) > mounts+2 })
+	if now := count(c.output(), noMemory); now != failed {
+		t.Errorf("%d mounts failed later than a second after the agent's death", now-failed)
+	}
+	await(t, "nothing is left in the kernel", func() bool {
+		for thing := range inKernel(t) {
+			if !before[thing] {
+				return false
+			}
+		}
+		return true
+	})
+	n.again()
+}
