@@ -49,7 +49,7 @@ func TestCheckTypes(t *testing.T) {
 	for text, column := range map[string]int{
 		"kernel hook=slab(s->size >)": 27,
 		`kernel hook=slab within=path_mount,d_alloc_parallel(name->name == "a" && nme)`: 74,
-		"kernel hook=bio(bio->bi_no_such == 1)":                                         22,
+		"kernel hook=lsm:file_open(file->f_no_such == 1) error=EIO":                     33,
 		`kernel hook=syscall:mount(type == "ext4" && flgs & 1) error=EIO`:               45,
 		"kernel hook=lsm:file_open error=EIO within=vfs_write(file->f_flags & x.y)":     70,
 	} {
