@@ -10,7 +10,7 @@
 #
 # ONLY         regular expression: only these tests
 # BENCH        regular expression: these benchmarks, and no test; BENCHTIME (2000x)
-# PACKAGES     folders of test packages (kernel kernel/predicate kernel/chain test/kernel, as far as there are tests)
+# PACKAGES     folders of test packages (kernel kernel/predicate kernel/chain plugin test/kernel, as far as there are tests)
 # TESTKERNEL_FORMAT   -test.v of the test programs (true; test2json for go tool test2json)
 # TESTKERNEL_CPUS, _MEMORY (MB), _TIMEOUT (seconds)   of the machine
 # TESTKERNEL_CACHE    where kernels are kept (~/.cache/faultgraft/testkernel)
@@ -25,7 +25,7 @@ cd "$here/../.."
 cache=${TESTKERNEL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/faultgraft/testkernel}
 [ $# -gt 0 ] || set -- fault
 packages=()
-for p in ${PACKAGES:-kernel kernel/predicate kernel/chain test/kernel}; do
+for p in ${PACKAGES:-kernel kernel/predicate kernel/chain plugin test/kernel}; do
   if compgen -G "$p/*_test.go" >/dev/null; then packages+=("$p"); fi
 done
 [ ${#packages[@]} -gt 0 ] || { echo "vm.sh: none of these packages has tests: $PACKAGES" >&2; exit 2; }

@@ -55,7 +55,7 @@ var tiers = []tier{
 	},
 	{
 		name: "vm", what: "kernel faults, in an emulated machine with a kernel of its own",
-		folders: []string{"test/kernel/..."}, also: []string{"kernel/..."}, run: vmTest,
+		folders: []string{"test/kernel/..."}, also: []string{"kernel/...", "plugin"}, run: vmTest,
 		unable: needs(amd64, packages("vm"), buildLab),
 	},
 }
