@@ -3,6 +3,7 @@ package kernel
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,7 +21,14 @@ const (
 // hostLoop runs mountLoop outside of all containers until the test ends.
 func hostLoop(t testing.TB) *container {
 	t.Helper()
-	loop := strings.ReplaceAll(mountLoop, "/mnt", t.TempDir())
+	dir := t.TempDir()
+	t.Cleanup(func() { // the loop may have been ended between mount and umount, and the mount it began be under way
+		for range 10 {
+			_ = unix.Unmount(dir, unix.MNT_DETACH)
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	loop := strings.ReplaceAll(mountLoop, "/mnt", dir)
 	h := &container{t: t, bundle: t.TempDir()}
 	h.background("/bin/sh", "-c", loop)
 	return h
