@@ -112,14 +112,17 @@ func checkProcess(pid int) (start uint64, err error) {
 const resolveTimeout = 10 * time.Second
 
 // Resolve finds the container that ref means without an agent, by asking the
-// containerd at address. ref is an id or the beginning of one, a nerdctl name,
-// a CRI container's name, pod, POD/NAME or NAMESPACE/POD/NAME, or
-// CONTAINERD-NAMESPACE/NAME. Several matches are an error that lists them.
-// Pause containers, protected namespaces and processes that faultgraft must not
-// touch are refused. No namespaces means all.
+// containerd at address (empty: DefaultContainerdAddress). ref is an id or the
+// beginning of one, a nerdctl name, a CRI container's name, pod, POD/NAME or
+// NAMESPACE/POD/NAME, or CONTAINERD-NAMESPACE/NAME. Several matches are an error
+// that lists them. Pause containers, protected namespaces and processes that
+// faultgraft must not touch are refused. No namespaces means all.
 func Resolve(ctx context.Context, address string, only []string, ref string) (keeper.Target, error) {
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
+	if address == "" {
+		address = DefaultContainerdAddress
+	}
 	d, err := dialContainerd(address)
 	if err != nil {
 		return keeper.Target{}, err

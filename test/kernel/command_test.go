@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	faults "github.com/faultgraft/faultgraft/kernel"
 	"github.com/faultgraft/faultgraft/test/vm"
 )
 
@@ -68,6 +69,46 @@ func (n *node) faultgraft(args ...string) (string, error) {
 	return command(patience, append([]string{os.Getenv("FAULTGRAFT_BIN"), "--state-dir", n.state}, args...)...)
 }
 
+// kill ends the plugin as kill -9 does.
+func (n *node) kill() {
+	n.t.Helper()
+	if err := n.cmd.Process.Kill(); err != nil {
+		n.t.Fatal(err)
+	}
+	_ = n.cmd.Wait()
+	if err := os.Remove(filepath.Join(n.state, "daemon.sock")); err != nil && !os.IsNotExist(err) { // again waits for the next one
+		n.t.Fatal(err)
+	}
+}
+
+// listed is a kernel fault as ps -o json lists it.
+type listed struct {
+	ID     string `json:"id"`
+	Target struct {
+		Name string `json:"name"`
+	} `json:"target"`
+	Origin string `json:"origin"`
+	Kernel struct {
+		Cgroup   faults.Cgroup   `json:"cgroup"`
+		Counters faults.Counters `json:"counters"`
+		Outlive  bool            `json:"outlive"`
+	} `json:"kernel"`
+}
+
+// ps lists the faults of the node.
+func (n *node) ps() []listed {
+	n.t.Helper()
+	out, err := exec.Command(os.Getenv("FAULTGRAFT_BIN"), "--state-dir", n.state, "ps", "-o", "json").Output()
+	if err != nil {
+		n.t.Fatalf("ps: %v: %s", err, out)
+	}
+	var all []listed
+	if err := json.Unmarshal(out, &all); err != nil {
+		n.t.Fatalf("ps: %v: %s", err, out)
+	}
+	return all
+}
+
 // K11, with the real agent and command: inject --kernel fails mounts in the
 // container, ps counts them, and kill -9 of the agent ends it within a second.
 func TestInjectCommand(t *testing.T) {
@@ -80,42 +121,17 @@ func TestInjectCommand(t *testing.T) {
 		t.Fatalf("inject: %v: %s", err, out)
 	}
 	await(t, "mount prints "+noMemory, func() bool { return count(c.output(), noMemory) > 1 })
-	list, err := exec.Command(os.Getenv("FAULTGRAFT_BIN"), "--state-dir", n.state, "ps", "-o", "json").Output()
-	if err != nil {
-		t.Fatalf("ps: %v", err)
-	}
-	var all []struct {
-		ID     string `json:"id"`
-		Kernel struct {
-			Counters struct {
-				Injected uint64 `json:"injected"`
-			} `json:"counters"`
-		} `json:"kernel"`
-	}
-	if err := json.Unmarshal(list, &all); err != nil || len(all) != 1 || !strings.HasPrefix(all[0].ID, "k-") || all[0].Kernel.Counters.Injected == 0 {
-		t.Errorf("ps: %v: %s", err, list)
+	if all := n.ps(); len(all) != 1 || !strings.HasPrefix(all[0].ID, "k-") || all[0].Kernel.Counters.Injected == 0 {
+		t.Errorf("ps: %+v", all)
 	}
 
-	if err := n.cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = n.cmd.Wait()
-	if err := os.Remove(filepath.Join(n.state, "daemon.sock")); err != nil && !os.IsNotExist(err) {
-		t.Fatal(err)
-	}
+	n.kill()
 	time.Sleep(time.Second)
 	failed, mounts := count(c.output(), noMemory), count(c.output(), mounted)
 	await(t, "mounts after the agent's death", func() bool { return count(c.output(), mounted) > mounts+2 })
 	if now := count(c.output(), noMemory); now != failed {
 		t.Errorf("%d mounts failed later than a second after the agent's death", now-failed)
 	}
-	await(t, "nothing is left in the kernel", func() bool {
-		for thing := range inKernel(t) {
-			if !before[thing] {
-				return false
-			}
-		}
-		return true
-	})
+	awaitNothingBut(t, before)
 	n.again()
 }

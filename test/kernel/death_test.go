@@ -30,13 +30,6 @@ func TestAgentIsKilled(t *testing.T) {
 	if now := count(c.output(), noMemory); now != failed {
 		t.Errorf("%d mounts failed later than a second after the agent's death", now-failed)
 	}
-	await(t, "nothing is left in the kernel", func() bool {
-		for thing := range inKernel(t) {
-			if !before[thing] {
-				return false
-			}
-		}
-		return true
-	})
+	awaitNothingBut(t, before)
 	a.again()
 }

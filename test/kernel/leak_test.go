@@ -37,6 +37,19 @@ func noLeaks(t testing.TB) {
 	})
 }
 
+// awaitNothingBut waits until the kernel has no more than it had.
+func awaitNothingBut(t testing.TB, before map[string]bool) {
+	t.Helper()
+	await(t, "nothing is left in the kernel", func() bool {
+		for thing := range inKernel(t) {
+			if !before[thing] {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 // inKernel is the set of what eBPF has there, in words.
 func inKernel(t testing.TB) map[string]bool {
 	t.Helper()
