@@ -18,7 +18,7 @@ import (
 )
 
 // patience is for what takes milliseconds on a real machine.
-const patience = 50 * time.Second
+const patience = 5 * time.Minute
 
 // container is one of runc, with busybox for a root and a cgroup of its own.
 type container struct {

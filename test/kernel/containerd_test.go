@@ -4,8 +4,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 )
@@ -74,15 +72,4 @@ func write(t testing.TB, path, text string) {
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// pid is a container's first process.
-func (r *runtime) pid(name string) int {
-	r.t.Helper()
-	out := r.nerdctl("inspect", "-f", "{{.State.Pid}}", name)
-	pid, err := strconv.Atoi(strings.TrimSpace(out))
-	if err != nil {
-		r.t.Fatalf("nerdctl inspect %s: %v", name, err)
-	}
-	return pid
 }
