@@ -35,6 +35,7 @@ cc=aarch64-linux-gnu-gcc
 libs=$(dirname "$("$cc" -print-file-name=libc.so.6)")
 cp -L "$libs/libc.so.6" "$libs/ld-linux-aarch64.so.1" "$libs/libgcc_s.so.1" "$root/lib/"
 cp "$kernel/busybox" "$root/bin/busybox"
+ln -s /bin/busybox "$root/usr/bin/env" # a test starts its target by it
 cp contrib/testkernel/init "$root/init"
 cp contrib/testkernel/arm64run "$root/etc/testrun"
 printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"
