@@ -39,7 +39,7 @@ test-vm: go ## run the tests of kernel faults in an emulated machine; KERNEL="fa
 
 test-arm64: go ## run the swap tests on arm64 in an emulated machine (slow); ONLY=REGEXP runs some
 	@contrib/lab/packages.sh arm64
-	@contrib/testkernel/arm64.sh $(ONLY)
+	@contrib/testkernel/arm64.sh '$(or $(ONLY),.)'
 
 lint: go ## gofmt, go vet, builds for other machines, golangci-lint, shellcheck
 	@contrib/lab/packages.sh lint
