@@ -42,7 +42,7 @@ func (s *server) kernelRoutes(mux *http.ServeMux) {
 				return
 			}
 		}
-		s.refuse(w, fmt.Errorf("%w: %s (see faultgraft ps)", ErrNoKernelFault, r.PathValue("id")))
+		s.refuse(w, NoKernelFault(r.PathValue("id")))
 	})
 	mux.HandleFunc("POST /v1/kernel", func(w http.ResponseWriter, r *http.Request) {
 		var req KernelRequest

@@ -18,6 +18,11 @@ import (
 // ErrNoKernelFault says that no kernel fault has the id.
 var ErrNoKernelFault = errors.New("no such kernel fault")
 
+// NoKernelFault is the ErrNoKernelFault of an id.
+func NoKernelFault(id string) error {
+	return fmt.Errorf("%w: %s (see faultgraft ps)", ErrNoKernelFault, id)
+}
+
 // lookAgain is how often a fault's cgroup is looked at: when it is gone, so is the fault.
 const lookAgain = 5 * time.Second
 
@@ -201,7 +206,7 @@ func (k *kernelFaults) disarm(id, why string) (KernelFault, error) {
 	f := k.faults[id]
 	if f == nil || f.ending {
 		k.mu.Unlock()
-		return KernelFault{}, fmt.Errorf("%w: %s (see faultgraft ps)", ErrNoKernelFault, id)
+		return KernelFault{}, NoKernelFault(id)
 	}
 	f.ending = true
 	f.timer.Stop()

@@ -27,7 +27,7 @@ func (k *kernelFaults) endPinned(id string) (KernelFault, error) {
 		k.events.ended(f)
 		return f, nil
 	}
-	return KernelFault{}, fmt.Errorf("%w: %s (see faultgraft ps)", ErrNoKernelFault, id)
+	return KernelFault{}, NoKernelFault(id)
 }
 
 // Direct works on kernel faults without an agent: those that are pinned in the

@@ -45,7 +45,7 @@ func (g *global) showKernel(c *cobra.Command, id string) error {
 			return g.print(c.OutOrStdout(), f)
 		}
 	}
-	return fmt.Errorf("%w: %s (see faultgraft ps)", plugin.ErrNoKernelFault, id)
+	return plugin.NoKernelFault(id)
 }
 
 // endKernel ends one kernel fault.
