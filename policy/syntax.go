@@ -113,7 +113,7 @@ func suggest(word string, known []string, otherwise string) string {
 		if strings.EqualFold(k, word) {
 			return "did you mean " + k + "?"
 		}
-		d := editDistance(strings.ToLower(word), strings.ToLower(k))
+		d := EditDistance(strings.ToLower(word), strings.ToLower(k))
 		// A short word is not near to one that shares hardly a letter with it.
 		if d < distance && d*2 <= max(len(word), len(k)) {
 			best, distance = k, d
@@ -125,9 +125,9 @@ func suggest(word string, known []string, otherwise string) string {
 	return "did you mean " + best + "?"
 }
 
-// editDistance counts insertions, deletions, substitutions and swaps of
-// neighbours (optimal string alignment).
-func editDistance(a, b string) int {
+// EditDistance counts insertions, deletions, substitutions and swaps of
+// neighbours between two words (optimal string alignment), in bytes.
+func EditDistance(a, b string) int {
 	rows := make([][]int, len(a)+1)
 	for i := range rows {
 		rows[i] = make([]int, len(b)+1)

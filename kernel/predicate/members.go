@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf/btf"
+	"github.com/faultgraft/faultgraft/policy"
 )
 
 // field is a member found in a struct or union.
@@ -14,7 +15,7 @@ type field struct {
 	bits   uint32 // of a bit field, else 0
 }
 
-// maxMembers is how deep anonymous members are looked into.
+// maxAnonymous is how deep anonymous members are looked into.
 const maxAnonymous = 16
 
 func membersOf(t btf.Type) []btf.Member {
@@ -97,11 +98,17 @@ func several(names []string) string {
 	return strings.Join(names, ", ")
 }
 
+// maxNear is the length up to which names are compared with what was written.
+const maxNear = 64
+
 // closest returns the name that was most likely meant, or "".
 func closest(word string, names []string) string {
 	best, distance := "", 3
 	for _, n := range names {
-		if d := edits(word, n); d < distance && 2*d <= max(len(word), len(n)) {
+		if len(word) > maxNear || len(n) > maxNear {
+			continue
+		}
+		if d := policy.EditDistance(word, n); d < distance && 2*d <= max(len(word), len(n)) {
 			best, distance = n, d
 		}
 	}
@@ -115,33 +122,6 @@ func closest(word string, names []string) string {
 		}
 	}
 	return ""
-}
-
-// edits is the number of letters to insert, remove, replace or swap.
-func edits(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
-		return len(a) + len(b)
-	}
-	rows := [3][]int{make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)}
-	for j := range rows[1] {
-		rows[1][j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		last, prev, row := rows[0], rows[1], rows[2]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			row[j] = min(prev[j]+1, row[j-1]+1, prev[j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				row[j] = min(row[j], last[j-2]+1)
-			}
-		}
-		rows = [3][]int{prev, row, last}
-	}
-	return rows[1][len(b)]
 }
 
 // suggest adds what was most likely meant to an error, else the names there are.
