@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -19,6 +20,23 @@ type counts struct {
 	passed, failed, skipped int
 	// elsewhere are skipped because they run in the emulated machine, or there on another kernel.
 	elsewhere int
+}
+
+// failure is a test that failed: a whole one, with its subtests.
+type failure struct{ pkg, test string }
+
+// results are what a run came to.
+type results struct {
+	counts
+	failures []failure
+	// broken: a package did not build, or died outside of a test.
+	broken bool
+}
+
+func (r *results) merge(o results) {
+	r.add(o.counts)
+	r.failures = append(r.failures, o.failures...)
+	r.broken = r.broken || o.broken
 }
 
 func (c *counts) add(o counts) {
@@ -40,26 +58,35 @@ type event struct {
 }
 
 // goTest runs a tier's packages and tells w how each one went.
-func goTest(ctx context.Context, t tier, packages []string, w io.Writer) (counts, string, error) {
-	args := append([]string{"test", "-json", "-count=1", "-timeout=15m"}, t.flags...)
+func goTest(ctx context.Context, t tier, packages []string, w io.Writer) (results, string, error) {
+	r, err := goTestOnly(ctx, t, packages, ".", w)
+	return r, "", err
+}
+
+// goTestAgain runs one test alone.
+func goTestAgain(ctx context.Context, t tier, f failure, w io.Writer) (results, error) {
+	return goTestOnly(ctx, t, []string{f.pkg}, "^"+f.test+"$", w)
+}
+
+func goTestOnly(ctx context.Context, t tier, packages []string, only string, w io.Writer) (results, error) {
+	args := append([]string{"test", "-json", "-count=1", "-timeout=15m", "-run=" + only}, t.flags...)
 	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...)
 	// an interrupt goes to go test, which ends the test programs, so that they can clean up
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
 	cmd.WaitDelay = time.Minute
-	c, err := report(cmd, w)
-	return c, "", err
+	return report(cmd, w)
 }
 
 // report runs cmd, a `go test -json`, and sums its events up.
-func report(cmd *exec.Cmd, w io.Writer) (counts, error) {
+func report(cmd *exec.Cmd, w io.Writer) (results, error) {
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return counts{}, err
+		return results{}, err
 	}
 	var msg bytes.Buffer
 	cmd.Stderr = &msg
 	if err := cmd.Start(); err != nil {
-		return counts{}, err
+		return results{}, err
 	}
 	total, rerr := read(out, w)
 	err = cmd.Wait()
@@ -77,8 +104,8 @@ func report(cmd *exec.Cmd, w io.Writer) (counts, error) {
 }
 
 // read takes the events of one go test.
-func read(r io.Reader, w io.Writer) (counts, error) {
-	var total counts
+func read(r io.Reader, w io.Writer) (results, error) {
+	var total results
 	build := map[string]*strings.Builder{}
 	packages := map[string]*pkg{}
 	lines := bufio.NewScanner(r)
@@ -109,8 +136,8 @@ func read(r io.Reader, w io.Writer) (counts, error) {
 			packages[e.Package] = p
 		}
 		if p.take(e) {
-			c, text := p.finish(e)
-			total.add(c)
+			one, text := p.finish(e)
+			total.merge(one)
 			delete(packages, e.Package)
 			// what failed to build may be a package that this one imports
 			for path, b := range build {
@@ -155,8 +182,8 @@ func (p *pkg) take(e event) bool {
 }
 
 // finish counts and describes the package; e is its last event.
-func (p *pkg) finish(e event) (counts, string) {
-	var c counts
+func (p *pkg) finish(e event) (results, string) {
+	var c results
 	var details strings.Builder
 	for _, name := range p.order {
 		result := p.results[name]
@@ -175,6 +202,9 @@ func (p *pkg) finish(e event) (counts, string) {
 			fmt.Fprintf(&details, "    skipped %s\n%s", name, p.text(name))
 		default:
 			c.failed++
+			if top, _, _ := strings.Cut(name, "/"); !slices.Contains(c.failures, failure{e.Package, top}) {
+				c.failures = append(c.failures, failure{e.Package, top})
+			}
 			fmt.Fprintf(&details, "    FAILED %s\n%s", name, p.text(name))
 		}
 	}
@@ -183,6 +213,7 @@ func (p *pkg) finish(e event) (counts, string) {
 		word = "FAIL"
 		if c.failed == 0 { // did not build, or died outside of a test
 			c.failed++
+			c.broken = true
 		}
 		details.WriteString(p.text(""))
 	}

@@ -25,7 +25,9 @@ type tier struct {
 	// flags for go test
 	flags []string
 	// run runs the packages; it reports to the writer and returns a remark for the summary.
-	run func(context.Context, tier, []string, io.Writer) (counts, string, error)
+	run func(context.Context, tier, []string, io.Writer) (results, string, error)
+	// again runs one test that failed once more, alone.
+	again func(context.Context, tier, failure, io.Writer) (results, error)
 	// unable says why the tier cannot run here; "" when it can.
 	unable func(context.Context) string
 }
@@ -33,29 +35,29 @@ type tier struct {
 var tiers = []tier{
 	{
 		name: "unit", what: "no privileges needed, with the race detector",
-		flags: raceFlags(), run: goTest, unable: func(context.Context) string { return "" },
+		flags: raceFlags(), run: goTest, again: goTestAgain, unable: func(context.Context) string { return "" },
 	},
 	{
 		name: "fs", what: "the fault layer against the file system under it",
-		folders: []string{"fusefs/..."}, run: goTest, unable: needs(root, fuse),
+		folders: []string{"fusefs/..."}, run: goTest, again: goTestAgain, unable: needs(root, fuse),
 	},
 	{
 		name: "swap", what: "real target programs, grafted and swapped",
 		folders: []string{"tracer/...", "plugin/graft/...", "plugin/keeper/...", "test/process/...", "test/property/..."},
-		run:     goTest,
-		unable:  needs(root, fuse, packages("test"), ptrace),
+		run:     goTest, again: goTestAgain,
+		unable: needs(root, fuse, packages("test"), ptrace),
 	},
 	{
 		name: "lab", what: "real containerd, runc, nerdctl and CRI",
 		folders: []string{"test/lab", "test/e2e/...", "test/databases", "test/hook", "test/demo/..."},
 		// packages share the one lab, which they take in turn
-		flags:  []string{"-p", "1"},
-		run:    goTest,
+		flags: []string{"-p", "1"},
+		run:   goTest, again: goTestAgain,
 		unable: needs(root, fuse, packages("lab"), buildLab),
 	},
 	{
 		name: "vm", what: "kernel faults, in an emulated machine with a kernel of its own",
-		folders: []string{"test/kernel/..."}, also: []string{"kernel/...", "plugin"}, run: vmTest,
+		folders: []string{"test/kernel/..."}, also: []string{"kernel/...", "plugin"}, run: vmTest, again: vmTestAgain,
 		unable: needs(amd64, packages("vm"), buildLab),
 	},
 }

@@ -21,27 +21,45 @@ var vmKernels = []string{"fault", "debian-6.1", "debian"}
 
 // vmTest boots an emulated machine for each kernel and runs the tier's packages
 // in it. What it ran on is in the note.
-func vmTest(ctx context.Context, _ tier, packages []string, w io.Writer) (counts, string, error) {
+func vmTest(ctx context.Context, _ tier, packages []string, w io.Writer) (results, string, error) {
 	kernels, left := vmKernels, ""
 	if os.Getenv("CI") != "true" && !haveFaultKernel() {
 		kernels = vmKernels[1:]
 		left = "; NOT on a kernel with error injection: there is none (TEST_KERNEL=image, or build one: make test-vm)"
 	}
+	r, note, err := inMachines(ctx, kernels, packages, ".", w)
+	return r, note + left, err
+}
+
+// vmTestAgain boots the machine in which a test failed for that one test.
+func vmTestAgain(ctx context.Context, _ tier, f failure, w io.Writer) (results, error) {
+	pkg, kernel, _ := strings.Cut(f.pkg, onKernel)
+	if strings.HasPrefix(kernel, "debian") && kernel != "debian-6.1" {
+		kernel = "debian" // by the name that vm.sh knows, not by the version that it has now
+	}
+	r, _, err := inMachines(ctx, []string{kernel}, []string{pkg}, "^"+f.test+"$", w)
+	return r, err
+}
+
+// onKernel stands between a package and the kernel that it ran on.
+const onKernel = " on "
+
+func inMachines(ctx context.Context, kernels, packages []string, only string, w io.Writer) (results, string, error) {
 	cmd := exec.CommandContext(ctx, "contrib/testkernel/vm.sh", kernels...)
 	folders := make([]string, len(packages))
 	for i, p := range packages {
 		folders[i] = strings.TrimPrefix(p, module+"/")
 	}
-	cmd.Env = append(os.Environ(), "TESTKERNEL_FORMAT=test2json", "PACKAGES="+strings.Join(folders, " "))
+	cmd.Env = append(os.Environ(), "TESTKERNEL_FORMAT=test2json", "ONLY="+only, "PACKAGES="+strings.Join(folders, " "))
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return counts{}, "", err
+		return results{}, "", err
 	}
 	cmd.Stderr = cmd.Stdout
 	if err := cmd.Start(); err != nil {
-		return counts{}, "", err
+		return results{}, "", err
 	}
 	m := &machines{ctx: ctx, w: w}
 	rerr := m.read(out)
@@ -55,7 +73,7 @@ func vmTest(ctx context.Context, _ tier, packages []string, w io.Writer) (counts
 	case err != nil && m.total.failed == 0: // it did not get to run them
 		return m.total, "", fmt.Errorf("contrib/testkernel/vm.sh: %w:\n%s", err, strings.Join(m.last, "\n"))
 	}
-	return m.total, " on " + strings.Join(m.ran, ", ") + left, nil
+	return m.total, onKernel + strings.Join(m.ran, ", "), nil
 }
 
 // haveFaultKernel: TEST_KERNEL, or one that was built before.
@@ -80,7 +98,7 @@ func haveFaultKernel() bool {
 type machines struct {
 	ctx   context.Context
 	w     io.Writer
-	total counts
+	total results
 	ran   []string // kernels with their releases
 
 	kernel  string
@@ -133,7 +151,7 @@ func (m *machines) line(line string) error {
 
 // finish counts the program that ended with this status, or died with its machine.
 func (m *machines) finish(status string) error {
-	name := fmt.Sprintf("%s on %s", m.program, m.kernel)
+	name := m.program + onKernel + m.kernel
 	m.program = ""
 	cmd := exec.CommandContext(m.ctx, "go", "tool", "test2json", "-p", name)
 	cmd.Stdin = strings.NewReader(m.text.String())
@@ -159,8 +177,8 @@ func (m *machines) finish(status string) error {
 	if err := json.NewEncoder(&events).Encode(end); err != nil {
 		return err
 	}
-	c, err := read(&events, m.w)
-	m.total.add(c)
+	r, err := read(&events, m.w)
+	m.total.merge(r)
 	return err
 }
 
@@ -174,6 +192,7 @@ func (m *machines) end(text string) error {
 	lines := ""
 	if !strings.HasSuffix(text, ": ok") && !strings.HasSuffix(text, ": tests failed") {
 		m.total.failed++
+		m.total.broken = true
 		lines = indent(strings.Join(m.last, "\n"))
 	}
 	_, err := fmt.Fprintf(m.w, "  machine with %s\n%s", text, lines)

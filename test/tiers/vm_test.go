@@ -39,8 +39,8 @@ booted 6.12.9-fault after 2.5 s
 		t.Fatal(err)
 	}
 	// the machine that died is a failure of its own
-	if want := (counts{passed: 2, failed: 3, elsewhere: 1}); m.total != want {
-		t.Errorf("counts %+v, want %+v in:\n%s", m.total, want, &out)
+	if want := (counts{passed: 2, failed: 3, elsewhere: 1}); m.total.counts != want {
+		t.Errorf("counts %+v, want %+v in:\n%s", m.total.counts, want, &out)
 	}
 	for _, want := range []string{"kernel on debian-6.1", "mount gave EINVAL", "FAILED TestOops", "NULL pointer", "the machine died"} {
 		if !strings.Contains(out.String(), want) {
