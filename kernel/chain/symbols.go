@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/faultgraft/faultgraft/policy"
 )
 
 // kallsyms lists the kernel's symbols, see Documentation/admin-guide/kdump and
@@ -202,7 +204,7 @@ func (s *symbols) near(name string, limit int) []string {
 			}
 		}
 		if diff := len(n) - len(name); diff <= farthest && -diff <= farthest {
-			d = min(d, distance(n, name))
+			d = min(d, policy.EditDistance(n, name))
 		}
 		if d <= farthest || len(bare) >= 4 && strings.Contains(n, bare) {
 			all = append(all, candidate{n, d})
@@ -219,25 +221,4 @@ func (s *symbols) near(name string, limit int) []string {
 		names = append(names, c.name)
 	}
 	return names
-}
-
-// distance is the number of characters to insert, delete or replace between two names.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
 }
