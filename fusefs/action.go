@@ -88,7 +88,7 @@ type change struct {
 
 func (r *liveRule) fired(q *request, path string, n uint64, now time.Time) *change {
 	return &change{rule: r, src: r.counter.Source(n), event: Event{
-		Time: now, Rule: r.Name, Op: q.op, Path: path, Offset: q.offset, Size: q.size,
+		Time: now, Rule: r.Name, Policy: r.Policy, Op: q.op, Path: path, Offset: q.offset, Size: q.size,
 		PID: q.header.Pid, UID: q.header.Uid, N: n,
 	}}
 }

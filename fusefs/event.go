@@ -12,9 +12,9 @@ import (
 // Event is one fault that fired. There is one for each operation on which a rule fired.
 type Event struct {
 	Time time.Time
-	// Rule is the name of the rule.
-	Rule string
-	Op   policy.Op
+	// Rule is the name of the rule, Policy that of the policy it comes from, if it does.
+	Rule, Policy string
+	Op           policy.Op
 	// Action is what was done.
 	Action Action
 	// Path is the one that the rule matched, as the target sees it.

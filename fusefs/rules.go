@@ -13,6 +13,8 @@ import (
 // RuleStatus is the state of one rule of a layer.
 type RuleStatus struct {
 	Name    string    `json:"name"`
+	Policy  string    `json:"policy,omitempty"` // that the rule comes from, and which run of it
+	Run     uint64    `json:"run,omitempty"`
 	Text    string    `json:"text"`
 	Matched uint64    `json:"matched"` // operations that the rule was asked about and matched
 	Fired   uint64    `json:"fired"`
@@ -105,7 +107,7 @@ func (s *ruleSet) could(ops policy.OpSet, paths []string) bool {
 func (l *Layer) SetRules(rules []policy.Rule, start time.Time) error {
 	for i := range rules {
 		if err := checkRule(&rules[i]); err != nil {
-			return fmt.Errorf("fault layer of %q: rule %q: %w", l.o.Prefix, rules[i].Name, err)
+			return fmt.Errorf("fault layer of %q: rule %q: %w", l.o.Prefix, rules[i].FullName(), err)
 		}
 	}
 	l.setting.Lock()
@@ -160,7 +162,7 @@ func (l *Layer) Rules() []RuleStatus {
 	out := make([]RuleStatus, 0, len(set.rules))
 	for _, r := range set.rules {
 		out = append(out, RuleStatus{
-			Name: r.Name, Text: r.Text, Matched: r.counter.Matched(), Fired: r.counter.Fired(),
+			Name: r.Name, Policy: r.Policy, Run: r.Run, Text: r.Text, Matched: r.counter.Matched(), Fired: r.counter.Fired(),
 			Expired: r.counter.Expired(now), Expires: r.counter.Expires(),
 		})
 	}

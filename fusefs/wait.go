@@ -108,13 +108,13 @@ func (t *hangTable) release() int {
 	return n
 }
 
-// ReleaseHung lets the operations go on that hang under the rule of this name,
+// ReleaseHung lets the operations go on that hang under the rule of this full name,
 // or under any rule if it is empty, as if there had been no rule, and tells how
 // many there were. What comes later hangs again.
 func (l *Layer) ReleaseHung(rule string) int {
 	n := 0
 	for _, r := range l.rules.Load().rules {
-		if rule == "" || r.Name == rule {
+		if rule == "" || r.FullName() == rule {
 			n += r.hung.release()
 		}
 	}

@@ -192,9 +192,9 @@ func (r *reconciler) remembered(c *Container, rules []policy.Rule) []appliedRule
 	known := r.memory.rules(c.Key, c.PID, c.StartTime)
 	out := make([]appliedRule, 0, len(rules))
 	for _, rule := range rules {
-		a := appliedRule{Name: rule.Name, Text: rule.Text, Since: r.now()}
+		a := applyRule(rule, r.now())
 		for _, k := range known {
-			if k.Name == rule.Name && k.Text == rule.Text {
+			if k.key() == a.key() {
 				a.Since = k.Since
 			}
 		}
@@ -223,7 +223,7 @@ func (r *reconciler) inject(ctx context.Context, c *Container, req keeper.Reques
 func (r *reconciler) update(ctx context.Context, c *Container, u ruleChange) (keeper.Graft, error) {
 	gctx, cancel := context.WithTimeout(ctx, graftTimeout)
 	defer cancel()
-	g, err := r.grafter.Update(gctx, u.graft.ID, keeper.Change{Rules: u.rules, Origin: c.origin(u.rules[0].Name)})
+	g, err := r.grafter.Update(gctx, u.graft.ID, keeper.Change{Rules: u.rules, Origin: c.originOf(u.rules[0])})
 	if err != nil {
 		r.metrics.grafts.WithLabelValues("failed").Inc()
 		r.log.Error("rule change failed", "container", c.String(), "name", c.DisplayName(), "path", u.graft.Path, "graft", u.graft.ID, "err", err)

@@ -159,7 +159,15 @@ func (m metadata) merge() (merged map[string]string, annotated map[string]bool) 
 	return merged, annotated
 }
 
-// origin says how a rule reached the container.
+// originOf says where a rule of the container comes from.
+func (c *Container) originOf(r policy.Rule) keeper.Origin {
+	if r.Policy != "" {
+		return keeper.OriginPolicy
+	}
+	return c.origin(r.Name)
+}
+
+// origin says how the rule of a label reached the container.
 func (c *Container) origin(rule string) keeper.Origin {
 	for _, suffix := range []string{"/container." + c.Name, "/pod", ""} {
 		key := rule + domain + suffix

@@ -12,6 +12,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/policy"
 )
 
 const (
@@ -123,7 +124,7 @@ func (r *reconciler) injectKernel(ctx context.Context, req KernelRequest) ([]Ker
 	}()
 	if err != nil {
 		r.metrics.kernelFaults.WithLabelValues("failed").Inc()
-		r.faults.events.refused(t, originOf(req), "", err)
+		r.faults.events.refused(t, originOf(req), policy.Rule{}, err)
 		r.log.Warn("kernel faults refused", "container", displayOf(t), "pid", t.PID, "err", err)
 		return nil, err
 	}

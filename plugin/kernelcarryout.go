@@ -75,7 +75,7 @@ func makeKernelPlan(rules []policy.Rule, live []*liveFault, cgroup kernel.Cgroup
 	var p kernelPlan
 	byRule := map[ruleKey]*liveFault{}
 	for _, f := range live {
-		k := ruleKey{f.rule.Name, f.rule.Text}
+		k := keyOf(f.rule)
 		if f.cgroup.ID != cgroup.ID || byRule[k] != nil {
 			p.disarm = append(p.disarm, f) // of an earlier task
 			continue
@@ -83,13 +83,13 @@ func makeKernelPlan(rules []policy.Rule, live []*liveFault, cgroup kernel.Cgroup
 		byRule[k] = f
 	}
 	for _, r := range rules {
-		k := ruleKey{r.Name, r.Text}
+		k := keyOf(r)
 		if f := byRule[k]; f != nil {
 			p.keep = append(p.keep, f)
 			delete(byRule, k)
 			continue
 		}
-		i := slices.IndexFunc(applied, func(a appliedRule) bool { return a.Kernel && a.Name == r.Name && a.Text == r.Text })
+		i := slices.IndexFunc(applied, func(a appliedRule) bool { return a.Kernel && a.key() == k })
 		if i >= 0 && (applied[i].Over || now.Sub(applied[i].Since) >= r.Trigger.TTL) {
 			a := applied[i]
 			a.Over = true
@@ -99,7 +99,7 @@ func makeKernelPlan(rules []policy.Rule, live []*liveFault, cgroup kernel.Cgroup
 		p.arm = append(p.arm, r)
 	}
 	for _, f := range live {
-		if byRule[ruleKey{f.rule.Name, f.rule.Text}] == f {
+		if byRule[keyOf(f.rule)] == f {
 			p.disarm = append(p.disarm, f)
 		}
 	}
@@ -137,7 +137,7 @@ func (r *reconciler) carryOutKernel(ctx context.Context, c *Container, rules []p
 		a, known := r.appliedKernel(rule, applied, r.now())
 		// Remembered before it is done: if the agent dies in between, the rule's time runs from here.
 		if err := r.memory.setKernel(c.Key, c.PID, c.StartTime, append(slices.Clone(remember), a)); err != nil {
-			out.failures = append(out.failures, fmt.Sprintf("rule %s: not armed: %v", rule.Name, err))
+			out.failures = append(out.failures, fmt.Sprintf("rule %s: not armed: %v", rule.FullName(), err))
 			continue
 		}
 		if err := r.armFor(ctx, c, cgroup, rule, r.now().Sub(a.Since)); err != nil {
@@ -161,28 +161,28 @@ func (r *reconciler) carryOutKernel(ctx context.Context, c *Container, rules []p
 }
 
 func (o *kernelOutcome) refuse(rule policy.Rule, err error) {
-	o.refusals = append(o.refusals, fmt.Sprintf("rule %s: %v", rule.Name, err))
+	o.refusals = append(o.refusals, fmt.Sprintf("rule %s: %v", rule.FullName(), err))
 }
 
 // appliedKernel is the memory of a rule; one that was applied before keeps its clock.
 func (r *reconciler) appliedKernel(rule policy.Rule, applied []appliedRule, since time.Time) (a appliedRule, known bool) {
 	for _, a := range applied {
-		if a.Kernel && a.Name == rule.Name && a.Text == rule.Text {
+		if a.Kernel && a.key() == keyOf(rule) {
 			return a, true
 		}
 	}
-	return appliedRule{Name: rule.Name, Text: rule.Text, Since: since, Kernel: true}, false
+	return applyRule(rule, since), false
 }
 
 func (r *reconciler) armFor(ctx context.Context, c *Container, cgroup kernel.Cgroup, rule policy.Rule, age time.Duration) error {
 	rule.EnsureSeed(rand.Uint64)
 	ctx, cancel := context.WithTimeout(ctx, graftTimeout)
 	defer cancel()
-	_, err := r.faults.arm(ctx, armSpec{target: c.Target(), cgroup: cgroup, rule: rule, age: max(age, 0), origin: c.origin(rule.Name)})
+	_, err := r.faults.arm(ctx, armSpec{target: c.Target(), cgroup: cgroup, rule: rule, age: max(age, 0), origin: c.originOf(rule)})
 	if err != nil {
 		r.metrics.kernelFaults.WithLabelValues("failed").Inc()
-		r.log.Error("kernel fault not armed", "container", c.String(), "name", c.DisplayName(), "rule", rule.Name, "err", err)
-		r.faults.events.refused(c.Target(), c.origin(rule.Name), rule.Name, err)
+		r.log.Error("kernel fault not armed", "container", c.String(), "name", c.DisplayName(), "rule", rule.FullName(), "err", err)
+		r.faults.events.refused(c.Target(), c.originOf(rule), rule, err)
 		return err
 	}
 	r.metrics.kernelFaults.WithLabelValues("armed").Inc()
@@ -221,7 +221,7 @@ func (r *reconciler) kernelFaultEnded(f *liveFault, why string) {
 		return
 	}
 	k := Key{f.target.Namespace, f.target.ID}
-	if err := r.memory.over(k, f.target.PID, f.target.StartTime, f.rule.Name, f.rule.Text); err != nil {
+	if err := r.memory.over(k, f.target.PID, f.target.StartTime, keyOf(f.rule)); err != nil {
 		r.metrics.problems.WithLabelValues("memory").Inc()
 		r.log.Error("cannot save the agent's memory", "container", k.String(), "err", err)
 	}

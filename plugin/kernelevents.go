@@ -8,6 +8,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/kernel"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/policy"
 )
 
 // lateEvents is how long events of a fault that has ended are still expected.
@@ -22,20 +23,20 @@ type kernelEvents struct {
 
 	mu     sync.Mutex
 	file   *keeper.EventLog
-	known  map[string]keeper.Target
+	known  map[string]*liveFault
 	lost   uint64
 	closed bool
 }
 
 func newKernelEvents(stateDir string, log *slog.Logger) *kernelEvents {
-	return &kernelEvents{dir: stateDir, log: log, known: map[string]keeper.Target{}}
+	return &kernelEvents{dir: stateDir, log: log, known: map[string]*liveFault{}}
 }
 
 // expect says whose events a fault's will be.
 func (k *kernelEvents) expect(f *liveFault) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.known[f.id] = f.target
+	k.known[f.id] = f
 }
 
 // forget ends that, and closes the log after the last fault.
@@ -53,9 +54,13 @@ func (k *kernelEvents) forget(id string) {
 func (k *kernelEvents) injected(e kernel.Event) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	t := k.known[e.Fault]
+	var t keeper.Target
+	var from string
+	if f := k.known[e.Fault]; f != nil {
+		t, from = f.target, f.rule.Policy
+	}
 	k.write(keeper.Event{
-		Time: e.Time, Type: keeper.EventFault, Graft: e.Fault, Target: t.ID, Name: t.Name, Rule: e.Rule, Action: "error", Errno: e.Error, N: e.Seq,
+		Time: e.Time, Type: keeper.EventFault, Graft: e.Fault, Target: t.ID, Name: t.Name, Rule: e.Rule, Policy: from, Action: "error", Errno: e.Error, N: e.Seq,
 		PID: uint32(e.PID), TID: uint32(e.TID), Comm: e.Comm, Cgroup: e.Cgroup, Hook: e.Hook, Function: e.Function, Backend: e.Backend, Stack: e.Stack,
 	})
 }
@@ -90,7 +95,7 @@ func (k *kernelEvents) ended(f KernelFault) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.write(keeper.Event{
-		Type: keeper.EventDisarm, Graft: f.ID, Target: f.Target.ID, Name: f.Target.Name, By: f.Origin, Rule: f.Rules[0].Name, Hook: f.Kernel.Hook,
+		Type: keeper.EventDisarm, Graft: f.ID, Target: f.Target.ID, Name: f.Target.Name, By: f.Origin, Rule: f.Rules[0].Name, Policy: f.Rules[0].Policy, Hook: f.Kernel.Hook,
 		Backend: f.Kernel.Backend, Cgroup: f.Kernel.Cgroup.ID, Message: countersText(endAsked, f.Kernel.Counters),
 	})
 	if len(k.known) == 0 {
@@ -103,10 +108,10 @@ func countersText(why string, n kernel.Counters) string {
 }
 
 // refused writes that something was not done.
-func (k *kernelEvents) refused(t keeper.Target, by keeper.Origin, rule string, err error) {
+func (k *kernelEvents) refused(t keeper.Target, by keeper.Origin, rule policy.Rule, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.write(keeper.Event{Type: keeper.EventRefused, Target: t.ID, Name: t.Name, By: by, Rule: rule, Message: err.Error()})
+	k.write(keeper.Event{Type: keeper.EventRefused, Target: t.ID, Name: t.Name, By: by, Rule: rule.Name, Policy: rule.Policy, Message: err.Error()})
 	if len(k.known) == 0 {
 		k.closeFile()
 	}
@@ -114,7 +119,7 @@ func (k *kernelEvents) refused(t keeper.Target, by keeper.Origin, rule string, e
 
 func (k *kernelEvents) about(t keeper.EventType, f *liveFault) keeper.Event {
 	return keeper.Event{
-		Type: t, Graft: f.id, Target: f.target.ID, Name: f.target.Name, By: f.origin, Rule: f.rule.Name,
+		Type: t, Graft: f.id, Target: f.target.ID, Name: f.target.Name, By: f.origin, Rule: f.rule.Name, Policy: f.rule.Policy,
 		Hook: hookOf(f.rule), Backend: f.armed.Backend(), Cgroup: f.cgroup.ID,
 	}
 }

@@ -89,6 +89,6 @@ func hookOf(r policy.Rule) string {
 
 func ruleStatus(r policy.Rule, n kernel.Counters, ends time.Time) keeper.RuleStatus {
 	return keeper.RuleStatus{
-		Name: r.Name, Text: r.Text, Matched: n.Matched, Fired: n.Injected, Expires: ends, Expired: !time.Now().Before(ends),
+		Name: r.Name, Policy: r.Policy, Run: r.Run, Text: r.Text, Matched: n.Matched, Fired: n.Injected, Expires: ends, Expired: !time.Now().Before(ends),
 	}
 }

@@ -107,7 +107,7 @@ func (k *kernelFaults) injector() (injector, error) {
 func (k *kernelFaults) arm(ctx context.Context, s armSpec) (*liveFault, error) {
 	in, err := k.injector()
 	if err != nil {
-		return nil, fmt.Errorf("rule %s: %w", s.rule.Name, err)
+		return nil, fmt.Errorf("rule %s: %w", s.rule.FullName(), err)
 	}
 	f := &liveFault{
 		id: newKernelFaultID(), target: s.target, origin: s.origin, since: time.Now(), cgroup: s.cgroup, rule: s.rule, outlive: s.outlive,
@@ -116,12 +116,12 @@ func (k *kernelFaults) arm(ctx context.Context, s armSpec) (*liveFault, error) {
 	f.armed, err = in.Arm(ctx, kernel.Fault{ID: f.id, Rule: s.rule, Cgroup: s.cgroup, Age: s.age, Outlive: s.outlive})
 	if err != nil {
 		k.events.forget(f.id)
-		return nil, fmt.Errorf("rule %s: %w", s.rule.Name, err)
+		return nil, fmt.Errorf("rule %s: %w", s.rule.FullName(), err)
 	}
 	if !k.hold(f) {
-		return nil, errors.Join(fmt.Errorf("rule %s: the agent is ending", s.rule.Name), f.armed.Disarm())
+		return nil, errors.Join(fmt.Errorf("rule %s: the agent is ending", s.rule.FullName()), f.armed.Disarm())
 	}
-	k.log.Info("kernel fault armed", "fault", f.id, "container", displayOf(f.target), "pid", f.target.PID, "rule", s.rule.Name, "hook", hookOf(s.rule), "backend", f.armed.Backend(),
+	k.log.Info("kernel fault armed", "fault", f.id, "container", displayOf(f.target), "pid", f.target.PID, "rule", s.rule.FullName(), "hook", hookOf(s.rule), "backend", f.armed.Backend(),
 		"functions", strings.Join(f.armed.Functions(), ","), "cgroup", s.cgroup.Path, "origin", s.origin, "seed", s.rule.Trigger.Seed, "ends", f.armed.Ends().Format(time.RFC3339), "outlive", s.outlive)
 	k.events.armed(f)
 	return f, nil
@@ -226,7 +226,7 @@ func (k *kernelFaults) disarm(id, why string) (KernelFault, error) {
 		return out, fmt.Errorf("kernel fault %s: %w", id, err)
 	}
 	n := out.Kernel.Counters
-	k.log.Info("kernel fault ended", "fault", id, "container", displayOf(f.target), "rule", f.rule.Name, "why", why, "evaluated", n.Evaluated, "matched", n.Matched, "injected", n.Injected)
+	k.log.Info("kernel fault ended", "fault", id, "container", displayOf(f.target), "rule", f.rule.FullName(), "why", why, "evaluated", n.Evaluated, "matched", n.Matched, "injected", n.Injected)
 	k.events.disarmed(f, why, n)
 	if k.ended != nil {
 		k.ended(f, why)
@@ -278,7 +278,7 @@ func (k *kernelFaults) adopt() error {
 	var errs []error
 	for _, p := range pinned {
 		if !time.Now().Before(p.Ends) || k.gone(p.Cgroup) {
-			k.log.Info("a kernel fault is over that outlived who armed it", "fault", p.ID, "cgroup", p.Cgroup.Path, "rule", p.Rule.Name)
+			k.log.Info("a kernel fault is over that outlived who armed it", "fault", p.ID, "cgroup", p.Cgroup.Path, "rule", p.Rule.FullName())
 			if err := p.End(); err != nil {
 				errs = append(errs, fmt.Errorf("end kernel fault %s: %w", p.ID, err))
 			}
@@ -296,7 +296,7 @@ func (k *kernelFaults) adopt() error {
 			continue
 		}
 		if k.hold(f) {
-			k.log.Info("kernel fault taken over", "fault", p.ID, "cgroup", p.Cgroup.Path, "rule", p.Rule.Name, "ends", p.Ends.Format(time.RFC3339))
+			k.log.Info("kernel fault taken over", "fault", p.ID, "cgroup", p.Cgroup.Path, "rule", p.Rule.FullName(), "ends", p.Ends.Format(time.RFC3339))
 		}
 	}
 	return errors.Join(errs...)
@@ -326,7 +326,7 @@ func (k *kernelFaults) close() error {
 		if cerr != nil {
 			k.log.Debug("counters of a kernel fault that has ended", "fault", f.id, "err", cerr)
 		}
-		k.log.Info("kernel fault ended", "fault", f.id, "container", displayOf(f.target), "rule", f.rule.Name, "why", "the agent ends", "injected", n.Injected)
+		k.log.Info("kernel fault ended", "fault", f.id, "container", displayOf(f.target), "rule", f.rule.FullName(), "why", "the agent ends", "injected", n.Injected)
 		k.events.disarmed(f, "the agent ends", n)
 	}
 	return errors.Join(err, k.events.close())

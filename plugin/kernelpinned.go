@@ -23,7 +23,7 @@ func (k *kernelFaults) endPinned(id string) (KernelFault, error) {
 		if err := p.End(); err != nil {
 			return f, fmt.Errorf("kernel fault %s: %w", id, err)
 		}
-		k.log.Info("kernel fault ended", "fault", id, "cgroup", p.Cgroup.Path, "rule", p.Rule.Name, "why", endAsked, "injected", p.Counters.Injected)
+		k.log.Info("kernel fault ended", "fault", id, "cgroup", p.Cgroup.Path, "rule", p.Rule.FullName(), "why", endAsked, "injected", p.Counters.Injected)
 		k.events.ended(f)
 		return f, nil
 	}

@@ -40,10 +40,13 @@ type task struct {
 // appliedRule is one rule of a task. Done is false between the moment before a
 // graft is asked for and the moment it is there.
 type appliedRule struct {
-	Name  string    `json:"name"`
-	Text  string    `json:"text"`
-	Since time.Time `json:"since"`
-	Done  bool      `json:"done"`
+	// Policy and Run are those of policy.Rule.
+	Policy string    `json:"policy,omitempty"`
+	Run    uint64    `json:"run,omitempty"`
+	Name   string    `json:"name"`
+	Text   string    `json:"text"`
+	Since  time.Time `json:"since"`
+	Done   bool      `json:"done"`
 	// Graft is the id of the graft that it is in.
 	Graft string `json:"graft,omitempty"`
 	// Kernel marks a kernel rule. Over: its time is up, or a person ended it. One that
@@ -146,7 +149,7 @@ func (m *memory) put(k Key, pid int, start uint64, rules []appliedRule, kernel b
 }
 
 // over marks a kernel rule of a task, if it is remembered, and saves.
-func (m *memory) over(k Key, pid int, start uint64, name, text string) error {
+func (m *memory) over(k Key, pid int, start uint64, rule ruleKey) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t := m.tasks[k]
@@ -154,7 +157,7 @@ func (m *memory) over(k Key, pid int, start uint64, name, text string) error {
 		return nil
 	}
 	for i, a := range t.Rules {
-		if a.Kernel && a.Name == name && a.Text == text {
+		if a.Kernel && a.key() == rule {
 			t.Rules[i].Over = true
 		}
 	}

@@ -34,7 +34,25 @@ type ruleChange struct {
 }
 
 // ruleKey is the identity of a rule of one container.
-type ruleKey struct{ name, text string }
+type ruleKey struct {
+	policy     string
+	run        uint64
+	name, text string
+}
+
+func keyOf(r policy.Rule) ruleKey             { return ruleKey{r.Policy, r.Run, r.Name, r.Text} }
+func keyOfStatus(r keeper.RuleStatus) ruleKey { return ruleKey{r.Policy, r.Run, r.Name, r.Text} }
+
+func (a appliedRule) key() ruleKey { return ruleKey{a.Policy, a.Run, a.Name, a.Text} }
+
+// applyRule is the memory of a rule.
+func applyRule(r policy.Rule, since time.Time) appliedRule {
+	return appliedRule{Policy: r.Policy, Run: r.Run, Name: r.Name, Text: r.Text, Since: since, Kernel: r.Kernel != nil}
+}
+
+func (k ruleKey) compare(o ruleKey) int {
+	return cmp.Or(cmp.Compare(k.policy, o.policy), cmp.Compare(k.run, o.run), cmp.Compare(k.name, o.name), cmp.Compare(k.text, o.text))
+}
 
 // makePlan compares what a container's labels ask for with the grafts that are
 // on its task and with what was applied to the task before.
@@ -42,7 +60,7 @@ func makePlan(c *Container, rules []policy.Rule, grafts []keeper.Graft, applied 
 	var p plan
 	memo := map[ruleKey]appliedRule{}
 	for _, a := range applied {
-		memo[ruleKey{a.Name, a.Text}] = a
+		memo[a.key()] = a
 	}
 	live := map[ruleKey]time.Time{} // since when
 	byPath := map[string]keeper.Graft{}
@@ -53,14 +71,14 @@ func makePlan(c *Container, rules []policy.Rule, grafts []keeper.Graft, applied 
 		byPath[g.Path] = g
 		for _, r := range g.Rules {
 			if !r.Expired {
-				live[ruleKey{r.Name, r.Text}] = g.Since
+				live[keyOfStatus(r)] = g.Since
 			}
 		}
 	}
 	// What is over stays over for this task; what lives, or was not there yet, is wanted.
 	var wanted []policy.Rule
 	for _, r := range rules {
-		k := ruleKey{r.Name, r.Text}
+		k := keyOf(r)
 		since, lives := live[k]
 		a, known := memo[k]
 		if known {
@@ -86,9 +104,9 @@ func makePlan(c *Container, rules []policy.Rule, grafts []keeper.Graft, applied 
 		case sameRules(g, groups[path]):
 			p.keep = append(p.keep, g)
 			for _, r := range groups[path] {
-				a, known := memo[ruleKey{r.Name, r.Text}]
+				a, known := memo[keyOf(r)]
 				if !known {
-					a = appliedRule{Name: r.Name, Text: r.Text, Since: g.Since}
+					a = applyRule(r, g.Since)
 				}
 				a.Done, a.Graft = true, g.ID
 				p.applied = append(p.applied, a)
@@ -103,7 +121,7 @@ func makePlan(c *Container, rules []policy.Rule, grafts []keeper.Graft, applied 
 	}
 	for _, path := range slices.Sorted(maps.Keys(groups)) {
 		group := groups[path]
-		p.inject = append(p.inject, keeper.Request{Path: path, Rules: group, Origin: c.origin(group[0].Name)})
+		p.inject = append(p.inject, keeper.Request{Path: path, Rules: group, Origin: c.originOf(group[0])})
 	}
 	return p
 }
@@ -113,15 +131,14 @@ func sameRules(g keeper.Graft, wanted []policy.Rule) bool {
 	var have, want []ruleKey
 	for _, r := range g.Rules {
 		if !r.Expired {
-			have = append(have, ruleKey{r.Name, r.Text})
+			have = append(have, keyOfStatus(r))
 		}
 	}
 	for _, r := range wanted {
-		want = append(want, ruleKey{r.Name, r.Text})
+		want = append(want, keyOf(r))
 	}
-	order := func(a, b ruleKey) int { return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.text, b.text)) }
-	slices.SortFunc(have, order)
-	slices.SortFunc(want, order)
+	slices.SortFunc(have, ruleKey.compare)
+	slices.SortFunc(want, ruleKey.compare)
 	return slices.Equal(have, want) && len(want) > 0
 }
 
@@ -145,7 +162,7 @@ func graftsOf(all []keeper.Graft, c *Container, applied []appliedRule) []keeper.
 func describe(req keeper.Request) string {
 	names := make([]string, 0, len(req.Rules))
 	for _, r := range req.Rules {
-		names = append(names, fmt.Sprintf("%s (seed %d)", r.Name, r.Trigger.Seed))
+		names = append(names, fmt.Sprintf("%s (seed %d)", r.FullName(), r.Trigger.Seed))
 	}
 	return fmt.Sprint(names)
 }

@@ -17,6 +17,10 @@ type Rule struct {
 	Name string `json:"name"`
 	// Text is the rule as its author wrote it.
 	Text string `json:"text"`
+	// Policy is the FaultPolicy that the rule comes from; empty: a label, an annotation or a person. Run counts
+	// the runs of that policy (schedule, resume, changed spec): a rule of another run is another rule.
+	Policy string `json:"policy,omitempty"`
+	Run    uint64 `json:"run,omitempty"`
 	// IO is the fault of an `io` rule.
 	IO *IOFault `json:"io,omitempty"`
 	// Kernel is the fault of a `kernel` rule. Exactly one of IO and Kernel is there.
@@ -115,7 +119,7 @@ func (r Rule) Check() error {
 	if r.Trigger.TTL <= 0 {
 		return fmt.Errorf("rule %q: a ttl of %v makes no sense", r.Name, r.Trigger.TTL)
 	}
-	r.Text, r.Trigger.TTL = "", math.MaxInt64
+	r.Text, r.Policy, r.Run, r.Trigger.TTL = "", "", 0, math.MaxInt64
 	if r.Trigger.Active > 0 && r.Trigger.Idle > 0 {
 		r.Trigger.Delay = max(r.Trigger.Delay, 0) // see Aged
 	}
@@ -127,6 +131,17 @@ func (r Rule) Check() error {
 		return fmt.Errorf("rule %q is not in canonical form: it reads as %q", r.Name, again.String())
 	}
 	return nil
+}
+
+// FullName is POLICY/NAME for a rule of a policy, else its name: what tells the rules of one graft apart.
+func (r Rule) FullName() string { return FullName(r.Policy, r.Name) }
+
+// FullName is Rule.FullName of a rule with that policy and name.
+func FullName(policy, name string) string {
+	if policy == "" {
+		return name
+	}
+	return policy + "/" + name
 }
 
 // EnsureSeed gives the rule a seed if its author gave none. The caller shows

@@ -256,7 +256,7 @@ func explain(w io.Writer, g keeper.Graft) {
 	}
 	b.WriteString("\n")
 	for _, r := range g.Rules {
-		fmt.Fprintf(&b, "  %s: %s\n    until %s\n", r.Name, r.Text, r.Expires.Local().Format(time.TimeOnly))
+		fmt.Fprintf(&b, "  %s: %s\n    until %s\n", r.FullName(), r.Text, r.Expires.Local().Format(time.TimeOnly))
 	}
 	explainReport(&b, g.Report, "not moved")
 	fmt.Fprintf(&b, "undo: faultgraft recover %s\n", g.ID)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/plugin"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/policy"
 	"github.com/spf13/cobra"
 )
 
@@ -99,7 +100,7 @@ func explainKernel(w io.Writer, f plugin.KernelFault) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s fails in cgroup %s of %s (pid %d), by %s of %s\n", f.Kernel.Hook, f.Kernel.Cgroup.Path, displayName(f.Target), f.Target.PID, f.Kernel.Backend, strings.Join(f.Kernel.Functions, ", "))
 	for _, r := range f.Rules {
-		fmt.Fprintf(&b, "  %s: %s\n    until %s\n", r.Name, r.Text, r.Expires.Local().Format(time.TimeOnly))
+		fmt.Fprintf(&b, "  %s: %s\n    until %s\n", r.FullName(), r.Text, r.Expires.Local().Format(time.TimeOnly))
 	}
 	if f.Kernel.Note != "" {
 		fmt.Fprintf(&b, "  note: %s\n", f.Kernel.Note)
@@ -127,7 +128,7 @@ func refuseKernelFault(id, why string) error {
 
 // kernelOutcome is what an event says of the call that was failed.
 func kernelOutcome(e keeper.Event) string {
-	s := fmt.Sprintf("  %s #%d: %s", e.Rule, e.N, e.Hook)
+	s := fmt.Sprintf("  %s #%d: %s", policy.FullName(e.Policy, e.Rule), e.N, e.Hook)
 	if e.Function != "" {
 		s += fmt.Sprintf(" (%s by %s)", e.Function, e.Backend)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/plugin"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/policy"
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
 )
@@ -138,7 +139,7 @@ func printGrafts(w io.Writer, grafts []keeper.Graft) error {
 			if d := time.Until(r.Expires); d > 0 && !r.Expired {
 				left = d.Round(time.Second).String()
 			}
-			line("%s\t%d\t%d\t%s\n", r.Name, r.Matched, r.Fired, left)
+			line("%s\t%d\t%d\t%s\n", r.FullName(), r.Matched, r.Fired, left)
 		}
 	}
 	if err := t.Flush(); err != nil {
@@ -215,7 +216,7 @@ func eventLine(e keeper.Event) string {
 	case e.Type == keeper.EventFault && e.Hook != "":
 		return s + kernelOutcome(e)
 	case e.Type == keeper.EventFault:
-		s += fmt.Sprintf("  %s #%d: %s %s", e.Rule, e.N, e.Op, e.Path)
+		s += fmt.Sprintf("  %s #%d: %s %s", policy.FullName(e.Policy, e.Rule), e.N, e.Op, e.Path)
 		if e.Size > 0 {
 			s += fmt.Sprintf(" [%d+%d]", e.Offset, e.Size)
 		}

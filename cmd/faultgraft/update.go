@@ -86,7 +86,7 @@ func explainChange(w io.Writer, g keeper.Graft) {
 	}
 	b.WriteString("\n")
 	for _, r := range g.Rules {
-		fmt.Fprintf(&b, "  %s: %s\n    until %s\n", r.Name, r.Text, r.Expires.Local().Format(time.TimeOnly))
+		fmt.Fprintf(&b, "  %s: %s\n    until %s\n", r.FullName(), r.Text, r.Expires.Local().Format(time.TimeOnly))
 	}
 	explainReport(&b, g.Report, "not covered")
 	_, _ = io.WriteString(w, b.String()) // a closed standard error is not worth failing for

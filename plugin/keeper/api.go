@@ -35,7 +35,19 @@ const (
 	OriginUser       Origin = "user"
 	OriginLabel      Origin = "label"
 	OriginAnnotation Origin = "annotation"
+	OriginPolicy     Origin = "policy"
 )
+
+// source says where the rules of a graft of that origin are kept.
+func (o Origin) source() string {
+	switch o {
+	case OriginPolicy:
+		return "the node's policies"
+	case OriginUser:
+		return "a person"
+	}
+	return "the container's " + string(o) + "s"
+}
 
 // Request asks for one graft. Over a path that has a graft of the same origin
 // the rules are added to that one.
@@ -90,17 +102,23 @@ type Graft struct {
 	Pause
 	// Report lists what was swapped and what was not; only in the answer to Inject and Update.
 	Report *graft.Report `json:"report,omitempty"`
-	// Added names the rules that the call added to a graft that was there; only in the answer to Inject and Update.
+	// Added gives the full names of the rules that the call added to a graft that was there; only in the answer to Inject and Update.
 	Added []string `json:"added,omitempty"`
 }
 
 // RuleStatus is what a rule has done so far.
 type RuleStatus struct {
 	Name string `json:"name"`
-	Text string `json:"text"`
+	// Policy is the FaultPolicy that the rule comes from, Run which run of it; empty for other rules.
+	Policy string `json:"policy,omitempty"`
+	Run    uint64 `json:"run,omitempty"`
+	Text   string `json:"text"`
 	// Matched counts the operations that the rule matched, Fired those that it changed.
 	Matched uint64    `json:"matched"`
 	Fired   uint64    `json:"fired"`
 	Expires time.Time `json:"expires"`
 	Expired bool      `json:"expired,omitempty"`
 }
+
+// FullName tells the rules of one graft apart, as policy.Rule has it.
+func (r RuleStatus) FullName() string { return policy.FullName(r.Policy, r.Name) }

@@ -15,10 +15,10 @@ import (
 // Change asks for other rules of a graft. The layer stays where it is.
 type Change struct {
 	// Rules are what the graft has afterwards. One that the graft has already stays as it
-	// is, with its counters, its seed and its clock: in a graft that a person made, a live
-	// rule of the same text, else one of the same text and name.
+	// is, with its counters, its seed and its clock: a live rule of the same text and run of its
+	// policy, and, but in a graft that a person made, of the same name.
 	Rules []policy.Rule `json:"rules,omitempty"`
-	// Keep has the rules of now stay beside these, but for those that Drop names.
+	// Keep has the rules of now stay beside these, but for those whose full names Drop has.
 	Keep bool     `json:"keep,omitempty"`
 	Drop []string `json:"drop,omitempty"`
 	// Limits are for files that have to be swapped again.
@@ -64,25 +64,32 @@ func lastEnd(rules []activeRule) time.Time {
 }
 
 // apply gives the rules that a graft has after the change, of those that it has
-// now. byText: rules are known by their text alone. added are the names of the new ones.
+// now. byText: rules are known by their text alone. added are the full names of the new ones.
 func (c Change) apply(have []activeRule, byText bool, now time.Time) (next []activeRule, added []string, err error) {
 	for _, name := range c.Drop {
-		if !slices.ContainsFunc(have, func(r activeRule) bool { return r.Name == name }) {
+		if !slices.ContainsFunc(have, func(r activeRule) bool { return r.FullName() == name }) {
 			return nil, nil, fmt.Errorf("it has no rule %q; its rules are %s", name, names(have))
 		}
 	}
 	left := slices.DeleteFunc(slices.Clone(have), func(r activeRule) bool {
-		return r.over(now) || slices.Contains(c.Drop, r.Name)
+		return r.over(now) || slices.Contains(c.Drop, r.FullName())
 	})
 	if c.Keep {
 		next, left = left, nil
 	}
 	taken := map[string]bool{}
-	for _, r := range slices.Concat(next, left) {
-		taken[r.Name] = true
+	for _, r := range next {
+		taken[r.FullName()] = true
+	}
+	if byText { // a label or a policy whose text has changed keeps its name
+		for _, r := range left {
+			taken[r.FullName()] = true
+		}
 	}
 	for _, r := range c.Rules {
-		same := func(o activeRule) bool { return o.Text == r.Text && (byText || o.Name == r.Name) }
+		same := func(o activeRule) bool {
+			return o.Text == r.Text && o.Policy == r.Policy && o.Run == r.Run && (byText || o.Name == r.Name)
+		}
 		if i := slices.IndexFunc(left, same); i >= 0 {
 			next = append(next, left[i])
 			left = slices.Delete(left, i, i+1)
@@ -92,12 +99,12 @@ func (c Change) apply(have []activeRule, byText bool, now time.Time) (next []act
 			continue // a label is one rule, however often it is asked for
 		}
 		base := r.Name
-		for n := 2; taken[r.Name]; n++ {
+		for n := 2; taken[r.FullName()]; n++ {
 			r.Name = fmt.Sprintf("%s-%d", base, n)
 		}
-		taken[r.Name] = true
+		taken[r.FullName()] = true
 		r.EnsureSeed(rand.Uint64)
-		next, added = append(next, activeRule{r, now}), append(added, r.Name)
+		next, added = append(next, activeRule{r, now}), append(added, r.FullName())
 	}
 	if len(next) == 0 {
 		return nil, nil, errors.New("no rule would be left; recover takes a graft off")
@@ -108,7 +115,7 @@ func (c Change) apply(have []activeRule, byText bool, now time.Time) (next []act
 func names(rules []activeRule) string {
 	out := make([]string, 0, len(rules))
 	for _, r := range rules {
-		out = append(out, r.Name)
+		out = append(out, r.FullName())
 	}
 	return strings.Join(out, ", ")
 }
@@ -127,7 +134,7 @@ func (k *keeper) change(id string, c Change) (Graft, error) {
 	k.mu.Unlock()
 	if c.Origin == OriginUser && h.Origin != OriginUser {
 		// The agent would bring it back to what they say.
-		return Graft{}, fmt.Errorf("graft %s: its rules come from the container's %ss: change those, or recover it and inject your own", id, h.Origin)
+		return Graft{}, fmt.Errorf("graft %s: its rules come from %s: change those, or recover it and inject your own", id, h.Origin.source())
 	}
 	if state != StateActive {
 		return Graft{}, fmt.Errorf("graft %s is %s: its rules cannot be changed", id, state)
@@ -183,6 +190,9 @@ func (k *keeper) changeRules(h *held, c Change) (Graft, error) {
 	}
 	k.mu.Lock()
 	h.rules, h.status = next, status
+	if h.Origin != OriginUser {
+		h.Origin = c.Origin // its rules may come from elsewhere now
+	}
 	h.timer.Stop()
 	h.timer = time.AfterFunc(time.Until(lastEnd(next)), func() { k.expire(h) })
 	g := h.Graft
@@ -195,7 +205,7 @@ func (k *keeper) changeRules(h *held, c Change) (Graft, error) {
 func checkRules(rules []policy.Rule) error {
 	for _, r := range rules {
 		if err := r.Check(); err != nil {
-			return fmt.Errorf("rule %s: %w", r.Name, err)
+			return fmt.Errorf("rule %s: %w", r.FullName(), err)
 		}
 		if r.IO == nil {
 			return fmt.Errorf("rule %s: a layer carries out io rules only; faultgraft inject --kernel takes kernel rules", r.Name)
@@ -220,9 +230,9 @@ func union(next, was []activeRule) []activeRule {
 	return all
 }
 
-// has: a rule of a graft is known by its name and its start.
+// has: a rule of a graft is known by its full name and its start.
 func has(rules []activeRule, r activeRule) bool {
-	return slices.ContainsFunc(rules, func(o activeRule) bool { return o.Name == r.Name && o.start.Equal(r.start) })
+	return slices.ContainsFunc(rules, func(o activeRule) bool { return o.FullName() == r.FullName() && o.start.Equal(r.start) })
 }
 
 // describeChange is for the event log.
@@ -230,12 +240,12 @@ func describeChange(was, next []activeRule, rep *graft.Report) string {
 	var parts []string
 	for _, r := range next {
 		if !has(was, r) {
-			parts = append(parts, fmt.Sprintf("new %s: %s (seed %d)", r.Name, r.Text, r.Trigger.Seed))
+			parts = append(parts, fmt.Sprintf("new %s: %s (seed %d)", r.FullName(), r.Text, r.Trigger.Seed))
 		}
 	}
 	for _, r := range was {
 		if !has(next, r) {
-			parts = append(parts, "ended "+r.Name)
+			parts = append(parts, "ended "+r.FullName())
 		}
 	}
 	if len(parts) == 0 {

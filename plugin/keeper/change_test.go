@@ -79,6 +79,34 @@ func TestChangeApply(t *testing.T) {
 	}
 }
 
+// Rules of several policies may have the same name, and a policy's next run is another rule of the same text.
+func TestChangeOfPolicyRules(t *testing.T) {
+	const text = "io error=EIO op=read ttl=5m"
+	now := time.Now()
+	start := now.Add(-time.Minute)
+	of := func(policy string, run uint64) activeRule {
+		r := parse(t, "wal", text)
+		r.Policy, r.Run = policy, run
+		return activeRule{r, start}
+	}
+	have := []activeRule{of("", 0), of("a", 1), of("b", 1)}
+	next, added, err := Change{Rules: plain([]activeRule{of("a", 1), of("b", 2), of("", 0), of("c", 1)})}.apply(have, false, now)
+	if err != nil || !slices.Equal(added, []string{"b/wal", "c/wal"}) {
+		t.Fatalf("added %q, %v", added, err)
+	}
+	for i, want := range []struct {
+		name string
+		kept bool
+	}{{"a/wal", true}, {"b/wal", false}, {"wal", true}, {"c/wal", false}} {
+		if r := next[i]; r.FullName() != want.name || r.start.Equal(start) != want.kept {
+			t.Errorf("rule %d is %s since %v, want %+v", i, r.FullName(), r.start, want)
+		}
+	}
+	if next, _, err = (Change{Keep: true, Drop: []string{"a/wal"}}).apply(have, false, now); err != nil || names(next) != "wal, b/wal" {
+		t.Errorf("after a drop %s, %v", names(next), err)
+	}
+}
+
 // What a container's labels say is not for a person to change under the agent's hands.
 func TestRulesOfLabelsAreTheAgents(t *testing.T) {
 	k := &keeper{grafts: map[string]*held{"g-1": {Graft: Graft{ID: "g-1", Origin: OriginLabel, State: StateReverting}}}}

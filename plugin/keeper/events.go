@@ -43,7 +43,9 @@ type Event struct {
 	By   Origin `json:"by,omitempty"`
 	Path string `json:"path,omitempty"`
 	Rule string `json:"rule,omitempty"`
-	Op   string `json:"op,omitempty"`
+	// Policy is the FaultPolicy that the rule comes from.
+	Policy string `json:"policy,omitempty"`
+	Op     string `json:"op,omitempty"`
 	// Action is what a rule did to the operation.
 	Action string `json:"action,omitempty"`
 	Offset int64  `json:"offset,omitempty"`
@@ -125,7 +127,7 @@ func (l *EventLog) Close() error { return l.f.Close() }
 // faultEvent is the log's form of what a layer recorded.
 func faultEvent(graft string, t Target, e fusefs.Event) Event {
 	v := Event{
-		Time: e.Time, Type: EventFault, Graft: graft, Target: t.ID, Name: t.Name, Path: e.Path, Rule: e.Rule, Op: e.Op.String(),
+		Time: e.Time, Type: EventFault, Graft: graft, Target: t.ID, Name: t.Name, Path: e.Path, Rule: e.Rule, Policy: e.Policy, Op: e.Op.String(),
 		Action: string(e.Action), Cut: e.Cut, Bytes: e.Bytes, Places: e.Places, Offset: e.Offset, Size: e.Size, PID: e.PID, UID: e.UID, LatencyMs: float64(e.Latency) / float64(time.Millisecond), N: e.N,
 	}
 	if e.Errno != 0 {

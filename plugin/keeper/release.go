@@ -10,7 +10,7 @@ import (
 
 // Release asks to let go of operations that a rule with the action hang holds.
 type Release struct {
-	// Rule names the rule; empty means all of the graft.
+	// Rule is the full name of the rule; empty means all of the graft.
 	Rule string `json:"rule,omitempty"`
 }
 
@@ -34,7 +34,7 @@ func (k *keeper) release(id string, r Release) (Released, error) {
 	var known []string
 	if h != nil {
 		for _, s := range h.status {
-			known = append(known, s.Name)
+			known = append(known, s.FullName())
 		}
 	}
 	k.mu.Unlock()

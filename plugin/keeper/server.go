@@ -127,7 +127,7 @@ func (s *server) handle(r *wire.Request) (any, []int, error) {
 		}
 		var out []RuleStatus
 		for _, st := range l.layer.Rules() {
-			out = append(out, RuleStatus{Name: st.Name, Text: st.Text, Matched: st.Matched, Fired: st.Fired, Expires: st.Expires, Expired: st.Expired})
+			out = append(out, RuleStatus{Name: st.Name, Policy: st.Policy, Run: st.Run, Text: st.Text, Matched: st.Matched, Fired: st.Fired, Expires: st.Expires, Expired: st.Expired})
 		}
 		return out, nil, nil
 	case callRetired:
