@@ -30,6 +30,8 @@ type Defaults struct {
 	TTL time.Duration
 	// MaxTTL is the longest ttl allowed; 0 means DefaultMaxTTL.
 	MaxTTL time.Duration
+	// MaxTTLFrom says where MaxTTL is set, for errors; may be empty.
+	MaxTTLFrom string
 }
 
 func (d Defaults) maxTTL() time.Duration {

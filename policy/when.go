@@ -122,7 +122,11 @@ func (p *ruleParser) ttl(w word) *SyntaxError {
 		return err
 	}
 	if limit := p.defaults.maxTTL(); d > limit {
-		return p.at(w.value.at(0), "the limit is "+limit.String(), "ttl=%s is longer than this node allows", w.value.text)
+		fix := "the limit is " + limit.String()
+		if from := p.defaults.MaxTTLFrom; from != "" {
+			fix += " (" + from + ")"
+		}
+		return p.at(w.value.at(0), fix, "ttl=%s is longer than this node allows", w.value.text)
 	}
 	p.rule.Trigger.TTL = d
 	return nil
