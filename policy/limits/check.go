@@ -12,18 +12,6 @@ import (
 	"github.com/faultgraft/faultgraft/policy"
 )
 
-// Container is what limits look at.
-type Container struct {
-	// Namespace is the containerd namespace.
-	Namespace string
-	ID, Name  string
-	// Pod and PodNamespace are empty for a container without a pod.
-	Pod, PodNamespace string
-	Image             string
-	// Labels are labels and annotations of the container and its pod.
-	Labels map[string]string
-}
-
 // Error is something that a limit forbids.
 type Error struct {
 	// Limit is the field of the configuration, such as labels.namespaces.
