@@ -79,6 +79,9 @@ func (r *reconciler) bring(ctx context.Context, c *Container, result policy.Resu
 		}
 		return outcome{StateExcluded, "enable" + domain + "=false", false}
 	}
+	if why := r.stopped(); why != "" && labelled {
+		return outcome{StatePending, why, false}
+	}
 	return r.carryOut(ctx, c, result, grafts)
 }
 

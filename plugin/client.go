@@ -124,8 +124,11 @@ func (c *Client) do(ctx context.Context, method, path string, body io.Reader) ([
 	var said apiError
 	if resp.StatusCode != http.StatusOK && json.Unmarshal(b, &said) == nil && said.Error != "" {
 		err := errors.New(said.Error) // whole, for a person
-		if resp.StatusCode == http.StatusNotFound {
-			err = &notFoundError{err}
+		switch resp.StatusCode {
+		case http.StatusNotFound:
+			err = &answerError{err, []error{ErrNoKernelFault, ErrNotStopped, ErrNoPolicy}}
+		case http.StatusLocked:
+			err = &answerError{err, []error{keeper.ErrStopped}}
 		}
 		return nil, err
 	}

@@ -97,8 +97,11 @@ func decodeStrictly(r io.Reader, into any) error {
 
 func (s *server) refuse(w http.ResponseWriter, err error) {
 	code := http.StatusConflict
-	if errors.Is(err, ErrNoKernelFault) {
+	switch {
+	case errors.Is(err, ErrNoKernelFault), errors.Is(err, ErrNotStopped), errors.Is(err, ErrNoPolicy):
 		code = http.StatusNotFound
+	case errors.Is(err, keeper.ErrStopped):
+		code = http.StatusLocked
 	}
 	s.fail(w, code, err)
 }

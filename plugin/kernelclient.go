@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 )
 
 // InjectKernel has the agent arm kernel faults on one target: all, or none.
@@ -45,8 +46,11 @@ func (c *Client) ask(ctx context.Context, method, path string, body []byte, out 
 	return nil
 }
 
-// notFoundError is the agent's answer that it has no such fault.
-type notFoundError struct{ error }
+// answerError is an answer of the agent whose status says which error it was.
+type answerError struct {
+	error
+	is []error
+}
 
-// Is makes it ErrNoKernelFault.
-func (e *notFoundError) Is(target error) bool { return target == ErrNoKernelFault }
+// Is makes it one of those that the status stands for; which of them follows from what was asked.
+func (e *answerError) Is(target error) bool { return slices.Contains(e.is, target) }

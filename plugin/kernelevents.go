@@ -91,12 +91,12 @@ func (k *kernelEvents) disarmed(f *liveFault, why string, n kernel.Counters) {
 }
 
 // ended writes the end of a fault that nobody held.
-func (k *kernelEvents) ended(f KernelFault) {
+func (k *kernelEvents) ended(f KernelFault, why string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.write(keeper.Event{
 		Type: keeper.EventDisarm, Graft: f.ID, Target: f.Target.ID, Name: f.Target.Name, By: f.Origin, Rule: f.Rules[0].Name, Policy: f.Rules[0].Policy, Hook: f.Kernel.Hook,
-		Backend: f.Kernel.Backend, Cgroup: f.Kernel.Cgroup.ID, Message: countersText(endAsked, f.Kernel.Counters),
+		Backend: f.Kernel.Backend, Cgroup: f.Kernel.Cgroup.ID, Message: countersText(why, f.Kernel.Counters),
 	})
 	if len(k.known) == 0 {
 		k.closeFile()

@@ -105,6 +105,9 @@ func (k *kernelFaults) injector() (injector, error) {
 
 // arm puts one fault in force.
 func (k *kernelFaults) arm(ctx context.Context, s armSpec) (*liveFault, error) {
+	if err := keeper.CheckStopped(k.events.dir); err != nil {
+		return nil, err
+	}
 	in, err := k.injector()
 	if err != nil {
 		return nil, fmt.Errorf("rule %s: %w", s.rule.FullName(), err)
@@ -120,6 +123,14 @@ func (k *kernelFaults) arm(ctx context.Context, s armSpec) (*liveFault, error) {
 	}
 	if !k.hold(f) {
 		return nil, errors.Join(fmt.Errorf("rule %s: the agent is ending", s.rule.FullName()), f.armed.Disarm())
+	}
+	// Once more, now that it is on the list: a stop ends what is there.
+	if err := keeper.CheckStopped(k.events.dir); err != nil {
+		_, derr := k.disarm(f.id, endStopped+"it had just been armed")
+		if errors.Is(derr, ErrNoKernelFault) {
+			derr = nil
+		}
+		return nil, errors.Join(err, derr)
 	}
 	k.log.Info("kernel fault armed", "fault", f.id, "container", displayOf(f.target), "pid", f.target.PID, "rule", s.rule.FullName(), "hook", hookOf(s.rule), "backend", f.armed.Backend(),
 		"functions", strings.Join(f.armed.Functions(), ","), "cgroup", s.cgroup.Path, "origin", s.origin, "seed", s.rule.Trigger.Seed, "ends", f.armed.Ends().Format(time.RFC3339), "outlive", s.outlive)

@@ -24,7 +24,7 @@ func (k *kernelFaults) endPinned(id string) (KernelFault, error) {
 			return f, fmt.Errorf("kernel fault %s: %w", id, err)
 		}
 		k.log.Info("kernel fault ended", "fault", id, "cgroup", p.Cgroup.Path, "rule", p.Rule.FullName(), "why", endAsked, "injected", p.Counters.Injected)
-		k.events.ended(f)
+		k.events.ended(f, endAsked)
 		return f, nil
 	}
 	return KernelFault{}, NoKernelFault(id)

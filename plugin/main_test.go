@@ -133,6 +133,14 @@ func (n *node) Ungraft(_ context.Context, id string) (keeper.Graft, error) {
 	return keeper.Graft{}, fmt.Errorf("%w: %s", keeper.ErrNoGraft, id)
 }
 
+func (n *node) StopAll(context.Context, string) ([]keeper.Graft, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	off := n.live()
+	n.grafts = nil
+	return off, n.broken
+}
+
 func (n *node) all() []keeper.Graft {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -188,7 +196,7 @@ func newBench(t *testing.T, n *node, dir string, change func(*reconciler)) *benc
 	}
 	reg := &registry{all: map[Key]Container{}}
 	r := &reconciler{
-		grafter: n, lookup: reg, memory: mem, metrics: newMetrics(), log: logTo(t),
+		grafter: n, lookup: reg, memory: mem, metrics: newMetrics(), log: logTo(t), stateDir: dir,
 		check: func(pid int) (uint64, error) {
 			start, err := startTime(pid)
 			if err != nil {
@@ -204,6 +212,7 @@ func newBench(t *testing.T, n *node, dir string, change func(*reconciler)) *benc
 	if r.faults == nil {
 		r.faults = newFakeFaults(t, &fakeKernel{})
 	}
+	r.faults.events.dir = dir // as in the agent: there is one state directory
 	ctx, cancel := context.WithCancel(context.Background())
 	r.open(ctx, settingsOf(Options{}.withDefaults()))
 	r.metrics.registry.MustRegister(liveCollector{r})

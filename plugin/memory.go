@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/keeper"
 )
 
 // memoryFile is the agent's memory in the state directory.
@@ -164,6 +165,25 @@ func (m *memory) over(k Key, pid int, start uint64, rule ruleKey) error {
 	return m.save()
 }
 
+// reopen has the rules of these grafts count as asked for and not yet there: they were
+// taken off, and are to be applied again as long as their time is not up.
+func (m *memory) reopen(grafts []string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	changed := false
+	for _, t := range m.tasks {
+		for i, a := range t.Rules {
+			if a.Done && slices.Contains(grafts, a.Graft) {
+				t.Rules[i].Done, t.Rules[i].Graft, changed = false, "", true
+			}
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return m.save()
+}
+
 // forget drops a container's task, if there is one, and saves.
 func (m *memory) forget(k Key) error {
 	m.mu.Lock()
@@ -194,32 +214,7 @@ func (m *memory) save() error {
 	if err != nil {
 		return fmt.Errorf("the agent's memory: %w", err)
 	}
-	return replaceFile(m.path, append(b, '\n'))
-}
-
-// replaceFile writes a file so that a reader sees the old content or the new.
-func replaceFile(path string, b []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name()) // the error at hand is the one to report
-			err = fmt.Errorf("write %s: %w", path, err)
-		}
-	}()
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return keeper.ReplaceFile(m.path, append(b, '\n'))
 }
 
 // startTime is when a process started, as graft.Stat has it; os.ErrNotExist: it has ended.

@@ -39,6 +39,8 @@ type Grafter interface {
 	List(ctx context.Context) ([]keeper.Graft, error)
 	// Ungraft takes one graft off.
 	Ungraft(ctx context.Context, id string) (keeper.Graft, error)
+	// StopAll takes all of them off, side by side.
+	StopAll(ctx context.Context, reason string) ([]keeper.Graft, error)
 }
 
 // Options say how Run works. What they set wins over the configuration that

@@ -59,6 +59,7 @@ type reconciler struct {
 	memory   *memory
 	metrics  *metrics
 	log      *slog.Logger
+	stateDir string
 	settings atomic.Pointer[settings]
 	// check looks at a container's first process: when it started, or why it must not be touched.
 	check func(pid int) (start uint64, err error)

@@ -126,7 +126,7 @@ func (a *agent) setup(c Config) error {
 	a.opts, a.runtime, a.cancelWork = o, d, cancel
 	faults := newKernelFaults(runningKernel(kernel.Options{Log: a.log}), o.StateDir, a.log)
 	a.loop = &reconciler{
-		grafter: o.Grafter, faults: faults, lookup: d, memory: mem, metrics: a.metrics, log: a.log, check: checkProcess, now: time.Now, firstRetry: defaultFirstRetry, blind: warning != nil,
+		grafter: o.Grafter, faults: faults, lookup: d, memory: mem, metrics: a.metrics, log: a.log, stateDir: o.StateDir, check: checkProcess, now: time.Now, firstRetry: defaultFirstRetry, blind: warning != nil,
 	}
 	a.loop.open(work, settingsOf(o))
 	a.metrics.registry.MustRegister(liveCollector{a.loop})

@@ -38,7 +38,7 @@ On kernels that can carry it, it also fails calls of the kernel in a container's
 	f := root.PersistentFlags()
 	f.StringVar(&g.stateDir, "state-dir", envOr("FAULTGRAFT_STATE", keeper.DefaultStateDir), "where keepers and the event log live (env FAULTGRAFT_STATE)")
 	root.AddCommand(
-		newInjectCommand(g), newUpdateCommand(g), newReleaseCommand(g), newPsCommand(g), newShowCommand(g), newEventsCommand(g), newRecoverCommand(g),
+		newInjectCommand(g), newUpdateCommand(g), newReleaseCommand(g), newStopCommand(g), newPsCommand(g), newShowCommand(g), newEventsCommand(g), newRecoverCommand(g),
 		newValidateCommand(g), newDoctorCommand(g), newPluginCommand(g), newHookCommand(g),
 		newKeeperCommand(g), newServerCommand(g), newSwapCommand(),
 	)

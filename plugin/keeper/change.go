@@ -163,6 +163,11 @@ func (k *keeper) changeRules(h *held, c Change) (Graft, error) {
 	if err := checkRules(c.Rules); err != nil {
 		return fail(err)
 	}
+	if len(c.Rules) > 0 {
+		if err := CheckStopped(k.o.StateDir); err != nil {
+			return fail(err)
+		}
+	}
 	now := time.Now()
 	was := slices.DeleteFunc(slices.Clone(h.rules), func(r activeRule) bool { return r.over(now) })
 	next, added, err := c.apply(h.rules, h.Origin == OriginUser, now)

@@ -34,10 +34,7 @@ type Client struct {
 }
 
 func (c *Client) dir() stateDir {
-	if c.StateDir == "" {
-		return DefaultStateDir
-	}
-	return stateDir(c.StateDir)
+	return orDefault(c.StateDir)
 }
 
 // startWait is how long a new keeper may take until it listens, endWait how long
@@ -49,8 +46,11 @@ const (
 )
 
 // Inject grafts a layer over a path of the target, with a keeper started if it
-// has none. On an error the target is as it was before.
+// has none. On an error the target is as it was before. ErrStopped: the node is stopped.
 func (c *Client) Inject(ctx context.Context, t Target, req Request) (Graft, error) {
+	if err := CheckStopped(c.StateDir); err != nil {
+		return Graft{}, err // before a keeper is started for it
+	}
 	place, err := graft.CheckTarget(t.PID)
 	if err != nil {
 		return Graft{}, err
@@ -255,6 +255,11 @@ type statusError struct {
 }
 
 func (e *statusError) Error() string { return e.message }
+
+// Is makes it the ErrStopped that it was in the keeper.
+func (e *statusError) Is(target error) bool {
+	return target == ErrStopped && e.code == http.StatusLocked
+}
 
 func (c *Client) call(ctx context.Context, key, method, path string, in, out any) error {
 	socket := c.dir().socket(key)

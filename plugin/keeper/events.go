@@ -29,6 +29,9 @@ const (
 	// EventArm and EventDisarm: a kernel fault is in force, and is no more.
 	EventArm    EventType = "arm"
 	EventDisarm EventType = "disarm"
+	// EventStop: nothing starts on this node any more. EventRelease lifts that.
+	EventStop    EventType = "stop"
+	EventRelease EventType = "release"
 )
 
 // Event is one line of the event log: a graft, an ungraft, a change of rules, an injected fault, a refusal.
@@ -39,8 +42,9 @@ type Event struct {
 	Graft  string `json:"graft,omitempty"`
 	Target string `json:"target,omitempty"`
 	Name   string `json:"name,omitempty"`
-	// By is who asked for it.
+	// By is where it comes from, Who the person's process that asked the agent for it, if one did.
 	By   Origin `json:"by,omitempty"`
+	Who  string `json:"who,omitempty"`
 	Path string `json:"path,omitempty"`
 	Rule string `json:"rule,omitempty"`
 	// Policy is the FaultPolicy that the rule comes from.

@@ -47,7 +47,12 @@ func (k *keeper) inject(req Request) (Graft, error) {
 	}
 	k.grafts[h.ID] = h
 	k.mu.Unlock()
-	g, err := k.graft(h)
+	// In this order: a stop that comes after the check finds the graft on the list, and waits for it.
+	err := CheckStopped(k.o.StateDir)
+	var g Graft
+	if err == nil {
+		g, err = k.graft(h)
+	}
 	if errors.Is(err, errLeft) {
 		k.mu.Lock()
 		h.State, h.Reason = StateFailed, err.Error()

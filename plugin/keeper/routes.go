@@ -17,6 +17,7 @@ type apiError struct {
 //	POST   /v1/grafts               Request -> Graft, with its report
 //	PUT    /v1/grafts/{id}/rules    Change -> Graft, with the report of files that were swapped again
 //	POST   /v1/grafts/{id}/release  Release -> Released
+//	POST   /v1/stop                 stopCall -> []Graft, all that were there, taken off
 //	DELETE /v1/grafts/{id}          -> Graft, with the report of the ungraft
 func (k *keeper) routes() http.Handler {
 	mux := http.NewServeMux()
@@ -53,6 +54,12 @@ func (k *keeper) routes() http.Handler {
 		n, err := k.release(r.PathValue("id"), c)
 		reply(w, n, err)
 	})
+	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
+		var c stopCall
+		if decode(w, r, &c) {
+			answer(w, http.StatusOK, k.stopAll(c))
+		}
+	})
 	mux.HandleFunc("DELETE /v1/grafts/{id}", func(w http.ResponseWriter, r *http.Request) {
 		g, err := k.recover(r.PathValue("id"), "asked for")
 		reply(w, g, err)
@@ -80,6 +87,8 @@ func reply[T any](w http.ResponseWriter, v T, err error) {
 		answer(w, http.StatusOK, v)
 	case errors.Is(err, errEnding):
 		answer(w, http.StatusServiceUnavailable, apiError{Error: err.Error()})
+	case errors.Is(err, ErrStopped):
+		answer(w, http.StatusLocked, apiError{Error: err.Error()})
 	case errors.Is(err, errNoGraft):
 		answer(w, http.StatusNotFound, apiError{Error: err.Error()})
 	default:

@@ -18,6 +18,7 @@ const DefaultStateDir = "/run/faultgraft"
 //
 //	events.jsonl              what happened on this node, one JSON object a line
 //	daemon.sock, daemon.json  the daemon's
+//	stopped.json              no fault starts on this node; see Stopped
 //	keepers/KEY/control.sock  one folder for each keeper; KEY names the target
 //	keepers/KEY/keeper.log    what the keeper, its server and its swappers have to say
 type stateDir string
@@ -89,7 +90,7 @@ func Purge(dir string) error {
 			return fmt.Errorf("purge %s: keeper %s still runs; recover its grafts first", dir, k)
 		}
 	}
-	names := []string{"events.jsonl", "events.jsonl.1", "daemon.json", "daemon.log", "daemon.log.1"}
+	names := []string{"events.jsonl", "events.jsonl.1", "daemon.json", "stopped.json", "daemon.log", "daemon.log.1"}
 	corrupt, err := filepath.Glob(filepath.Join(escapeGlob(dir), "daemon.json.corrupt-*"))
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -73,11 +74,11 @@ func (l *rootListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		uid, err := peerUID(c)
-		if err == nil && uid == 0 {
+		peer, err := PeerOf(c)
+		if err == nil && peer.UID == 0 {
 			return c, nil
 		}
-		l.log.Warn("refused a peer that is not root", "socket", l.path, "uid", uid, "err", err)
+		l.log.Warn("refused a peer that is not root", "socket", l.path, "uid", peer.UID, "err", err)
 		_ = c.Close()
 	}
 }
@@ -91,20 +92,47 @@ func (l *rootListener) Close() error {
 	return err
 }
 
-func peerUID(c *net.UnixConn) (uint32, error) {
+// Peer is the process at the other end of a unix socket, as it was when it connected.
+type Peer struct {
+	UID uint32
+	// PID is 0 for a process that this PID namespace does not see.
+	PID int
+}
+
+// PeerOf asks the kernel who is at the other end (SO_PEERCRED, unix(7)).
+func PeerOf(c *net.UnixConn) (Peer, error) {
 	rc, err := c.SyscallConn()
 	if err != nil {
-		return 0, err
+		return Peer{}, err
 	}
 	var cred *unix.Ucred
 	var cerr error
 	if err := rc.Control(func(fd uintptr) {
 		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); err != nil {
-		return 0, err
+		return Peer{}, err
 	}
 	if cerr != nil {
-		return 0, cerr
+		return Peer{}, cerr
 	}
-	return cred.Uid, nil
+	return Peer{UID: cred.Uid, PID: int(cred.Pid)}, nil
+}
+
+// String describes the peer for a log: its user, also the one that logged in, its PID and program.
+func (p Peer) String() string {
+	s := fmt.Sprintf("uid %d", p.UID)
+	if p.PID <= 0 {
+		return s
+	}
+	// The process may have ended: then there is less to say.
+	proc := fmt.Sprintf("/proc/%d/", p.PID)
+	const unset = "4294967295" // credentials(7): no one logged in
+	if b, err := os.ReadFile(proc + "loginuid"); err == nil && string(b) != unset && string(b) != fmt.Sprint(p.UID) {
+		s += fmt.Sprintf(" (logged in as uid %s)", b)
+	}
+	s += fmt.Sprintf(", pid %d", p.PID)
+	if b, err := os.ReadFile(proc + "comm"); err == nil {
+		s += fmt.Sprintf(" (%s)", strings.TrimSpace(string(b)))
+	}
+	return s
 }

@@ -1,0 +1,200 @@
+package keeper
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+// ErrStopped says that the node is stopped: no fault starts until it is released.
+var ErrStopped = errors.New("faults are stopped on this node")
+
+// Stopped is why no fault starts on a node. It is kept in the state directory, so
+// that it holds with or without an agent, and over a restart of one.
+type Stopped struct {
+	Reason string    `json:"reason"`
+	Since  time.Time `json:"since"`
+	// By is who asked for it.
+	By string `json:"by,omitempty"`
+	// Grafts are the ids of the grafts that were taken off for it: what labels and policies
+	// asked of them is asked again after the release, if its time is not up.
+	Grafts []string `json:"grafts,omitempty"`
+}
+
+// Err is the ErrStopped that says so to a person.
+func (s *Stopped) Err() error {
+	return fmt.Errorf("%w since %s: %s. `faultgraft release` lifts that", ErrStopped, s.Since.Local().Format(time.DateTime), s.Reason)
+}
+
+func (d stateDir) stopped() string { return filepath.Join(string(d), "stopped.json") }
+
+// ReadStopped says whether the node with that state directory (empty:
+// DefaultStateDir) is stopped; nil: it is not. A marker that cannot be read is an
+// error, and whoever wants to start a fault takes it for a stop.
+func ReadStopped(dir string) (*Stopped, error) {
+	path := orDefault(dir).stopped()
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("is this node stopped? %w", err)
+	}
+	s := &Stopped{}
+	if err := json.Unmarshal(b, s); err != nil {
+		return nil, fmt.Errorf("is this node stopped? %s: %w; `faultgraft release` removes it", path, err)
+	}
+	return s, nil
+}
+
+// CheckStopped is an ErrStopped if the node is stopped.
+func CheckStopped(dir string) error {
+	s, err := ReadStopped(dir)
+	if err == nil && s != nil {
+		err = s.Err()
+	}
+	return err
+}
+
+// WriteStopped stops the node: nothing starts from here on. What is there is left.
+func WriteStopped(dir string, s Stopped) error {
+	d := orDefault(dir)
+	if err := d.make(); err != nil {
+		return err
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	if err := ReplaceFile(d.stopped(), append(b, '\n')); err != nil {
+		return fmt.Errorf("stop this node: %w", err)
+	}
+	return nil
+}
+
+// LiftStopped removes the marker; os.ErrNotExist: the node is not stopped.
+func LiftStopped(dir string) error { return os.Remove(orDefault(dir).stopped()) }
+
+// ReplaceFile writes a file so that a reader sees the old content or the new. An error names the file.
+func ReplaceFile(path string, b []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name()) // the error at hand is the one to report
+			err = fmt.Errorf("write %s: %w", path, err)
+		}
+	}()
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+func orDefault(dir string) stateDir {
+	if dir == "" {
+		return DefaultStateDir
+	}
+	return stateDir(dir)
+}
+
+// StopAll has every keeper end its faults at once and take its grafts off, all of
+// them side by side, whoever asked for them. It gives the grafts, those that could
+// not be taken off yet with their reason: their faults have ended, and their keepers
+// try again. The error is about keepers that do not answer.
+func (c *Client) StopAll(ctx context.Context, reason string) ([]Graft, error) {
+	keys, err := c.dir().keys()
+	if err != nil {
+		return nil, err
+	}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	var all []Graft
+	var errs []error
+	for _, key := range keys {
+		wg.Go(func() {
+			var grafts []Graft
+			err := c.call(ctx, key, http.MethodPost, "/v1/stop", stopCall{Reason: reason}, &grafts)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil && !isGone(err) {
+				errs = append(errs, fmt.Errorf("keeper %s: %w", key, err))
+			}
+			all = append(all, grafts...)
+		})
+	}
+	wg.Wait()
+	return all, errors.Join(errs...)
+}
+
+// stopCall asks a keeper to take everything off.
+type stopCall struct {
+	Reason string `json:"reason"`
+}
+
+// stopAll ends the faults of all layers first, without waiting for a swap that is
+// at work, and then takes the layers off.
+func (k *keeper) stopAll(c stopCall) []Graft {
+	k.mu.Lock()
+	server := k.server
+	ids := []string{}
+	for id, h := range k.grafts {
+		if h.State != StateLingering { // off already, and without rules
+			ids = append(ids, id)
+		}
+	}
+	k.mu.Unlock()
+	if server != nil && server.alive() {
+		var wg sync.WaitGroup
+		for _, id := range ids {
+			wg.Go(func() {
+				err := server.call(callRules, rulesCall{Layer: id, Start: time.Now()}, nil)
+				if err != nil && !strings.Contains(err.Error(), "no layer of graft") { // it may not be there yet
+					k.o.Logger.Warn("end the rules", "graft", id, "err", err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	out := []Graft{}
+	for _, id := range ids {
+		g, err := k.recover(id, "stopped: "+c.Reason)
+		switch {
+		case errors.Is(err, errNoGraft): // it ended by itself, or was refused
+			continue
+		case err != nil:
+			g = k.failed(id, err)
+		}
+		out = append(out, g)
+	}
+	k.endIfIdle()
+	return out
+}
+
+// failed is a graft that could not be taken off.
+func (k *keeper) failed(id string, err error) Graft {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	g := Graft{ID: id, Target: k.target, State: StateFailed, Rules: []RuleStatus{}}
+	if h := k.grafts[id]; h != nil {
+		g = h.Graft
+	}
+	g.Reason = err.Error()
+	return g
+}
