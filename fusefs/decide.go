@@ -139,8 +139,9 @@ func match(r *liveRule, ops policy.OpSet, paths []string) (string, bool) {
 	return "", false
 }
 
-// record puts a fault that has happened into the log.
+// record counts a fault that has happened and puts it into the log.
 func (l *Layer) record(e Event) {
+	l.counted.add(&e)
 	if l.o.Record != nil {
 		l.o.Record(e)
 	}

@@ -61,6 +61,7 @@ type Layer struct {
 	parked     parking
 	setting    sync.Mutex // one SetRules at a time
 	waits      waitTable
+	counted    faultTally
 	trusted    trustTable
 	armed      armTable
 	spaceLocks spaceLocks

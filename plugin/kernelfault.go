@@ -26,8 +26,9 @@ type KernelFault struct {
 
 // KernelStatus is what only a kernel fault has.
 type KernelStatus struct {
-	// Hook is what fails, as rules write it; Backend the way, Functions the kernel functions that are failed.
+	// Hook is what fails, as rules write it, Errno what with; Backend the way, Functions the kernel functions that are failed.
 	Hook      string   `json:"hook"`
+	Errno     string   `json:"errno"`
 	Backend   string   `json:"backend"`
 	Functions []string `json:"functions"`
 	// Note says what the backend covers where it stands for another hook point.
@@ -69,7 +70,7 @@ func pinnedFault(p kernel.Pinned) KernelFault {
 	f := KernelFault{ID: p.ID, Target: pinnedTarget(p.Cgroup), State: keeper.StateActive, Origin: keeper.OriginUser, Since: p.Started}
 	f.Rules = []keeper.RuleStatus{ruleStatus(p.Rule, p.Counters, p.Ends)}
 	f.Kernel = KernelStatus{
-		Hook: hookOf(p.Rule), Backend: p.Backend, Functions: p.Functions, Cgroup: p.Cgroup, Counters: p.Counters, Outlive: true,
+		Hook: hookOf(p.Rule), Errno: errnoOf(p.Rule), Backend: p.Backend, Functions: p.Functions, Cgroup: p.Cgroup, Counters: p.Counters, Outlive: true,
 	}
 	return f
 }
@@ -85,6 +86,13 @@ func hookOf(r policy.Rule) string {
 		return ""
 	}
 	return r.Kernel.Hook.String()
+}
+
+func errnoOf(r policy.Rule) string {
+	if r.Kernel == nil {
+		return ""
+	}
+	return r.Kernel.Error.String()
 }
 
 func ruleStatus(r policy.Rule, n kernel.Counters, ends time.Time) keeper.RuleStatus {

@@ -45,6 +45,8 @@ type kernelFaults struct {
 	events *kernelEvents
 	// ended is told of a fault that is over, why, outside of all locks; may be nil.
 	ended func(f *liveFault, why string)
+	// counted is told what a fault did that is over; may be nil.
+	counted func(KernelFault)
 
 	mu     sync.Mutex
 	in     injector // nil until the first fault
@@ -239,6 +241,9 @@ func (k *kernelFaults) disarm(id, why string) (KernelFault, error) {
 	n := out.Kernel.Counters
 	k.log.Info("kernel fault ended", "fault", id, "container", displayOf(f.target), "rule", f.rule.FullName(), "why", why, "evaluated", n.Evaluated, "matched", n.Matched, "injected", n.Injected)
 	k.events.disarmed(f, why, n)
+	if k.counted != nil {
+		k.counted(out)
+	}
 	if k.ended != nil {
 		k.ended(f, why)
 	}
@@ -339,6 +344,11 @@ func (k *kernelFaults) close() error {
 		}
 		k.log.Info("kernel fault ended", "fault", f.id, "container", displayOf(f.target), "rule", f.rule.FullName(), "why", "the agent ends", "injected", n.Injected)
 		k.events.disarmed(f, "the agent ends", n)
+		if k.counted != nil {
+			over := f.status()
+			over.Kernel.Counters = n
+			k.counted(over)
+		}
 	}
 	return errors.Join(err, k.events.close())
 }
@@ -349,7 +359,7 @@ func (f *liveFault) status() KernelFault {
 	s := KernelFault{ID: f.id, Target: f.target, State: keeper.StateActive, Origin: f.origin, Since: f.since}
 	s.Rules = []keeper.RuleStatus{ruleStatus(f.rule, n, f.armed.Ends())}
 	s.Kernel = KernelStatus{
-		Hook: hookOf(f.rule), Backend: f.armed.Backend(), Functions: f.armed.Functions(), Note: f.armed.Note(), Cgroup: f.cgroup, Counters: n, Outlive: f.outlive,
+		Hook: hookOf(f.rule), Errno: errnoOf(f.rule), Backend: f.armed.Backend(), Functions: f.armed.Functions(), Note: f.armed.Note(), Cgroup: f.cgroup, Counters: n, Outlive: f.outlive,
 	}
 	if err != nil {
 		s.Kernel.Note = strings.TrimPrefix(s.Kernel.Note+"; its counters cannot be read: "+err.Error(), "; ")

@@ -214,6 +214,9 @@ func newBench(t *testing.T, n *node, dir string, change func(*reconciler)) *benc
 	}
 	r.faults.events.dir = dir // as in the agent: there is one state directory
 	ctx, cancel := context.WithCancel(context.Background())
+	if r.ledger, warning, err = loadLedger(dir, r.grafter, r.kernelFaults, r.log, func() time.Time { return r.now() }); err != nil || warning != nil {
+		t.Fatal(err, warning)
+	}
 	r.open(ctx, settingsOf(Options{}.withDefaults()))
 	r.metrics.registry.MustRegister(liveCollector{r})
 	t.Cleanup(func() {

@@ -10,7 +10,7 @@ import (
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 )
 
-// metrics are what GET /metrics tells; docs/plugin.md lists them.
+// metrics are what GET /metrics tells; docs/observability.md lists them.
 type metrics struct {
 	registry *prometheus.Registry
 	seen     *prometheus.CounterVec
@@ -77,7 +77,13 @@ var (
 	containersDesc = prometheus.NewDesc("faultgraft_containers", "Containers known now, by the state of their rules.", []string{"state"}, nil)
 	graftsDesc     = prometheus.NewDesc("faultgraft_grafts", "Grafts on this node now, by state and by who asked for them.", []string{"state", "origin"}, nil)
 	matchedDesc    = prometheus.NewDesc("faultgraft_rule_matched_total", "Operations that a rule of a live graft matched.", []string{"graft", "container", "rule"}, nil)
-	firedDesc      = prometheus.NewDesc("faultgraft_rule_fired_total", "Faults that a rule of a live graft injected.", []string{"graft", "container", "rule"}, nil)
+
+	faultsDesc = prometheus.NewDesc("faultgraft_faults_total", "Faults injected on this node, by policy, rule, kind (io, kernel), operation or hook point, action and errno.",
+		[]string{"policy", "rule", "kind", "op", "action", "errno"}, nil)
+	delayDesc = prometheus.NewDesc("faultgraft_latency_added_seconds_total", "How long operations were made to wait, by policy, rule and operation.",
+		[]string{"policy", "rule", "op"}, nil)
+	containerFaultsDesc = prometheus.NewDesc("faultgraft_container_faults_total", "Faults injected into a container, by policy and rule; until some time after its last one.",
+		[]string{"namespace", "container", "name", "policy", "rule"}, nil)
 
 	kernelLabels        = []string{"fault", "container", "rule", "hook"}
 	kernelFaultsDesc    = prometheus.NewDesc("faultgraft_kernel_faults", "Kernel faults in force now, by hook point, by backend and by who asked for them.", []string{"hook", "backend", "origin"}, nil)
@@ -90,7 +96,7 @@ var (
 // Describe implements prometheus.Collector.
 func (l liveCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		containersDesc, graftsDesc, matchedDesc, firedDesc, kernelFaultsDesc, kernelEvaluatedDesc, kernelMatchedDesc, kernelInjectedDesc, kernelDroppedDesc,
+		containersDesc, graftsDesc, matchedDesc, faultsDesc, delayDesc, containerFaultsDesc, kernelFaultsDesc, kernelEvaluatedDesc, kernelMatchedDesc, kernelInjectedDesc, kernelDroppedDesc,
 	} {
 		ch <- d
 	}
@@ -108,7 +114,8 @@ func (l liveCollector) Collect(ch chan<- prometheus.Metric) {
 	l.collectKernel(ch)
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
-	grafts, err := l.r.grafter.List(ctx)
+	grafts, err := l.r.ledger.collect(ctx)
+	l.collectFaults(ch)
 	if err != nil { // told beside those that could be listed
 		ch <- prometheus.NewInvalidMetric(graftsDesc, err)
 	}
@@ -123,7 +130,6 @@ func (l liveCollector) Collect(ch chan<- prometheus.Metric) {
 			}
 			seen[rule.Name] = true
 			ch <- prometheus.MustNewConstMetric(matchedDesc, prometheus.CounterValue, float64(rule.Matched), g.ID, g.Target.ID, rule.Name)
-			ch <- prometheus.MustNewConstMetric(firedDesc, prometheus.CounterValue, float64(rule.Fired), g.ID, g.Target.ID, rule.Name)
 		}
 	}
 	for l, n := range counts {
@@ -147,5 +153,24 @@ func (l liveCollector) collectKernel(ch chan<- prometheus.Metric) {
 	}
 	for l, n := range counts {
 		ch <- prometheus.MustNewConstMetric(kernelFaultsDesc, prometheus.GaugeValue, float64(n), l.hook, l.backend, l.origin)
+	}
+}
+
+// collectFaults tells of the faults that were injected, as the ledger knows them.
+func (l liveCollector) collectFaults(ch chan<- prometheus.Metric) {
+	faults, containers := l.r.ledger.totals()
+	type label struct{ policy, rule, op string }
+	delays := map[label]float64{}
+	for k, n := range faults {
+		ch <- prometheus.MustNewConstMetric(faultsDesc, prometheus.CounterValue, float64(n.N), k.Policy, k.Rule, k.Kind, k.Op, k.Action, k.Errno)
+		if k.Kind == "io" {
+			delays[label{k.Policy, k.Rule, k.Op}] += n.Delay.Seconds()
+		}
+	}
+	for k, s := range delays {
+		ch <- prometheus.MustNewConstMetric(delayDesc, prometheus.CounterValue, s, k.policy, k.rule, k.op)
+	}
+	for k, n := range containers {
+		ch <- prometheus.MustNewConstMetric(containerFaultsDesc, prometheus.CounterValue, float64(n), k.Namespace, k.ID, k.Name, k.Policy, k.Rule)
 	}
 }

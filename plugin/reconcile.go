@@ -58,6 +58,7 @@ type reconciler struct {
 	lookup   lookup
 	memory   *memory
 	metrics  *metrics
+	ledger   *faultLedger
 	log      *slog.Logger
 	stateDir string
 	settings atomic.Pointer[settings]
@@ -93,6 +94,7 @@ func (r *reconciler) open(ctx context.Context, s *settings) {
 	r.queue = newQueue(ctx, workers, r.reconcile)
 	r.settings.Store(s)
 	r.faults.ended = r.kernelFaultEnded
+	r.faults.counted = r.ledger.kernelEnded
 }
 
 // observe takes a container as NRI describes it. The channel is closed when the

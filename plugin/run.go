@@ -128,6 +128,15 @@ func (a *agent) setup(c Config) error {
 	a.loop = &reconciler{
 		grafter: o.Grafter, faults: faults, lookup: d, memory: mem, metrics: a.metrics, log: a.log, stateDir: o.StateDir, check: checkProcess, now: time.Now, firstRetry: defaultFirstRetry, blind: warning != nil,
 	}
+	ledger, warning, err := loadLedger(o.StateDir, o.Grafter, a.loop.kernelFaults, a.log, time.Now)
+	if err != nil {
+		return err
+	}
+	if warning != nil {
+		a.metrics.problems.WithLabelValues("memory").Inc()
+		a.log.Error("fault counters are lost", "err", warning)
+	}
+	a.loop.ledger = ledger
 	a.loop.open(work, settingsOf(o))
 	a.metrics.registry.MustRegister(liveCollector{a.loop})
 	close(a.configured)
@@ -287,6 +296,7 @@ func (a *agent) run(ctx context.Context, body func(context.Context) error) error
 		}
 		a.log.Info("the agent runs", "pid", os.Getpid(), "stateDir", a.opts.StateDir)
 		wg.Go(func() { watch.run(ctx) })
+		wg.Go(func() { a.loop.ledger.run(ctx) })
 		wg.Go(func() {
 			defer cancel()
 			errs <- body(ctx)

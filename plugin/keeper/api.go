@@ -99,6 +99,8 @@ type Graft struct {
 	Origin Origin       `json:"origin,omitempty"`
 	Since  time.Time    `json:"since"`
 	Rules  []RuleStatus `json:"rules"`
+	// Faults counts what the graft has done so far, by rule, operation and outcome; only in the answer to List.
+	Faults []FaultCount `json:"faults,omitempty"`
 	Pause
 	// Report lists what was swapped and what was not; only in the answer to Inject and Update.
 	Report *graft.Report `json:"report,omitempty"`

@@ -17,6 +17,7 @@ const (
 	callServe   = "serve"   // serveCall, fds: device, backing, mount[, the other mount of one over "/"][, peer group]
 	callRules   = "rules"   // rulesCall
 	callStatus  = "status"  // layerCall -> []RuleStatus
+	callFaults  = "faults"  // layerCall -> []FaultCount
 	callRetired = "retired" // layerCall -> []graft.RetiredFile
 	callRelease = "release" // releaseCall -> int (operations)
 	callSwapper = "swapper" // swapperCall, fds: the server's end of a pair with the swapper

@@ -318,6 +318,14 @@ func (k *keeper) serverDied(s *serverClient) {
 // forget drops a graft and what was held for it.
 func (k *keeper) forget(h *held) {
 	k.mu.Lock()
+	server, faults := k.server, h.faults
+	k.mu.Unlock()
+	if server == nil || !server.alive() { // else the server has left what it counted, before it said that the layer has ended
+		if err := k.dir.saveEnded(EndedGraft{Graft: h.ID, Target: k.target, Ended: time.Now(), Faults: faults}); err != nil {
+			k.o.Logger.Error("faults go uncounted", "graft", h.ID, "err", err)
+		}
+	}
+	k.mu.Lock()
 	delete(k.grafts, h.ID)
 	k.mu.Unlock()
 	if h.timer != nil {

@@ -95,6 +95,7 @@ type held struct {
 	rules   []activeRule // in force; guarded by the keeper's swap
 	timer   *time.Timer  // ends the graft with its last rule
 	status  []RuleStatus // the last that was seen
+	faults  []FaultCount // the last that was seen
 	// swapping: a swapper moves objects onto the layer, and originals of files that are closed meanwhile may still come.
 	swapping bool
 	covering bool // coverSoon is about to
@@ -335,15 +336,20 @@ func (k *keeper) list() []Graft {
 	out := []Graft{}
 	for _, h := range all {
 		var status []RuleStatus
+		var faults []FaultCount
 		if server != nil && server.alive() {
 			status = statusSoon(server, h.ID)
+			faults = countsSoon(server, h.ID)
 		}
 		k.mu.Lock()
 		if status != nil {
 			h.status = status
 		}
+		if faults != nil {
+			h.faults = faults
+		}
 		g := h.Graft
-		g.Rules = h.status
+		g.Rules, g.Faults = h.status, h.faults
 		k.mu.Unlock()
 		out = append(out, g)
 	}

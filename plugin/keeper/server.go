@@ -130,6 +130,12 @@ func (s *server) handle(r *wire.Request) (any, []int, error) {
 			out = append(out, RuleStatus{Name: st.Name, Policy: st.Policy, Run: st.Run, Text: st.Text, Matched: st.Matched, Fired: st.Fired, Expires: st.Expires, Expired: st.Expired})
 		}
 		return out, nil, nil
+	case callFaults:
+		l, err := s.layerOf(r)
+		if err != nil {
+			return nil, nil, err
+		}
+		return faultCounts(l.layer.Faults()), nil, nil
 	case callRetired:
 		l, err := s.layerOf(r)
 		if err != nil {
@@ -258,6 +264,10 @@ func (s *server) end(l *servedLayer, wait time.Duration) (lingers bool) {
 // awaitEnd waits for the end of a layer's connection with the kernel, which comes when nothing uses it any more.
 func (s *server) awaitEnd(l *servedLayer) {
 	l.layer.Wait()
+	// Nothing can be counted any more, and the keeper still lists the graft: the agent finds it in one of the two places.
+	if err := stateDir(s.o.StateDir).saveEnded(EndedGraft{Graft: l.call.Layer, Target: l.call.Target, Ended: time.Now(), Faults: faultCounts(l.layer.Faults())}); err != nil {
+		s.o.Logger.Error("faults go uncounted", "graft", l.call.Layer, "err", err)
+	}
 	l.log.close()
 	l.watch.close()
 	s.mu.Lock()

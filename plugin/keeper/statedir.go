@@ -17,6 +17,7 @@ const DefaultStateDir = "/run/faultgraft"
 // stateDir lays the state directory out:
 //
 //	events.jsonl              what happened on this node, one JSON object a line
+//	ended/GRAFT.json          what a graft did that is over, until the agent has counted it
 //	daemon.sock, daemon.json  the daemon's
 //	stopped.json              no fault starts on this node; see Stopped
 //	keepers/KEY/control.sock  one folder for each keeper; KEY names the target
@@ -90,7 +91,7 @@ func Purge(dir string) error {
 			return fmt.Errorf("purge %s: keeper %s still runs; recover its grafts first", dir, k)
 		}
 	}
-	names := []string{"events.jsonl", "events.jsonl.1", "daemon.json", "stopped.json", "daemon.log", "daemon.log.1"}
+	names := []string{"events.jsonl", "events.jsonl.1", "daemon.json", "stopped.json", "daemon.log", "daemon.log.1", "counters.json", "counters.json.corrupt"}
 	corrupt, err := filepath.Glob(filepath.Join(escapeGlob(dir), "daemon.json.corrupt-*"))
 	if err != nil {
 		return err
@@ -103,8 +104,10 @@ func Purge(dir string) error {
 			return err
 		}
 	}
-	if err := os.RemoveAll(d.keepers()); err != nil {
-		return err
+	for _, dir := range []string{d.keepers(), d.ended()} {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
 		return err

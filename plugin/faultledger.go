@@ -1,0 +1,422 @@
+package plugin
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/keeper"
+)
+
+// countersFile holds the counts of what is over, in the state directory.
+const countersFile = "counters.json"
+
+const (
+	// ledgerPeriod is how often the counts of ended grafts are taken in when nobody asks for metrics.
+	ledgerPeriod = time.Minute
+	// lostAfter is how long a graft is waited for that is in no keeper's list and left no
+	// count: its server was killed together with its keeper. What was last seen of it counts then.
+	lostAfter = 10 * time.Minute
+	// foldedFor is how long the id of a counted graft is known, so that nothing counts twice.
+	foldedFor = time.Hour
+	// containerFor is how long a container is told of after its last fault ended.
+	containerFor = 15 * time.Minute
+	// maxFaultSeries and maxContainerSeries bound what the metrics of faults tell apart. Rule names come
+	// from whoever may label a container: what comes after that many is told as policy and rule "other".
+	maxFaultSeries     = 2000
+	maxContainerSeries = 5000
+)
+
+// other stands for names that are not told apart any more.
+const other = "other"
+
+// faultKey tells faults apart.
+type faultKey struct {
+	Policy string `json:"policy,omitempty"`
+	Rule   string `json:"rule"`
+	// Kind is io or kernel.
+	Kind   string `json:"kind"`
+	Op     string `json:"op"`
+	Action string `json:"action,omitempty"`
+	Errno  string `json:"errno,omitempty"`
+}
+
+// containerRule tells the rules of containers apart.
+type containerRule struct {
+	Key
+	Name   string `json:"name,omitempty"`
+	Policy string `json:"policy,omitempty"`
+	Rule   string `json:"rule"`
+}
+
+// tally is a number of operations and how long they were made to wait in all.
+type tally struct {
+	N     uint64        `json:"n"`
+	Delay time.Duration `json:"delayNs,omitempty"`
+}
+
+func (t *tally) add(o tally) { t.N, t.Delay = t.N+o.N, t.Delay+o.Delay }
+
+// faultLedger is the node's count of faults. What lives is read where it is
+// counted, by the id of the graft or kernel fault; when that is over, its last
+// count is added to what is over, once. Nothing in it goes down, also not over a
+// restart of the agent, but for containers, which it forgets some time after their end.
+type faultLedger struct {
+	grafts Grafter
+	kernel func() []KernelFault
+	path   string
+	log    *slog.Logger
+	now    func() time.Time
+
+	mu         sync.Mutex
+	over       map[faultKey]tally
+	told       map[faultKey]bool // what has a series of its own
+	containers map[containerRule]*containerCount
+	live       map[string]*liveCounts
+	folded     map[string]time.Time
+}
+
+type containerCount struct {
+	over uint64
+	last time.Time
+}
+
+// liveCounts is what was last seen of one graft or kernel fault.
+type liveCounts struct {
+	target  keeper.Target
+	kind    string
+	rows    []keeper.FaultCount
+	missing time.Time // since when it is in no list
+}
+
+// endedGrafts is where grafts leave what they did; keeper.Client is one.
+type endedGrafts interface {
+	Ended() ([]keeper.EndedGraft, error)
+	Counted(graft string) error
+}
+
+// ledgerForm is the file.
+type ledgerForm struct {
+	Version    int                  `json:"version"`
+	Faults     []faultRow           `json:"faults"`
+	Containers []containerRow       `json:"containers"`
+	Folded     map[string]time.Time `json:"folded"`
+}
+
+type faultRow struct {
+	faultKey
+	tally
+}
+
+type containerRow struct {
+	containerRule
+	N    uint64    `json:"n"`
+	Last time.Time `json:"last"`
+}
+
+// loadLedger reads what is over; a file that cannot be understood is set aside, and warning says so.
+func loadLedger(dir string, grafts Grafter, kernel func() []KernelFault, log *slog.Logger, now func() time.Time) (l *faultLedger, warning, err error) {
+	l = &faultLedger{
+		grafts: grafts, kernel: kernel, path: filepath.Join(dir, countersFile), log: log, now: now,
+		over: map[faultKey]tally{}, told: map[faultKey]bool{}, containers: map[containerRule]*containerCount{}, live: map[string]*liveCounts{}, folded: map[string]time.Time{},
+	}
+	b, err := os.ReadFile(l.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return l, nil, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("the node's fault counters: %w", err)
+	}
+	form, perr := parseLedger(b)
+	if perr != nil {
+		aside := l.path + ".corrupt"
+		if err := os.Rename(l.path, aside); err != nil {
+			return nil, nil, fmt.Errorf("the node's fault counters %s: %w; and they cannot be set aside: %w", l.path, perr, err)
+		}
+		return l, fmt.Errorf("the node's fault counters %s: %w; set aside as %s, counters start again", l.path, perr, aside), nil
+	}
+	for _, r := range form.Faults {
+		l.over[r.faultKey], l.told[r.faultKey] = r.tally, true
+	}
+	for _, r := range form.Containers {
+		l.containers[r.containerRule] = &containerCount{over: r.N, last: r.Last}
+	}
+	for id, t := range form.Folded {
+		l.folded[id] = t
+	}
+	return l, nil, nil
+}
+
+func parseLedger(b []byte) (ledgerForm, error) {
+	var form ledgerForm
+	if err := decodeStrictly(bytes.NewReader(b), &form); err != nil {
+		return form, err
+	}
+	if form.Version != 1 {
+		return form, fmt.Errorf("version %d: this agent knows version 1", form.Version)
+	}
+	return form, nil
+}
+
+// run takes in what has ended, until ctx ends.
+func (l *faultLedger) run(ctx context.Context) {
+	tick := time.NewTicker(ledgerPeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			cctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
+			if _, err := l.collect(cctx); err != nil && ctx.Err() == nil {
+				l.log.Warn("count faults", "err", err)
+			}
+			cancel()
+		}
+	}
+}
+
+// collect brings the counts up to date and returns the grafts that it listed for
+// that. What could not be asked counts as it was last seen, and is in the error.
+func (l *faultLedger) collect(ctx context.Context) ([]keeper.Graft, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// First the lists, then what has ended: what leaves the one is in the other by then.
+	grafts, err := l.grafts.List(ctx)
+	there := map[string]bool{}
+	for _, g := range grafts {
+		there[g.ID] = true
+		l.see(g.ID, g.Target, "io", g.Faults)
+	}
+	for _, f := range l.kernel() {
+		there[f.ID] = true
+		l.see(f.ID, f.Target, "kernel", kernelCounts(f))
+	}
+	changed := false
+	var ended []keeper.EndedGraft
+	source, ok := l.grafts.(endedGrafts)
+	if ok {
+		var eerr error
+		ended, eerr = source.Ended()
+		err = errors.Join(err, eerr)
+	}
+	for _, e := range ended {
+		changed = l.fold(e.Graft, e.Target, "io", e.Faults) || changed
+	}
+	now := l.now()
+	for id, c := range l.live {
+		switch {
+		case there[id]:
+			c.missing = time.Time{}
+		case c.missing.IsZero():
+			c.missing = now
+		case now.Sub(c.missing) > lostAfter:
+			changed = l.fold(id, c.target, c.kind, c.rows) || changed
+		}
+	}
+	for id, t := range l.folded {
+		if now.Sub(t) > foldedFor {
+			delete(l.folded, id)
+		}
+	}
+	for c, n := range l.containers {
+		if now.Sub(n.last) > containerFor {
+			delete(l.containers, c)
+		}
+	}
+	if !changed {
+		return grafts, l.forget(source, ended, err)
+	}
+	serr := l.save()
+	if serr != nil { // their files stay, for the next time
+		return grafts, errors.Join(err, serr)
+	}
+	return grafts, l.forget(source, ended, err)
+}
+
+// forget removes the counts of ended grafts, which are in the file by now.
+func (l *faultLedger) forget(source endedGrafts, ended []keeper.EndedGraft, err error) error {
+	for _, e := range ended {
+		err = errors.Join(err, source.Counted(e.Graft))
+	}
+	return err
+}
+
+// see takes note of what lives; l.mu is held.
+func (l *faultLedger) see(id string, t keeper.Target, kind string, rows []keeper.FaultCount) {
+	if _, done := l.folded[id]; done || len(rows) == 0 {
+		return
+	}
+	c := l.live[id]
+	if c == nil {
+		c = &liveCounts{kind: kind}
+		l.live[id] = c
+	}
+	c.target, c.rows = t, rows
+	for _, r := range rows {
+		l.container(containerRule{Key{t.Namespace, t.ID}, t.Name, r.Policy, r.Rule}).last = l.now()
+	}
+}
+
+// fold adds what is over; l.mu is held.
+func (l *faultLedger) fold(id string, t keeper.Target, kind string, rows []keeper.FaultCount) bool {
+	if _, done := l.folded[id]; done {
+		return false
+	}
+	l.folded[id] = l.now()
+	delete(l.live, id)
+	for _, r := range rows {
+		k := l.bounded(keyOfFault(kind, r))
+		n := l.over[k]
+		n.add(tally{r.Count, r.DelayNs})
+		l.over[k] = n
+		c := l.container(containerRule{Key{t.Namespace, t.ID}, t.Name, r.Policy, r.Rule})
+		c.over, c.last = c.over+r.Count, l.now()
+	}
+	return true
+}
+
+// kernelEnded adds a kernel fault that is over.
+func (l *faultLedger) kernelEnded(f KernelFault) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.fold(f.ID, f.Target, "kernel", kernelCounts(f)) {
+		return
+	}
+	if err := l.save(); err != nil {
+		l.log.Error("keep the counts of a kernel fault", "fault", f.ID, "err", err)
+	}
+}
+
+// kernelCounts gives the counters of a kernel fault the form of a graft's.
+func kernelCounts(f KernelFault) []keeper.FaultCount {
+	r, n := f.Rules[0], f.Kernel.Counters
+	if n.Injected == 0 {
+		return nil
+	}
+	return []keeper.FaultCount{{Policy: r.Policy, Rule: r.Name, Op: f.Kernel.Hook, Action: "error", Errno: f.Kernel.Errno, Count: n.Injected}}
+}
+
+func keyOfFault(kind string, r keeper.FaultCount) faultKey {
+	return faultKey{r.Policy, r.Rule, kind, r.Op, r.Action, r.Errno}
+}
+
+// bounded gives the key under which something is told; l.mu is held.
+func (l *faultLedger) bounded(k faultKey) faultKey {
+	switch {
+	case l.told[k]:
+	case len(l.told) < maxFaultSeries:
+		l.told[k] = true
+	default:
+		k.Policy, k.Rule = other, other
+		if k.Kind == "kernel" {
+			k.Op = other
+		}
+	}
+	return k
+}
+
+// container finds what is counted of a container's rule; l.mu is held.
+func (l *faultLedger) container(k containerRule) *containerCount {
+	c := l.containers[k]
+	if c == nil && len(l.containers) >= maxContainerSeries {
+		k = containerRule{Key{other, other}, other, other, other}
+		c = l.containers[k]
+	}
+	if c == nil {
+		c = &containerCount{}
+		l.containers[k] = c
+	}
+	return c
+}
+
+// totals are the counts as they were last seen: of the node, and by container.
+func (l *faultLedger) totals() (map[faultKey]tally, map[containerRule]uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	faults := make(map[faultKey]tally, len(l.over))
+	for k, n := range l.over {
+		faults[k] = n
+	}
+	seen := map[*containerCount]uint64{}
+	for _, id := range l.liveIDs() {
+		c := l.live[id]
+		for _, r := range c.rows {
+			k := l.bounded(keyOfFault(c.kind, r))
+			n := faults[k]
+			n.add(tally{r.Count, r.DelayNs})
+			faults[k] = n
+			known := l.container(containerRule{Key{c.target.Namespace, c.target.ID}, c.target.Name, r.Policy, r.Rule})
+			seen[known] += r.Count
+		}
+	}
+	containers := make(map[containerRule]uint64, len(l.containers))
+	for k, c := range l.containers {
+		containers[k] = c.over + seen[c]
+	}
+	return faults, containers
+}
+
+// liveIDs are in an order that stays the same, so that what is told as "other" does; l.mu is held.
+func (l *faultLedger) liveIDs() []string {
+	ids := make([]string, 0, len(l.live))
+	for id := range l.live {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// injected is how many faults the rules of a policy have injected on this node since it is counted.
+func (l *faultLedger) injected(ctx context.Context, policy string) (uint64, error) {
+	_, err := l.collect(ctx)
+	var n uint64
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for k, t := range l.over {
+		if k.Policy == policy {
+			n += t.N
+		}
+	}
+	for _, c := range l.live {
+		for _, r := range c.rows {
+			if r.Policy == policy {
+				n += r.Count
+			}
+		}
+	}
+	return n, err
+}
+
+// save writes the file; l.mu is held.
+func (l *faultLedger) save() error {
+	form := ledgerForm{Version: 1, Folded: l.folded, Faults: []faultRow{}, Containers: []containerRow{}}
+	for k, n := range l.over {
+		form.Faults = append(form.Faults, faultRow{k, n})
+	}
+	for k, c := range l.containers {
+		if c.over > 0 {
+			form.Containers = append(form.Containers, containerRow{k, c.over, c.last})
+		}
+	}
+	slices.SortFunc(form.Faults, func(a, b faultRow) int {
+		return cmp.Or(cmp.Compare(a.Policy, b.Policy), cmp.Compare(a.Rule, b.Rule), cmp.Compare(a.Op, b.Op), cmp.Compare(a.Errno, b.Errno))
+	})
+	b, err := json.Marshal(form)
+	if err == nil {
+		err = keeper.ReplaceFile(l.path, append(b, '\n'))
+	}
+	if err != nil {
+		return fmt.Errorf("the node's fault counters: %w", err)
+	}
+	return nil
+}
