@@ -12,6 +12,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/plugin/wire"
 	"github.com/faultgraft/faultgraft/policy"
 )
 
@@ -53,7 +54,7 @@ func (s *server) kernelRoutes(mux *http.ServeMux) {
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), armTimeout)
 		defer cancel()
-		made, err := s.loop.injectKernel(ctx, req)
+		made, err := s.loop.injectKernel(ctx, req, wire.Who(r.Context()))
 		if err == nil && r.Context().Err() != nil {
 			// Interrupted: to whoever asked, it has failed.
 			for _, f := range made {
@@ -70,9 +71,9 @@ func (s *server) kernelRoutes(mux *http.ServeMux) {
 		s.write(w, made)
 	})
 	mux.HandleFunc("DELETE /v1/kernel/{id}", func(w http.ResponseWriter, r *http.Request) {
-		f, err := faults.disarm(r.PathValue("id"), endAsked)
+		f, err := faults.disarmFor(r.PathValue("id"), endAsked, wire.Who(r.Context()))
 		if errors.Is(err, ErrNoKernelFault) { // it may be another process's that has ended
-			f, err = faults.endPinned(r.PathValue("id"))
+			f, err = faults.endPinned(r.PathValue("id"), wire.Who(r.Context()))
 		}
 		if err != nil {
 			s.refuse(w, err)
@@ -115,7 +116,7 @@ func (s *server) fail(w http.ResponseWriter, code int, err error) {
 }
 
 // injectKernel arms what a person asked for.
-func (r *reconciler) injectKernel(ctx context.Context, req KernelRequest) ([]KernelFault, error) {
+func (r *reconciler) injectKernel(ctx context.Context, req KernelRequest, who string) ([]KernelFault, error) {
 	t := req.Target
 	made, err := func() ([]KernelFault, error) {
 		if c := r.containerOf(t.PID); c != nil {
@@ -123,11 +124,11 @@ func (r *reconciler) injectKernel(ctx context.Context, req KernelRequest) ([]Ker
 				return nil, err // protected, or enable=false
 			}
 		}
-		return r.faults.inject(ctx, req)
+		return r.faults.inject(ctx, req, who)
 	}()
 	if err != nil {
 		r.metrics.kernelFaults.WithLabelValues("failed").Inc()
-		r.faults.events.refused(t, originOf(req), policy.Rule{}, err)
+		r.faults.events.refused(t, originOf(req), who, policy.Rule{}, err)
 		r.log.Warn("kernel faults refused", "container", displayOf(t), "pid", t.PID, "err", err)
 		return nil, err
 	}
@@ -143,7 +144,7 @@ func originOf(req KernelRequest) keeper.Origin {
 }
 
 // inject arms all rules of a request, or none.
-func (k *kernelFaults) inject(ctx context.Context, req KernelRequest) ([]KernelFault, error) {
+func (k *kernelFaults) inject(ctx context.Context, req KernelRequest, who string) ([]KernelFault, error) {
 	t := req.Target
 	if len(req.Rules) == 0 {
 		return nil, errors.New("no rule")
@@ -171,7 +172,7 @@ func (k *kernelFaults) inject(ctx context.Context, req KernelRequest) ([]KernelF
 	specs := make([]armSpec, 0, len(req.Rules))
 	for _, rule := range req.Rules {
 		rule.EnsureSeed(rand.Uint64)
-		specs = append(specs, armSpec{target: t, cgroup: cgroup, rule: rule, origin: originOf(req), outlive: req.Outlive})
+		specs = append(specs, armSpec{target: t, cgroup: cgroup, rule: rule, origin: originOf(req), who: who, outlive: req.Outlive})
 	}
 	return k.armAll(ctx, specs)
 }

@@ -182,7 +182,7 @@ func (r *reconciler) armFor(ctx context.Context, c *Container, cgroup kernel.Cgr
 	if err != nil {
 		r.metrics.kernelFaults.WithLabelValues("failed").Inc()
 		r.log.Error("kernel fault not armed", "container", c.String(), "name", c.DisplayName(), "rule", rule.FullName(), "err", err)
-		r.faults.events.refused(c.Target(), c.originOf(rule), rule, err)
+		r.faults.events.refused(c.Target(), c.originOf(rule), "", rule, err)
 		return err
 	}
 	r.metrics.kernelFaults.WithLabelValues("armed").Inc()

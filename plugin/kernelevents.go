@@ -69,18 +69,18 @@ func (k *kernelEvents) armed(f *liveFault) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	e := k.about(keeper.EventArm, f)
-	e.Message = f.rule.Text
+	e.Who, e.Message = f.who, f.rule.Text
 	k.write(e)
 }
 
-func (k *kernelEvents) disarmed(f *liveFault, why string, n kernel.Counters) {
+func (k *kernelEvents) disarmed(f *liveFault, why, who string, n kernel.Counters) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	e := k.about(keeper.EventDisarm, f)
 	if why == endExpired {
 		e.Type = keeper.EventExpired
 	}
-	e.Message = countersText(why, n)
+	e.Who, e.Message = who, countersText(why, n)
 	k.write(e)
 	if n.Dropped > 0 {
 		e = k.about(keeper.EventLost, f)
@@ -91,11 +91,11 @@ func (k *kernelEvents) disarmed(f *liveFault, why string, n kernel.Counters) {
 }
 
 // ended writes the end of a fault that nobody held.
-func (k *kernelEvents) ended(f KernelFault, why string) {
+func (k *kernelEvents) ended(f KernelFault, why, who string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.write(keeper.Event{
-		Type: keeper.EventDisarm, Graft: f.ID, Target: f.Target.ID, Name: f.Target.Name, By: f.Origin, Rule: f.Rules[0].Name, Policy: f.Rules[0].Policy, Hook: f.Kernel.Hook,
+		Type: keeper.EventDisarm, Graft: f.ID, Target: f.Target.ID, Name: f.Target.Name, By: f.Origin, Who: who, Rule: f.Rules[0].Name, Policy: f.Rules[0].Policy, Hook: f.Kernel.Hook,
 		Backend: f.Kernel.Backend, Cgroup: f.Kernel.Cgroup.ID, Message: countersText(why, f.Kernel.Counters),
 	})
 	if len(k.known) == 0 {
@@ -108,10 +108,10 @@ func countersText(why string, n kernel.Counters) string {
 }
 
 // refused writes that something was not done.
-func (k *kernelEvents) refused(t keeper.Target, by keeper.Origin, rule policy.Rule, err error) {
+func (k *kernelEvents) refused(t keeper.Target, by keeper.Origin, who string, rule policy.Rule, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.write(keeper.Event{Type: keeper.EventRefused, Target: t.ID, Name: t.Name, By: by, Rule: rule.Name, Policy: rule.Policy, Message: err.Error()})
+	k.write(keeper.Event{Type: keeper.EventRefused, Target: t.ID, Name: t.Name, By: by, Who: who, Rule: rule.Name, Policy: rule.Policy, Message: err.Error()})
 	if len(k.known) == 0 {
 		k.closeFile()
 	}

@@ -60,6 +60,7 @@ type liveFault struct {
 	id      string
 	target  keeper.Target
 	origin  keeper.Origin
+	who     string // asked for it; empty: nobody did
 	since   time.Time
 	cgroup  kernel.Cgroup
 	rule    policy.Rule
@@ -75,6 +76,7 @@ type armSpec struct {
 	rule    policy.Rule
 	age     time.Duration
 	origin  keeper.Origin
+	who     string
 	outlive bool
 }
 
@@ -115,7 +117,7 @@ func (k *kernelFaults) arm(ctx context.Context, s armSpec) (*liveFault, error) {
 		return nil, fmt.Errorf("rule %s: %w", s.rule.FullName(), err)
 	}
 	f := &liveFault{
-		id: newKernelFaultID(), target: s.target, origin: s.origin, since: time.Now(), cgroup: s.cgroup, rule: s.rule, outlive: s.outlive,
+		id: newKernelFaultID(), target: s.target, origin: s.origin, who: s.who, since: time.Now(), cgroup: s.cgroup, rule: s.rule, outlive: s.outlive,
 	}
 	k.events.expect(f) // before the first event can come
 	f.armed, err = in.Arm(ctx, kernel.Fault{ID: f.id, Rule: s.rule, Cgroup: s.cgroup, Age: s.age, Outlive: s.outlive})
@@ -182,7 +184,7 @@ func (k *kernelFaults) settle(f *liveFault, t keeper.Target) {
 	}
 	f.timer.Stop()
 	next := &liveFault{ // others may be reading the old one
-		armed: f.armed, id: f.id, target: t, origin: f.origin, since: f.since, cgroup: f.cgroup, rule: f.rule, outlive: f.outlive,
+		armed: f.armed, id: f.id, target: t, origin: f.origin, who: f.who, since: f.since, cgroup: f.cgroup, rule: f.rule, outlive: f.outlive,
 	}
 	next.timer = time.AfterFunc(next.untilLook(), func() { k.look(next) })
 	k.faults[f.id] = next
@@ -214,7 +216,10 @@ func (k *kernelFaults) look(f *liveFault) {
 }
 
 // disarm ends a fault. On an error it is still on the list, to be tried again.
-func (k *kernelFaults) disarm(id, why string) (KernelFault, error) {
+func (k *kernelFaults) disarm(id, why string) (KernelFault, error) { return k.disarmFor(id, why, "") }
+
+// disarmFor is disarm for somebody who asked for it.
+func (k *kernelFaults) disarmFor(id, why, who string) (KernelFault, error) {
 	k.mu.Lock()
 	f := k.faults[id]
 	if f == nil || f.ending {
@@ -240,7 +245,7 @@ func (k *kernelFaults) disarm(id, why string) (KernelFault, error) {
 	}
 	n := out.Kernel.Counters
 	k.log.Info("kernel fault ended", "fault", id, "container", displayOf(f.target), "rule", f.rule.FullName(), "why", why, "evaluated", n.Evaluated, "matched", n.Matched, "injected", n.Injected)
-	k.events.disarmed(f, why, n)
+	k.events.disarmed(f, why, who, n)
 	if k.counted != nil {
 		k.counted(out)
 	}
@@ -343,7 +348,7 @@ func (k *kernelFaults) close() error {
 			k.log.Debug("counters of a kernel fault that has ended", "fault", f.id, "err", cerr)
 		}
 		k.log.Info("kernel fault ended", "fault", f.id, "container", displayOf(f.target), "rule", f.rule.FullName(), "why", "the agent ends", "injected", n.Injected)
-		k.events.disarmed(f, "the agent ends", n)
+		k.events.disarmed(f, "the agent ends", "", n)
 		if k.counted != nil {
 			over := f.status()
 			over.Kernel.Counters = n

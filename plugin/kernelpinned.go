@@ -7,10 +7,11 @@ import (
 	"log/slog"
 
 	"github.com/faultgraft/faultgraft/kernel"
+	"github.com/faultgraft/faultgraft/plugin/wire"
 )
 
 // endPinned ends a fault that nobody in particular holds.
-func (k *kernelFaults) endPinned(id string) (KernelFault, error) {
+func (k *kernelFaults) endPinned(id, who string) (KernelFault, error) {
 	pinned, err := k.outliving()
 	if err != nil {
 		return KernelFault{}, err
@@ -24,7 +25,7 @@ func (k *kernelFaults) endPinned(id string) (KernelFault, error) {
 			return f, fmt.Errorf("kernel fault %s: %w", id, err)
 		}
 		k.log.Info("kernel fault ended", "fault", id, "cgroup", p.Cgroup.Path, "rule", p.Rule.FullName(), "why", endAsked, "injected", p.Counters.Injected)
-		k.events.ended(f, endAsked)
+		k.events.ended(f, endAsked, who)
 		return f, nil
 	}
 	return KernelFault{}, NoKernelFault(id)
@@ -55,7 +56,7 @@ func (d Direct) Inject(ctx context.Context, req KernelRequest) (made []KernelFau
 	req.Outlive = true
 	k := d.faults()
 	defer func() { err = errors.Join(err, k.close()) }()
-	return k.inject(ctx, req)
+	return k.inject(ctx, req, wire.Self())
 }
 
 // List gives the faults that outlived who armed them.
@@ -72,5 +73,5 @@ func (d Direct) List() ([]KernelFault, error) {
 func (d Direct) End(id string) (f KernelFault, err error) {
 	k := d.faults()
 	defer func() { err = errors.Join(err, k.close()) }()
-	return k.endPinned(id)
+	return k.endPinned(id, wire.Self())
 }

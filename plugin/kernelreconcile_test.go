@@ -161,7 +161,7 @@ func TestKernelFaultWhoseTimeIsUp(t *testing.T) {
 func TestKernelFaultOfARemovedCgroup(t *testing.T) {
 	k := &fakeKernel{removed: map[uint64]bool{}}
 	b := kernelBench(t, k, &node{}, t.TempDir(), nil)
-	if _, err := b.injectKernel(t.Context(), KernelRequest{Target: keeper.Target{ID: "pid", PID: os.Getpid()}, Rules: []policy.Rule{policyRule(t, slabRule)}}); err != nil {
+	if _, err := b.injectKernel(t.Context(), KernelRequest{Target: keeper.Target{ID: "pid", PID: os.Getpid()}, Rules: []policy.Rule{policyRule(t, slabRule)}}, "test"); err != nil {
 		t.Fatal(err)
 	}
 	k.mu.Lock()
@@ -179,7 +179,7 @@ func TestKernelFaultsOfAnExcludedContainer(t *testing.T) {
 	c := labelled("a", map[string]string{"oom.faultgraft.io": slabRule})
 	b.reg.put(c)
 	got := b.settle(t, c.Key)
-	if _, err := b.injectKernel(t.Context(), KernelRequest{Target: got.Target(), Rules: []policy.Rule{policyRule(t, slabRule)}}); err != nil {
+	if _, err := b.injectKernel(t.Context(), KernelRequest{Target: got.Target(), Rules: []policy.Rule{policyRule(t, slabRule)}}, "test"); err != nil {
 		t.Fatal(err)
 	}
 	wantLive(t, k, at("oom"), at("u"))
@@ -220,13 +220,13 @@ func TestKernelRequestIsAllOrNothing(t *testing.T) {
 	b := kernelBench(t, k, &node{}, t.TempDir(), nil)
 	good, bad := policyRule(t, slabRule), policyRule(t, slabRule)
 	bad.Name = "second"
-	_, err := b.injectKernel(t.Context(), KernelRequest{Target: keeper.Target{PID: os.Getpid()}, Rules: []policy.Rule{good, bad}})
+	_, err := b.injectKernel(t.Context(), KernelRequest{Target: keeper.Target{PID: os.Getpid()}, Rules: []policy.Rule{good, bad}}, "test")
 	if !errors.Is(err, errTest) {
 		t.Errorf("error %v", err)
 	}
 	wantLive(t, k)
 	io := policyRule(t, dataRule)
-	if _, err := b.injectKernel(t.Context(), KernelRequest{Target: keeper.Target{PID: os.Getpid()}, Rules: []policy.Rule{good, io}}); err == nil || !strings.Contains(err.Error(), "no kernel rule") {
+	if _, err := b.injectKernel(t.Context(), KernelRequest{Target: keeper.Target{PID: os.Getpid()}, Rules: []policy.Rule{good, io}}, "test"); err == nil || !strings.Contains(err.Error(), "no kernel rule") {
 		t.Errorf("an io rule: %v", err)
 	}
 	wantLive(t, k)

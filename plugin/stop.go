@@ -53,7 +53,7 @@ func (s *stopper) stop(ctx context.Context, reason, by string) (StopReport, erro
 	var faults []string
 	var gerr, kerr error
 	wg.Go(func() { grafts, gerr = s.grafter.StopAll(ctx, reason) })
-	wg.Go(func() { faults, kerr = s.faults.stopAll(endStopped + reason) })
+	wg.Go(func() { faults, kerr = s.faults.stopAll(endStopped+reason, by) })
 	wg.Wait()
 	out := StopReport{Reverted: faults}
 	for _, g := range grafts {
@@ -107,7 +107,7 @@ func (s *stopper) log(t keeper.EventType, by, message string) error {
 }
 
 // stopAll ends all faults side by side, also those that nobody holds. It gives their ids.
-func (k *kernelFaults) stopAll(why string) ([]string, error) {
+func (k *kernelFaults) stopAll(why, who string) ([]string, error) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	var ids []string
@@ -125,7 +125,7 @@ func (k *kernelFaults) stopAll(why string) ([]string, error) {
 	held := k.where(func(*liveFault) bool { return true })
 	for _, f := range held {
 		wg.Go(func() {
-			_, err := k.disarm(f.id, why)
+			_, err := k.disarmFor(f.id, why, who)
 			ended(f.id, err)
 		})
 	}
@@ -140,7 +140,7 @@ func (k *kernelFaults) stopAll(why string) ([]string, error) {
 		wg.Go(func() {
 			err := p.End()
 			if err == nil {
-				k.events.ended(pinnedFault(p), why)
+				k.events.ended(pinnedFault(p), why, who)
 			}
 			ended(p.ID, err)
 		})

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -29,27 +28,6 @@ func (r StopRequest) check() error {
 		return errors.New("say why: a stop needs a reason")
 	}
 	return nil
-}
-
-// peerKey is where a request's context has its peer.
-type peerKey struct{}
-
-// withPeer notes who is at the other end of a connection to the control socket.
-func withPeer(ctx context.Context, c net.Conn) context.Context {
-	if u, ok := c.(*net.UnixConn); ok {
-		if p, err := wire.PeerOf(u); err == nil {
-			return context.WithValue(ctx, peerKey{}, p)
-		}
-	}
-	return ctx
-}
-
-// whoAsked describes who sent a request, for the event log.
-func whoAsked(r *http.Request) string {
-	if p, ok := r.Context().Value(peerKey{}).(wire.Peer); ok {
-		return p.String()
-	}
-	return ""
 }
 
 // stopRoutes are the part of the control socket that stops the node:
@@ -82,7 +60,7 @@ func (s *server) stopRoutes(mux *http.ServeMux) {
 		// Whoever asked may hang up: what was begun is brought to its end.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), stopTimeout)
 		defer cancel()
-		report, err := s.loop.stop(ctx, req.Reason, whoAsked(r))
+		report, err := s.loop.stop(ctx, req.Reason, wire.Who(r.Context()))
 		if err != nil && report.Since.IsZero() {
 			s.refuse(w, err)
 			return
@@ -93,7 +71,7 @@ func (s *server) stopRoutes(mux *http.ServeMux) {
 		s.write(w, report)
 	})
 	mux.HandleFunc("DELETE /v1/stop", func(w http.ResponseWriter, r *http.Request) {
-		was, err := s.loop.release(whoAsked(r))
+		was, err := s.loop.release(wire.Who(r.Context()))
 		if err != nil {
 			s.refuse(w, err)
 			return

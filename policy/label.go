@@ -28,6 +28,9 @@ type Subject struct {
 type Result struct {
 	// Rules are the rules without a problem, by name; io and kernel rules.
 	Rules []Rule
+	// Policies are the policies that policy.faultgraft.io asks for, by their names; whether the node
+	// knows them is not judged here.
+	Policies []string
 	// Disabled says that enable.faultgraft.io forbids faults in this container; there are no rules then.
 	Disabled bool
 	// Problems are the labels that were refused, each with the reason.
@@ -97,7 +100,7 @@ func ParseLabels(s Subject, d Defaults) Result {
 		var err *SyntaxError
 		switch {
 		case name == "policy":
-			err = src.whole("write the rule itself, as RULE."+Domain, "named policies need a node that knows the policy %q, which is not in this version", src.text)
+			res.Policies, err = src.policies()
 		case len(res.Rules) == MaxRules:
 			err = src.whole("use fewer rules", "the container has more than %d rules; this one is not applied", MaxRules)
 		default:
@@ -141,6 +144,21 @@ func parseKey(src source, self string) (rule string, r reach, err *SyntaxError) 
 		return rule, container, nil
 	}
 	return rule, elsewhere, nil
+}
+
+// policyName is a DNS subdomain (RFC 1123), as the names of policies are.
+var policyName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+
+// policies reads the value of policy.faultgraft.io: names with commas between them.
+func (s source) policies() ([]string, *SyntaxError) {
+	names := strings.Split(s.text, ",")
+	for i, n := range names {
+		if names[i] = strings.TrimSpace(n); len(names[i]) > 253 || !policyName.MatchString(names[i]) {
+			return nil, s.whole("write the names of policies of this node, with commas between them, as in pg-wal,pg-oom", "%q is not the name of a policy", names[i])
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }
 
 // enable reads the value of enable.faultgraft.io.

@@ -22,6 +22,7 @@ func TestParseLabels(t *testing.T) {
 		labels    map[string]string
 		container string
 		rules     []string // NAME SEED
+		policies  []string
 		disabled  bool
 		problems  []string // parts of the errors
 	}{
@@ -101,7 +102,22 @@ func TestParseLabels(t *testing.T) {
 			name:     "named policy",
 			labels:   map[string]string{"policy.faultgraft.io": "pg-wal", "a.faultgraft.io": seeded(1)},
 			rules:    []string{"a 1"},
-			problems: []string{`label policy.faultgraft.io: named policies need a node that knows the policy "pg-wal", which is not in this version`},
+			policies: []string{"pg-wal"},
+		},
+		{
+			name:     "named policies",
+			labels:   map[string]string{"policy.faultgraft.io/pod": "pg-wal", "policy.faultgraft.io": "b.x, a,b.x"},
+			policies: []string{"pg-wal"},
+		},
+		{
+			name:     "several named policies",
+			labels:   map[string]string{"policy.faultgraft.io": "b.x, a,b.x"},
+			policies: []string{"a", "b.x"},
+		},
+		{
+			name:     "no name of a policy",
+			labels:   map[string]string{"policy.faultgraft.io": "pg-wal,Oom"},
+			problems: []string{`label policy.faultgraft.io: "Oom" is not the name of a policy`},
 		},
 		{
 			name: "wrong keys",
@@ -128,6 +144,9 @@ func TestParseLabels(t *testing.T) {
 			}
 			if diff := cmp.Diff(tt.rules, rules); diff != "" {
 				t.Errorf("rules: %s", diff)
+			}
+			if diff := cmp.Diff(tt.policies, res.Policies); diff != "" {
+				t.Errorf("policies: %s", diff)
 			}
 			if res.Disabled != tt.disabled {
 				t.Errorf("disabled is %v", res.Disabled)

@@ -242,6 +242,9 @@ func eventLine(e keeper.Event) string {
 	if e.By != "" {
 		s += "  by " + string(e.By)
 	}
+	if e.Who != "" {
+		s += "  (" + e.Who + ")"
+	}
 	if e.PauseMs > 0 {
 		s += fmt.Sprintf("  paused %.1f ms", e.PauseMs)
 	}

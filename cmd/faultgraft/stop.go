@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin"
@@ -68,15 +67,12 @@ func (g *global) stopAll(ctx context.Context, reason string) (plugin.StopReport,
 	if err == nil {
 		return r, nil
 	}
-	direct, derr := g.direct().Stop(ctx, reason, self())
+	direct, derr := g.direct().Stop(ctx, reason, wire.Self())
 	if errors.Is(err, plugin.ErrNoAgent) {
 		return direct, derr
 	}
 	return direct, errors.Join(fmt.Errorf("the agent did not answer; grafts were taken off without it, kernel faults that it holds may be left: %w", err), derr)
 }
-
-// self is this process as the agent would describe it.
-func self() string { return wire.Peer{UID: uint32(os.Getuid()), PID: os.Getpid()}.String() }
 
 func stopped(w io.Writer, r plugin.StopReport) error {
 	_, err := fmt.Fprintf(w, "stopped: %s were taken off in %.0f ms; none starts until `faultgraft release`\n", count(len(r.Reverted), "fault"), r.TookMs)
@@ -95,7 +91,7 @@ func (g *global) releaseNode(c *cobra.Command) error {
 	was, err := plugin.NewClient(g.stateDir).Release(ctx)
 	if errors.Is(err, plugin.ErrNoAgent) {
 		var found *keeper.Stopped
-		if found, err = g.direct().Release(self()); err == nil {
+		if found, err = g.direct().Release(wire.Self()); err == nil {
 			was = *found
 		}
 	}

@@ -121,7 +121,7 @@ func names(rules []activeRule) string {
 }
 
 // change gives a graft other rules.
-func (k *keeper) change(id string, c Change) (Graft, error) {
+func (k *keeper) change(id string, c Change, who string) (Graft, error) {
 	k.swap.Lock()
 	defer k.swap.Unlock()
 	k.mu.Lock()
@@ -139,7 +139,7 @@ func (k *keeper) change(id string, c Change) (Graft, error) {
 	if state != StateActive {
 		return Graft{}, fmt.Errorf("graft %s is %s: its rules cannot be changed", id, state)
 	}
-	return k.changeRules(h, c)
+	return k.changeRules(h, c, who)
 }
 
 // active finds the graft that a request adds its rules to: one of the same asker over the same path.
@@ -156,7 +156,7 @@ func (k *keeper) active(path string, o Origin) *held {
 
 // changeRules does it. Rules that go stay until files which the new ones need
 // have been moved, so that after a failure everything, counters too, is as it was.
-func (k *keeper) changeRules(h *held, c Change) (Graft, error) {
+func (k *keeper) changeRules(h *held, c Change, who string) (Graft, error) {
 	fail := func(err error) (Graft, error) {
 		return Graft{}, fmt.Errorf("change the rules of graft %s: %w", h.ID, err)
 	}
@@ -203,7 +203,7 @@ func (k *keeper) changeRules(h *held, c Change) (Graft, error) {
 	g := h.Graft
 	g.Rules, g.Report, g.Added, g.Pause = status, rep, added, pauseOf(rep)
 	k.mu.Unlock()
-	k.log(Event{Type: EventRules, Graft: h.ID, Path: h.Path, By: c.Origin, PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: describeChange(was, next, rep)})
+	k.log(Event{Type: EventRules, Graft: h.ID, Path: h.Path, By: c.Origin, Who: who, PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: describeChange(was, next, rep)})
 	return g, nil
 }
 

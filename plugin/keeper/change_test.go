@@ -111,7 +111,7 @@ func TestChangeOfPolicyRules(t *testing.T) {
 func TestRulesOfLabelsAreTheAgents(t *testing.T) {
 	k := &keeper{grafts: map[string]*held{"g-1": {Graft: Graft{ID: "g-1", Origin: OriginLabel, State: StateReverting}}}}
 	for origin, want := range map[Origin]string{OriginUser: "container's labels", OriginLabel: "is reverting"} {
-		if _, err := k.change("g-1", Change{Origin: origin}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := k.change("g-1", Change{Origin: origin}, ""); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("asked by %s: %v, want %q", origin, err, want)
 		}
 	}

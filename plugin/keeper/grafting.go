@@ -22,7 +22,7 @@ var (
 )
 
 // inject makes one graft, or adds to the one that is there.
-func (k *keeper) inject(req Request) (Graft, error) {
+func (k *keeper) inject(req Request, who string) (Graft, error) {
 	if len(req.Rules) == 0 {
 		return Graft{}, errors.New("no rules")
 	}
@@ -32,7 +32,7 @@ func (k *keeper) inject(req Request) (Graft, error) {
 	k.swap.Lock()
 	defer k.swap.Unlock()
 	if h := k.active(path.Clean(req.Path), req.Origin); h != nil {
-		return k.changeRules(h, Change{Keep: true, Rules: req.Rules, Limits: req.Limits, Origin: req.Origin})
+		return k.changeRules(h, Change{Keep: true, Rules: req.Rules, Limits: req.Limits, Origin: req.Origin}, who)
 	}
 	k.mu.Lock()
 	if k.ending || k.o.Inherit != "" { // one that inherited is there to take layers off
@@ -51,7 +51,7 @@ func (k *keeper) inject(req Request) (Graft, error) {
 	err := CheckStopped(k.o.StateDir)
 	var g Graft
 	if err == nil {
-		g, err = k.graft(h)
+		g, err = k.graft(h, who)
 	}
 	if errors.Is(err, errLeft) {
 		k.mu.Lock()
@@ -66,14 +66,14 @@ func (k *keeper) inject(req Request) (Graft, error) {
 		if made {
 			k.end(h.ID, endDeadline) // the layer was made; that it was never mounted is no reason for it to stay
 		}
-		k.log(Event{Type: EventRefused, Graft: h.ID, Path: h.Path, By: h.Origin, Message: err.Error()})
+		k.log(Event{Type: EventRefused, Graft: h.ID, Path: h.Path, By: h.Origin, Who: who, Message: err.Error()})
 		k.endIfIdle()
 		return Graft{}, err
 	}
 	return g, nil
 }
 
-func (k *keeper) graft(h *held) (Graft, error) {
+func (k *keeper) graft(h *held, who string) (Graft, error) {
 	server, err := k.running()
 	if err != nil {
 		return Graft{}, err
@@ -108,7 +108,7 @@ func (k *keeper) graft(h *held) (Graft, error) {
 	g := h.Graft
 	g.Rules, g.Report = status, rep
 	k.mu.Unlock()
-	k.log(Event{Type: EventGraft, Graft: h.ID, Path: h.Path, By: h.Origin, PauseMs: h.PauseMs, LongestPauseMs: h.LongestPauseMs, Message: fmt.Sprintf("%d objects swapped, %d left, %d processes stopped", len(rep.Swapped), len(rep.Skipped), len(rep.Stopped))})
+	k.log(Event{Type: EventGraft, Graft: h.ID, Path: h.Path, By: h.Origin, Who: who, PauseMs: h.PauseMs, LongestPauseMs: h.LongestPauseMs, Message: fmt.Sprintf("%d objects swapped, %d left, %d processes stopped", len(rep.Swapped), len(rep.Skipped), len(rep.Stopped))})
 	return g, nil
 }
 
@@ -160,14 +160,14 @@ func (k *keeper) undo(g Graft) {
 		k.takeOff(g.ID, "whoever asked for it has hung up")
 		return
 	}
-	if _, err := k.change(g.ID, Change{Keep: true, Drop: g.Added, Origin: g.Origin}); err != nil && !errors.Is(err, errNoGraft) {
+	if _, err := k.change(g.ID, Change{Keep: true, Drop: g.Added, Origin: g.Origin}, ""); err != nil && !errors.Is(err, errNoGraft) {
 		k.o.Logger.Error("end the rules of who hung up", "graft", g.ID, "err", err)
 	}
 }
 
 // takeOff recovers a graft that nobody waits for; recover sees to it that a failure is tried again.
 func (k *keeper) takeOff(id, why string) {
-	_, err := k.recover(id, why)
+	_, err := k.recover(id, why, "")
 	if errors.Is(err, errNotYet) {
 		return
 	}
@@ -183,8 +183,8 @@ func (k *keeper) later(id, why string) {
 	time.AfterFunc(retry, func() { k.takeOff(id, why) })
 }
 
-// recover takes one graft off.
-func (k *keeper) recover(id, why string) (Graft, error) {
+// recover takes one graft off. who asked for it; empty: nobody did.
+func (k *keeper) recover(id, why, who string) (Graft, error) {
 	k.swap.Lock()
 	defer k.swap.Unlock()
 	k.mu.Lock()
@@ -247,7 +247,7 @@ func (k *keeper) recover(id, why string) (Graft, error) {
 	if g.State == StateLingering {
 		why += "; " + g.Reason
 	}
-	k.log(Event{Type: EventUngraft, Graft: id, Path: g.Path, PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: why})
+	k.log(Event{Type: EventUngraft, Graft: id, Path: g.Path, By: g.Origin, Who: who, PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: why})
 	return g, nil
 }
 

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+
+	"github.com/faultgraft/faultgraft/plugin/wire"
 )
 
 // apiError is the body of an answer that is not 2xx.
@@ -29,7 +31,7 @@ func (k *keeper) routes() http.Handler {
 		if !decode(w, r, &req) {
 			return
 		}
-		g, err := k.inject(req)
+		g, err := k.inject(req, wire.Who(r.Context()))
 		if err == nil && r.Context().Err() != nil {
 			// Interrupted: to whoever asked, the graft has failed. undo tries until it is off.
 			k.o.Logger.Warn("whoever asked for the graft has hung up; it is taken off", "graft", g.ID, "added", g.Added)
@@ -43,7 +45,7 @@ func (k *keeper) routes() http.Handler {
 		if !decode(w, r, &c) {
 			return
 		}
-		g, err := k.change(r.PathValue("id"), c)
+		g, err := k.change(r.PathValue("id"), c, wire.Who(r.Context()))
 		reply(w, g, err)
 	})
 	mux.HandleFunc("POST /v1/grafts/{id}/release", func(w http.ResponseWriter, r *http.Request) {
@@ -57,11 +59,11 @@ func (k *keeper) routes() http.Handler {
 	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
 		var c stopCall
 		if decode(w, r, &c) {
-			answer(w, http.StatusOK, k.stopAll(c))
+			answer(w, http.StatusOK, k.stopAll(c, wire.Who(r.Context())))
 		}
 	})
 	mux.HandleFunc("DELETE /v1/grafts/{id}", func(w http.ResponseWriter, r *http.Request) {
-		g, err := k.recover(r.PathValue("id"), "asked for")
+		g, err := k.recover(r.PathValue("id"), "asked for", wire.Who(r.Context()))
 		reply(w, g, err)
 		if err == nil {
 			k.endIfIdle()

@@ -150,7 +150,7 @@ type stopCall struct {
 
 // stopAll ends the faults of all layers first, without waiting for a swap that is
 // at work, and then takes the layers off.
-func (k *keeper) stopAll(c stopCall) []Graft {
+func (k *keeper) stopAll(c stopCall, who string) []Graft {
 	k.mu.Lock()
 	server := k.server
 	ids := []string{}
@@ -174,7 +174,7 @@ func (k *keeper) stopAll(c stopCall) []Graft {
 	}
 	out := []Graft{}
 	for _, id := range ids {
-		g, err := k.recover(id, "stopped: "+c.Reason)
+		g, err := k.recover(id, "stopped: "+c.Reason, who)
 		switch {
 		case errors.Is(err, errNoGraft): // it ended by itself, or was refused
 			continue

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin"
+	"github.com/faultgraft/faultgraft/plugin/keeper"
 )
 
 // P8 without an agent: all grafts come off side by side, also one with an hour of
@@ -63,6 +64,11 @@ func TestStopAll(t *testing.T) {
 	}
 	if out, err := r.run("release"); err == nil || !strings.Contains(err.Error(), "not stopped") {
 		t.Errorf("released twice: %q, %v", out, err)
+	}
+	for _, e := range r.events() {
+		if who := e.Who; who == "" && e.Type != keeper.EventFault || who != "" && !strings.Contains(who, "(faultgraft)") {
+			t.Errorf("asked for by %q: %+v", who, e)
+		}
 	}
 	g := r.inject(first, r.data, "io error=EIO op=fsync ttl=5m")
 	first.is("EIO", "fsync f")
