@@ -145,11 +145,11 @@ func FuzzLabels(f *testing.F) {
 			return
 		}
 		one := ParseLabels(Subject{Labels: map[string]string{key1: value1}, ContainerName: self}, Defaults{})
-		if n := len(one.Rules) + len(one.Problems); ours(key1) != (n == 1) {
+		if n := len(one.Rules) + len(one.Problems) + min(len(one.Policies), 1); ours(key1) != (n == 1) {
 			_, scope, _ := strings.Cut(key1, "/")
 			enabled := key1 == "enable."+Domain || strings.HasPrefix(key1, "enable."+Domain+"/")
 			if n != 0 || !enabled && (!strings.HasPrefix(scope, "container.") || scope == "container."+self) {
-				t.Errorf("label %q=%q alone gives %d rules and problems", key1, value1, n)
+				t.Errorf("label %q=%q alone gives %d rules, policies and problems", key1, value1, n)
 			}
 		}
 	})
