@@ -22,3 +22,6 @@ func ParseDuration(text string) (time.Duration, error) {
 func Suggest(word string, known []string, otherwise string) string {
 	return suggest(word, known, otherwise)
 }
+
+// IsName reports whether a rule can have this name (a DNS label, RFC 1123).
+func IsName(name string) bool { return len(name) <= MaxNameLength && ruleName.MatchString(name) }

@@ -72,7 +72,11 @@ func (c *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 		c.value(n, reflect.ValueOf(&one).Elem(), path)
 		v.Set(reflect.ValueOf(Scalars{one}))
 	case t == scalarType:
-		if c.scalar(n, path, "text or a number", "!!str", "!!int", "!!float", "!!timestamp") {
+		switch {
+		case !c.scalar(n, path, "text or a number", "!!str", "!!int", "!!float", "!!timestamp"):
+		case n.Value == "":
+			c.fail(n, path, "give it a value, or leave the field out", "the value is empty")
+		default:
 			v.SetString(n.Value)
 		}
 	case reflect.PointerTo(t).Implements(textType):

@@ -59,7 +59,12 @@ func (c *decoder) structure(n *yaml.Node, v reflect.Value, path string) {
 			c.fail(key, path, fieldFix(v, fields, key.Value), "unknown field %s", brief(key.Value))
 			continue
 		}
-		c.value(n.Content[i+1], v.FieldByIndex(fields[at].Index), Field(path, key.Value))
+		value, field := n.Content[i+1], v.FieldByIndex(fields[at].Index)
+		if fields[at].Optional && field.Kind() == reflect.String && value.Kind == yaml.ScalarNode && value.Value == "" && value.ShortTag() != "!!null" {
+			c.fail(value, Field(path, key.Value), "give it a value, or leave the field out", "the value is empty")
+			continue
+		}
+		c.value(value, field, Field(path, key.Value))
 	}
 }
 
