@@ -25,6 +25,8 @@ type injectOptions struct {
 	path    string
 	name    string
 	kernel  []string
+	toda    string
+	ttl     time.Duration
 	outlive bool
 	limits  graft.Limits
 }
@@ -54,10 +56,14 @@ A rule of the kind kernel, given like the others or with --kernel, fails a funct
 the kernel for the processes in the target's cgroup, and for those that they start.
 The node agent (faultgraft plugin) holds it and logs what it injects; when the agent
 ends, so does the fault. With --outlive it is pinned in the kernel until its ttl is
-over, with or without an agent. Of several rules all are put in force, or none.`,
+over, with or without an agent. Of several rules all are put in force, or none.
+
+--toda-config takes the injectors of Chaos Mesh's toda (a list, or the JSON-RPC call
+update with one); see docs/chaos-mesh.md. Its manifests are for faultgraft apply.`,
 		Example: `  faultgraft inject pg --path /var/lib/postgresql 'io error=EIO op=fsync p=5% ttl=1m'
   faultgraft inject --pid 4711 --path /data 'io error=ENOSPC op=write' 'io latency=20ms op=read'
-  faultgraft inject pg --kernel 'hook=syscall:mount error=ENOMEM times=3 ttl=1m'`,
+  faultgraft inject pg --kernel 'hook=syscall:mount error=ENOMEM times=3 ttl=1m'
+  faultgraft inject pg --path /var/lib/postgresql --toda-config injectors.json --ttl 5m`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error { return o.run(c, args) },
 	}
@@ -65,6 +71,8 @@ over, with or without an agent. Of several rules all are put in force, or none.`
 	f.IntVar(&o.pid, "pid", 0, "first process of the target, instead of a container")
 	f.StringVar(&o.path, "path", "", "path to graft, as the target sees it")
 	f.StringArrayVar(&o.kernel, "kernel", nil, "a kernel rule, with or without the word kernel before it; may be repeated")
+	f.StringVar(&o.toda, "toda-config", "", "file with injectors of toda, in JSON (- for standard input); needs --path")
+	f.DurationVar(&o.ttl, "ttl", policy.DefaultTTL, "ttl of rules that name none")
 	f.BoolVar(&o.outlive, "outlive", false, "keep kernel faults until their ttl is over, also without the node agent")
 	f.StringVar(&o.name, "name", "rule", "name of the rule in ps and events")
 	limitFlags(f, &o.limits, "moved onto the layer")
@@ -90,7 +98,7 @@ func (o *injectOptions) run(c *cobra.Command, args []string) error {
 	for _, text := range o.kernel {
 		args = append(args, kernelText(text))
 	}
-	if len(args) == 0 {
+	if len(args) == 0 && o.toda == "" {
 		return errors.New("give a rule, for instance 'io error=EIO op=fsync ttl=1m'")
 	}
 	byPath, inKernel, err := o.rules(args)
@@ -119,10 +127,18 @@ func (o *injectOptions) rules(texts []string) (byPath map[string][]policy.Rule, 
 		}
 		o.path = path.Clean(o.path)
 	}
-	rules, err := parseRules(o.name, o.path, texts)
+	if o.ttl <= 0 || o.ttl > policy.DefaultMaxTTL {
+		return nil, nil, fmt.Errorf("--ttl %v: write a time above 0 and up to %v", o.ttl, policy.DefaultMaxTTL)
+	}
+	rules, err := todaRules(o.toda, o.path, policy.Defaults{TTL: o.ttl})
 	if err != nil {
 		return nil, nil, err
 	}
+	given, err := parseRules(o.name, o.path, o.ttl, texts)
+	if err != nil {
+		return nil, nil, err
+	}
+	rules = append(rules, given...)
 	var onFiles []policy.Rule
 	for _, r := range rules {
 		r.EnsureSeed(rand.Uint64)
@@ -143,9 +159,9 @@ func (o *injectOptions) rules(texts []string) (byPath map[string][]policy.Rule, 
 	return byPath, inKernel, nil
 }
 
-// parseRules reads rules for a layer over a path; "" when the rules say it.
-func parseRules(name, layer string, texts []string) ([]policy.Rule, error) {
-	var d policy.Defaults
+// parseRules reads rules for a layer over a path; "" when the rules say it. ttl is for those that name none.
+func parseRules(name, layer string, ttl time.Duration, texts []string) ([]policy.Rule, error) {
+	d := policy.Defaults{TTL: ttl}
 	if layer != "" {
 		d.Path = policy.EscapeGlob(strings.TrimSuffix(layer, "/")) + "/**"
 	}

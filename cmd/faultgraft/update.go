@@ -43,7 +43,7 @@ no others.`,
 			if err != nil {
 				return err
 			}
-			if c.Rules, err = parseRules(name, now.Path, texts); err != nil {
+			if c.Rules, err = parseRules(name, now.Path, 0, texts); err != nil {
 				return err
 			}
 			for _, r := range c.Rules {
