@@ -15,7 +15,7 @@ import (
 )
 
 // read gives the policy of a text of one document.
-func read(text string) (faultpolicy.FaultPolicy, error) {
+func readText(text string) (faultpolicy.FaultPolicy, error) {
 	docs, err := strictyaml.Read("a.yaml", []byte(text))
 	if err != nil {
 		return faultpolicy.FaultPolicy{}, err
@@ -28,7 +28,7 @@ func read(text string) (faultpolicy.FaultPolicy, error) {
 
 func decode(t *testing.T, text string) faultpolicy.FaultPolicy {
 	t.Helper()
-	p, err := read(text)
+	p, err := readText(text)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}

@@ -92,16 +92,17 @@ type filling string
 func (filling) Values() []string { return []string{"zero", "random"} }
 
 // rule writes the injector as a rule and parses that.
-func (in *injector) rule(d policy.Defaults) (policy.Rule, *problem) {
-	t := &ruleText{}
+func (in *injector) rule(d policy.Defaults) (policy.Rule, *ruleText, *problem) {
+	t := &ruleText{whole: in.fields.whole}
 	t.write("io", in.fields.action, false)
 	for _, write := range []func(*ruleText) *problem{in.outcome, in.ops, in.share} {
 		if p := write(t); p != nil {
-			return policy.Rule{}, p
+			return policy.Rule{}, t, p
 		}
 	}
 	t.glob("path", in.glob, in.fields.glob)
-	return t.parse(ruleNames[in.action], in.fields.whole, d)
+	r, p := t.parse(ruleNames[in.action], d)
+	return r, t, p
 }
 
 func (in *injector) outcome(t *ruleText) *problem {

@@ -25,22 +25,22 @@ type ioChaos struct {
 	VolumePath string   `json:"volumePath"`
 }
 
-func (c *ioChaos) apply(p *faultpolicy.FaultPolicy, namespace, at string, d policy.Defaults) *problem {
+func (c *ioChaos) apply(p *faultpolicy.FaultPolicy, namespace, at string, d policy.Defaults) (*ruleText, *problem) {
 	if wrong := c.target.apply(&p.Spec, namespace, at); wrong != nil {
-		return wrong
+		return nil, wrong
 	}
 	if wrong := c.lifetime.apply(&p.Spec, at); wrong != nil {
-		return wrong
+		return nil, wrong
 	}
 	in, wrong := c.injector(at)
 	if wrong != nil {
-		return wrong
+		return nil, wrong
 	}
-	r, wrong := in.rule(withTTL(&p.Spec, d))
+	r, text, wrong := in.rule(withTTL(&p.Spec, d))
 	if wrong == nil {
 		add(p, r)
 	}
-	return wrong
+	return text, wrong
 }
 
 // injector is what the spec asks of toda.

@@ -43,36 +43,36 @@ type frame struct {
 var failTypes = []string{"slab", "page", "bio"}
 
 // rule writes the request as a rule and parses that.
-func (r *failKernRequest) rule(path string, d policy.Defaults) (policy.Rule, *problem) {
-	t := &ruleText{}
+func (r *failKernRequest) rule(path string, d policy.Defaults) (policy.Rule, *ruleText, *problem) {
+	t := &ruleText{whole: path}
 	t.write("kernel", path, false)
 	if r.FailType == nil {
-		return policy.Rule{}, missing(strictyaml.Field(path, "failtype"), "0 for slab, 1 for page, 2 for bio")
+		return policy.Rule{}, t, missing(strictyaml.Field(path, "failtype"), "0 for slab, 1 for page, 2 for bio")
 	}
 	if n := *r.FailType; n < 0 || int(n) >= len(failTypes) {
-		return policy.Rule{}, &problem{path: strictyaml.Field(path, "failtype"), message: fmt.Sprintf("unknown failtype %d", n), fix: "write 0 for slab, 1 for page, 2 for bio"}
+		return policy.Rule{}, t, &problem{path: strictyaml.Field(path, "failtype"), message: fmt.Sprintf("unknown failtype %d", n), fix: "write 0 for slab, 1 for page, 2 for bio"}
 	}
 	t.field("hook", failTypes[*r.FailType], strictyaml.Field(path, "failtype"))
 	frames := r.Callchain
 	if n := len(frames); n > 0 && frames[n-1].Funcname == "" {
 		if p := t.where(&frames[n-1], frameAt(path, n-1)); p != nil {
-			return policy.Rule{}, p
+			return policy.Rule{}, t, p
 		}
 		frames = frames[:n-1]
 	}
 	for i := range frames {
 		if p := t.within(&frames[i], i == 0, frameAt(path, i)); p != nil {
-			return policy.Rule{}, p
+			return policy.Rule{}, t, p
 		}
 	}
 	if p := r.trigger(t, path); p != nil {
-		return policy.Rule{}, p
+		return policy.Rule{}, t, p
 	}
-	rule, p := t.parse("kernel", path, d)
+	rule, p := t.parse("kernel", d)
 	if p == nil {
 		p = r.same(&rule, frames, path)
 	}
-	return rule, p
+	return rule, t, p
 }
 
 func frameAt(path string, i int) string {
@@ -170,20 +170,20 @@ func unbalanced(path, field string) *problem {
 	return &problem{path: strictyaml.Field(path, field), message: "the parentheses or quotes do not match", fix: "write a condition in C, such as name->len > 5"}
 }
 
-func (c *kernelChaos) apply(p *faultpolicy.FaultPolicy, namespace, at string, d policy.Defaults) *problem {
+func (c *kernelChaos) apply(p *faultpolicy.FaultPolicy, namespace, at string, d policy.Defaults) (*ruleText, *problem) {
 	if wrong := c.target.apply(&p.Spec, namespace, at); wrong != nil {
-		return wrong
+		return nil, wrong
 	}
 	if wrong := c.lifetime.apply(&p.Spec, at); wrong != nil {
-		return wrong
+		return nil, wrong
 	}
 	request := strictyaml.Field(at, "failKernRequest")
 	if c.FailKernRequest == nil {
-		return missing(request, "failtype, and what narrows it")
+		return nil, missing(request, "failtype, and what narrows it")
 	}
-	r, wrong := c.FailKernRequest.rule(request, withTTL(&p.Spec, d))
+	r, text, wrong := c.FailKernRequest.rule(request, withTTL(&p.Spec, d))
 	if wrong == nil {
 		add(p, r)
 	}
-	return wrong
+	return text, wrong
 }

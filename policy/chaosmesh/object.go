@@ -92,34 +92,50 @@ func (d *duration) UnmarshalText(text []byte) error {
 	return err
 }
 
+// manifest is one that was read.
+type manifest struct {
+	policy faultpolicy.FaultPolicy
+	text   *ruleText
+}
+
 // Decode reads one manifest. The policy's name is KIND.NAMESPACE.NAME in lower
 // case; its single fault is a rule. The error is strictyaml.Errors.
 func Decode(doc *strictyaml.Document, d policy.Defaults) (faultpolicy.FaultPolicy, error) {
-	kind, _ := doc.Text("kind")
-	var p faultpolicy.FaultPolicy
-	var wrong *problem
-	var err error
-	switch kind {
-	case KindIOChaos:
-		p, wrong, err = decodeIOChaos(doc, d)
-	case KindKernelChaos:
-		p, wrong, err = decodeKernelChaos(doc, d)
-	case KindSchedule:
-		p, wrong, err = decodeSchedule(doc, d)
-	default:
-		fix := otherKinds[kind]
-		if fix == "" {
-			fix = policy.Suggest(kind, Kinds, "the kinds of "+APIVersion+" are "+strings.Join(Kinds, ", "))
-		}
-		return p, strictyaml.Errors{doc.ErrorAt("kind", 0, fmt.Sprintf("the kind %q cannot be applied", kind), fix)}
+	m, wrong, err := read(doc, d)
+	if err == nil && wrong != nil {
+		err = strictyaml.Errors{doc.ErrorAt(wrong.path, wrong.at, wrong.message, wrong.fix)}
 	}
 	if err != nil {
 		return faultpolicy.FaultPolicy{}, err
 	}
-	if wrong != nil {
-		return faultpolicy.FaultPolicy{}, strictyaml.Errors{doc.ErrorAt(wrong.path, wrong.at, wrong.message, wrong.fix)}
+	return m.policy, nil
+}
+
+// RuleError gives the error of the rule of a manifest, such as one that the
+// running kernel's types make, its place there.
+func RuleError(doc *strictyaml.Document, about *policy.SyntaxError) *strictyaml.Error {
+	wrong := &problem{message: about.Message, fix: about.Fix}
+	if m, _, err := read(doc, policy.Defaults{}); err == nil && m.text != nil {
+		wrong = m.text.problem(about)
 	}
-	return p, nil
+	return doc.ErrorAt(wrong.path, wrong.at, wrong.message, wrong.fix)
+}
+
+func read(doc *strictyaml.Document, d policy.Defaults) (manifest, *problem, error) {
+	kind, _ := doc.Text("kind")
+	switch kind {
+	case KindIOChaos:
+		return readIOChaos(doc, d)
+	case KindKernelChaos:
+		return readKernelChaos(doc, d)
+	case KindSchedule:
+		return readSchedule(doc, d)
+	}
+	fix := otherKinds[kind]
+	if fix == "" {
+		fix = policy.Suggest(kind, Kinds, "the kinds of "+APIVersion+" are "+strings.Join(Kinds, ", "))
+	}
+	return manifest{}, &problem{path: "kind", message: fmt.Sprintf("the kind %q cannot be applied", kind), fix: fix}, nil
 }
 
 // policy begins the policy of an object.
@@ -159,46 +175,47 @@ func (m *metadata) namespace() string {
 
 // experiment is a spec that can be written into a policy.
 type experiment interface {
-	apply(p *faultpolicy.FaultPolicy, namespace, path string, d policy.Defaults) *problem
+	apply(p *faultpolicy.FaultPolicy, namespace, path string, d policy.Defaults) (*ruleText, *problem)
 }
 
 // fill writes an experiment at a path into the policy of an object.
-func (o *object) fill(e experiment, path string, d policy.Defaults) (faultpolicy.FaultPolicy, *problem) {
+func (o *object) fill(e experiment, path string, d policy.Defaults) (manifest, *problem) {
 	p, wrong := o.policy()
-	if wrong == nil {
-		wrong = e.apply(&p, o.Metadata.namespace(), path, d)
+	if wrong != nil {
+		return manifest{}, wrong
 	}
-	return p, wrong
+	text, wrong := e.apply(&p, o.Metadata.namespace(), path, d)
+	return manifest{p, text}, wrong
 }
 
-func decodeIOChaos(doc *strictyaml.Document, d policy.Defaults) (faultpolicy.FaultPolicy, *problem, error) {
+func readIOChaos(doc *strictyaml.Document, d policy.Defaults) (manifest, *problem, error) {
 	var o struct {
 		object
 		Spec *ioChaos `json:"spec"`
 	}
 	if err := doc.Decode(&o); err != nil {
-		return faultpolicy.FaultPolicy{}, nil, err
+		return manifest{}, nil, err
 	}
 	if o.Spec == nil {
-		return faultpolicy.FaultPolicy{}, missing("spec", "action, mode, selector and volumePath"), nil
+		return manifest{}, missing("spec", "action, mode, selector and volumePath"), nil
 	}
-	p, wrong := o.fill(o.Spec, "spec", d)
-	return p, wrong, nil
+	m, wrong := o.fill(o.Spec, "spec", d)
+	return m, wrong, nil
 }
 
-func decodeKernelChaos(doc *strictyaml.Document, d policy.Defaults) (faultpolicy.FaultPolicy, *problem, error) {
+func readKernelChaos(doc *strictyaml.Document, d policy.Defaults) (manifest, *problem, error) {
 	var o struct {
 		object
 		Spec *kernelChaos `json:"spec"`
 	}
 	if err := doc.Decode(&o); err != nil {
-		return faultpolicy.FaultPolicy{}, nil, err
+		return manifest{}, nil, err
 	}
 	if o.Spec == nil {
-		return faultpolicy.FaultPolicy{}, missing("spec", "mode, selector and failKernRequest"), nil
+		return manifest{}, missing("spec", "mode, selector and failKernRequest"), nil
 	}
-	p, wrong := o.fill(o.Spec, "spec", d)
-	return p, wrong, nil
+	m, wrong := o.fill(o.Spec, "spec", d)
+	return m, wrong, nil
 }
 
 // withTTL gives the defaults under which a policy's rules are read: its own ttl, if it has one.

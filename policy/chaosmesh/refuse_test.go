@@ -95,6 +95,10 @@ func TestRefused(t *testing.T) {
 		{selector("{fieldSelectors: {metadata.nam: ^n}}"), `spec.selector.fieldSelectors["metadata.nam"]`, "did you mean metadata.name?"},
 		{selector("{fieldSelectors: {metadata.namespace: ^n}}"), `spec.selector.fieldSelectors["metadata.namespace"]`, "nothing could match"},
 		{selector("{expressionSelectors: [{key: a, operator: ^Inn}]}"), "spec.selector.expressionSelectors[0].operator", "did you mean In?"},
+		{selector("{expressionSelectors: [^{operator: In, values: [a]}]}"), "spec.selector.expressionSelectors[0].key", "key is missing"},
+		{selector("{expressionSelectors: [^{key: a}]}"), "spec.selector.expressionSelectors[0].operator", "operator is missing"},
+		{selector("{expressionSelectors: [^{key: a, operator: In}]}"), "spec.selector.expressionSelectors[0].values", "values is missing"},
+		{selector("{expressionSelectors: [{key: a, operator: Exists, ^values: [b]}]}"), "spec.selector.expressionSelectors[0].values", "takes no values"},
 		{selector("{^physicalMachines: {a: [b]}}"), "spec.selector", "unknown field"},
 
 		// KernelChaos
@@ -119,7 +123,7 @@ func TestRefused(t *testing.T) {
 		if before, _, marked := strings.Cut(tt.manifest, "^"); marked {
 			line, column = strings.Count(before, "\n")+1, len(before)-strings.LastIndexByte(before, '\n')
 		}
-		_, err := read(manifest)
+		_, err := readText(manifest)
 		var errs strictyaml.Errors
 		if !errors.As(err, &errs) {
 			t.Errorf("%s\nerror %v, want %q", manifest, err, tt.want)
@@ -129,6 +133,26 @@ func TestRefused(t *testing.T) {
 		if !strings.Contains(e.Error(), tt.want) || line > 0 && (e.Line != line || e.Column != column || e.Path != tt.path) || e.File != "a.yaml" {
 			t.Errorf("%s\n%v\nwant %d:%d: %s: … %s", manifest, errs, line, column, tt.path, tt.want)
 		}
+	}
+}
+
+// TestRuleError shows that a mistake in a predicate which only the running
+// kernel's types tell has its place in the manifest.
+func TestRuleError(t *testing.T) {
+	text := kernelManifest("failtype: 0\ncallchain:\n- funcname: f\n  predicate: name->len > 5")
+	docs, err := strictyaml.Read("a.yaml", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Decode(docs[0], policy.Defaults{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rule := p.Spec.Faults[0].Rule
+	wrong := &policy.SyntaxError{Text: rule, Column: strings.Index(rule, "len") + 1, Message: "no member len", Fix: "did you mean hash_len?"}
+	got := RuleError(docs[0], wrong).Error()
+	if want := "a.yaml:11:24: spec.failKernRequest.callchain[0].predicate: no member len; did you mean hash_len?"; got != want {
+		t.Errorf("%s\nwant %s", got, want)
 	}
 }
 
@@ -159,7 +183,7 @@ spec:
 		{manifest("  ioChaos", "  kernelChaos: {}\n  ioChaos"), "a.yaml:7:3: spec.kernelChaos: the type is IOChaos"},
 	}
 	for _, tt := range tests {
-		if _, err := read(tt.manifest); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+		if _, err := readText(tt.manifest); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
 			t.Errorf("%s\n%v\nwant %s", tt.manifest, err, tt.want)
 		}
 	}

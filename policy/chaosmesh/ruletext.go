@@ -21,6 +21,8 @@ type problem struct {
 type ruleText struct {
 	b     strings.Builder
 	parts []part
+	// whole is the field for a mistake that is in none of the parts.
+	whole string
 }
 
 // part is a piece of the text, bytes.
@@ -51,10 +53,9 @@ func (t *ruleText) glob(name, glob, path string) {
 	t.field(name, glob, path)
 }
 
-// problem gives the field that a mistake in the text comes from; whole is the
-// field for a mistake that is in none.
-func (t *ruleText) problem(err *policy.SyntaxError, whole string) *problem {
-	p := &problem{path: whole, message: err.Message, fix: err.Fix}
+// problem gives the field that a mistake in the text comes from.
+func (t *ruleText) problem(err *policy.SyntaxError) *problem {
+	p := &problem{path: t.whole, message: err.Message, fix: err.Fix}
 	at := 0
 	for range max(err.Column-1, 0) {
 		_, n := utf8.DecodeRuneInString(t.b.String()[at:])
@@ -73,14 +74,14 @@ func (t *ruleText) problem(err *policy.SyntaxError, whole string) *problem {
 
 // parse makes the rule. Its ttl is that of the defaults: an experiment's
 // duration is the policy's.
-func (t *ruleText) parse(name, whole string, d policy.Defaults) (policy.Rule, *problem) {
+func (t *ruleText) parse(name string, d policy.Defaults) (policy.Rule, *problem) {
 	rule, err := policy.ParseRule(name, t.b.String(), d)
 	var syntax *policy.SyntaxError
 	switch {
 	case errors.As(err, &syntax):
-		return policy.Rule{}, t.problem(syntax, whole)
+		return policy.Rule{}, t.problem(syntax)
 	case err != nil:
-		return policy.Rule{}, &problem{path: whole, message: err.Error()}
+		return policy.Rule{}, &problem{path: t.whole, message: err.Error()}
 	}
 	return rule, nil
 }

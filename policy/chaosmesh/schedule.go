@@ -40,26 +40,26 @@ func (*schedule) FieldHints() map[string]string {
 	return hints
 }
 
-func decodeSchedule(doc *strictyaml.Document, d policy.Defaults) (faultpolicy.FaultPolicy, *problem, error) {
+func readSchedule(doc *strictyaml.Document, d policy.Defaults) (manifest, *problem, error) {
 	var o struct {
 		object
 		Spec *schedule `json:"spec"`
 	}
 	if err := doc.Decode(&o); err != nil {
-		return faultpolicy.FaultPolicy{}, nil, err
+		return manifest{}, nil, err
 	}
 	if o.Spec == nil {
-		return faultpolicy.FaultPolicy{}, missing("spec", "schedule, type and ioChaos or kernelChaos"), nil
+		return manifest{}, missing("spec", "schedule, type and ioChaos or kernelChaos"), nil
 	}
 	e, at, wrong := o.Spec.experiment("spec")
 	if wrong != nil {
-		return faultpolicy.FaultPolicy{}, wrong, nil
+		return manifest{}, wrong, nil
 	}
-	p, wrong := o.fill(e, at, d)
+	m, wrong := o.fill(e, at, d)
 	if wrong == nil {
-		wrong = o.Spec.apply(&p.Spec, "spec", at)
+		wrong = o.Spec.apply(&m.policy.Spec, "spec", at)
 	}
-	return p, wrong, nil
+	return m, wrong, nil
 }
 
 // experiment gives the one that is scheduled, and where it stands.
@@ -79,7 +79,7 @@ func (s *schedule) experiment(path string) (e experiment, at string, p *problem)
 		return nil, "", &problem{path: typ, message: fmt.Sprintf("the type %q cannot be scheduled", s.Type), fix: fix}
 	case !given[s.Type]:
 		return nil, "", missing(fields[s.Type], "the spec of the "+s.Type)
-	case len(sortedKeys(given)) == 2 && given[KindIOChaos] && given[KindKernelChaos]:
+	case given[KindIOChaos] && given[KindKernelChaos]:
 		return nil, "", &problem{path: fields[map[string]string{KindIOChaos: KindKernelChaos, KindKernelChaos: KindIOChaos}[s.Type]], message: "the type is " + s.Type, fix: "leave it out, or write a Schedule of its own"}
 	case s.Type == KindIOChaos:
 		return s.IOChaos, at, nil

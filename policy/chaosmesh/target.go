@@ -40,6 +40,22 @@ type requirement struct {
 	Values   []string             `json:"values"`
 }
 
+// check is what Kubernetes asks of a requirement.
+func (r *requirement) check(path string) *problem {
+	takes := r.Operator == faultpolicy.In || r.Operator == faultpolicy.NotIn
+	switch {
+	case r.Key == "":
+		return missing(strictyaml.Field(path, "key"), "the name of a label")
+	case r.Operator == "":
+		return missing(strictyaml.Field(path, "operator"), strings.Join(r.Operator.Values(), ", "))
+	case takes && len(r.Values) == 0:
+		return missing(strictyaml.Field(path, "values"), "the values of the label")
+	case !takes && len(r.Values) > 0:
+		return &problem{path: strictyaml.Field(path, "values"), message: string(r.Operator) + " takes no values", fix: "leave them out, or use In or NotIn"}
+	}
+	return nil
+}
+
 const onThisNode = "leave it out, and apply the manifest on those nodes: faultgraft works on the node where it is applied"
 
 // apply writes the target into a policy. namespace is that of the manifest, where
@@ -111,8 +127,17 @@ func (s *selector) apply(to *faultpolicy.Selector, namespace, path string) *prob
 		}
 		to.PodNamespaces = append(to.PodNamespaces, plain(n))
 	}
-	pod := faultpolicy.PodSelector{MatchLabels: s.LabelSelectors, MatchAnnotations: s.AnnotationSelectors}
-	for _, r := range s.ExpressionSelectors {
+	var pod faultpolicy.PodSelector
+	if len(s.LabelSelectors) > 0 {
+		pod.MatchLabels = s.LabelSelectors
+	}
+	if len(s.AnnotationSelectors) > 0 {
+		pod.MatchAnnotations = s.AnnotationSelectors
+	}
+	for i, r := range s.ExpressionSelectors {
+		if p := r.check(strictyaml.Item(strictyaml.Field(path, "expressionSelectors"), i)); p != nil {
+			return p
+		}
 		pod.MatchExpressions = append(pod.MatchExpressions, faultpolicy.Requirement(r))
 	}
 	if len(pod.MatchLabels)+len(pod.MatchExpressions)+len(pod.MatchAnnotations) > 0 {

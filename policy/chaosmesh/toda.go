@@ -196,7 +196,8 @@ func (c *todaInjector) rule(at, volume string, d policy.Defaults) (policy.Rule, 
 			in.faults = append(in.faults, weighted{*f.Errno, *f.Weight})
 		}
 	}
-	return in.rule(d)
+	r, _, wrong := in.rule(d)
+	return r, wrong
 }
 
 // hasFaults is false also for the error 0 that Chaos Mesh sends with every action.
