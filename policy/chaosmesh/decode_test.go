@@ -134,6 +134,7 @@ func TestSelectors(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := decode(t, tt.manifest)
 			p.Spec.Faults = nil
+			tt.want.WhenNothingMatches = faultpolicy.Wait
 			if diff := cmp.Diff(tt.want, p.Spec); diff != "" {
 				t.Error(diff)
 			}

@@ -41,11 +41,11 @@ func TestPageManifests(t *testing.T) {
 	}
 	for i := 0; i < len(examples); i += 2 {
 		got := decode(t, examples[i])
-		var want faultpolicy.FaultPolicy
-		if err := strictyaml.Decode("page", []byte(examples[i+1]), &want); err != nil {
-			t.Fatal(err)
+		want, err := faultpolicy.Decode("page", []byte(examples[i+1]))
+		if err != nil || len(want) != 1 {
+			t.Fatal(len(want), err)
 		}
-		if diff := cmp.Diff(want, got); diff != "" {
+		if diff := cmp.Diff(want[0], got); diff != "" {
 			t.Errorf("%s\n%s", examples[i], diff)
 		}
 	}

@@ -1,6 +1,7 @@
 package chaosmesh
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -96,19 +97,49 @@ func (d *duration) UnmarshalText(text []byte) error {
 type manifest struct {
 	policy faultpolicy.FaultPolicy
 	text   *ruleText
+	at     string // where the experiment's spec stands
 }
 
 // Decode reads one manifest. The policy's name is KIND.NAMESPACE.NAME in lower
-// case; its single fault is a rule. The error is strictyaml.Errors.
+// case; its single fault is a rule. It has been checked and has its defaults.
+// The error is strictyaml.Errors.
 func Decode(doc *strictyaml.Document, d policy.Defaults) (faultpolicy.FaultPolicy, error) {
 	m, wrong, err := read(doc, d)
 	if err == nil && wrong != nil {
 		err = strictyaml.Errors{doc.ErrorAt(wrong.path, wrong.at, wrong.message, wrong.fix)}
 	}
+	if err == nil {
+		m.policy.SetDefaults()
+		err = m.check(doc)
+	}
 	if err != nil {
 		return faultpolicy.FaultPolicy{}, err
 	}
 	return m.policy, nil
+}
+
+// fieldNames are what fields of a policy are called in a manifest.
+var fieldNames = strings.NewReplacer(
+	"spec.selector.podSelector.matchLabels", "spec.selector.labelSelectors", "spec.selector.podSelector.matchExpressions", "spec.selector.expressionSelectors",
+	"spec.selector.podSelector.matchAnnotations", "spec.selector.annotationSelectors", "spec.selector.podNamespaces", "spec.selector.namespaces",
+	"spec.selector.podNames", "spec.selector.fieldSelectors", "spec.selector.containerNames", "spec.containerNames", "spec.timing.ttl", "spec.duration", "spec.timing.schedule", "spec.schedule",
+)
+
+// check gives what the policy's own rules say against it, such as a name that
+// is too long, the nearest place in the manifest.
+func (m *manifest) check(doc *strictyaml.Document) error {
+	var found, errs strictyaml.Errors
+	if !errors.As(m.policy.Check(), &found) {
+		return nil
+	}
+	for _, e := range found {
+		path := fieldNames.Replace(e.Path)
+		if rest, in := strings.CutPrefix(path, "spec."); in && m.at != "spec" && path != "spec.schedule" {
+			path = m.at + "." + rest
+		}
+		errs = append(errs, doc.ErrorAt(path, 0, e.Message, e.Fix))
+	}
+	return errs
 }
 
 // RuleError gives the error of the rule of a manifest, such as one that the
@@ -185,7 +216,7 @@ func (o *object) fill(e experiment, path string, d policy.Defaults) (manifest, *
 		return manifest{}, wrong
 	}
 	text, wrong := e.apply(&p, o.Metadata.namespace(), path, d)
-	return manifest{p, text}, wrong
+	return manifest{p, text, path}, wrong
 }
 
 func readIOChaos(doc *strictyaml.Document, d policy.Defaults) (manifest, *problem, error) {

@@ -27,6 +27,9 @@ func TestRefused(t *testing.T) {
 		{strings.Replace(latency(""), "metadata: {name: x}", "metadata: {name: x, deletionTimestamp: ^now}", 1), "metadata.deletionTimestamp", "being deleted"},
 		{strings.Replace(latency(""), "metadata: {name: x}", "metadata: {^generateName: x}", 1), "metadata", "unknown field"},
 
+		{strings.Replace(latency(""), "metadata: {name: x}", "metadata: {name: ^My_Name}", 1), "metadata.name", "is not a name"},
+		{strings.Replace(latency(""), "selector: {}", "selector: {labelSelectors: {'': ^x}}", 1), `spec.selector.labelSelectors[""]`, "a key is empty"},
+
 		// IOChaos
 		{latency("^percnt: 5"), "spec", "did you mean percent?"},
 		{latency("percent: ^101"), "spec.percent", "0 to 100"},
