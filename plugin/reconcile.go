@@ -86,6 +86,10 @@ type record struct {
 	version int
 	// attempts counts failed grafts of this task.
 	attempts int
+	// announced is the task that the container's runtime spoke of.
+	announced announced
+	// unseen is why containerd could not be asked; nil: the last look-up worked.
+	unseen error
 }
 
 // open makes r ready; its work gets ctx.
@@ -286,7 +290,7 @@ func (r *reconciler) current(ctx context.Context, k Key) (Container, bool) {
 	case err != nil:
 		r.log.Warn("cannot look a container up", "container", k.String(), "err", err)
 		r.metrics.problems.WithLabelValues("lookup").Inc()
-		r.again(k)
+		r.again(k, err)
 		return Container{}, false
 	}
 	r.mu.Lock()
@@ -294,6 +298,8 @@ func (r *reconciler) current(ctx context.Context, k Key) (Container, bool) {
 	if rec = r.records[k]; rec == nil {
 		return Container{}, false
 	}
+	rec.unseen = nil
+	found.PID = rec.announced.of(found.PID)
 	if rec.version != version { // it may be older than what was said meanwhile
 		if rec.c.Source != sourceNRI {
 			rec.stale = true
@@ -382,14 +388,14 @@ func (r *reconciler) store(pid int, c Container, out outcome, problems []*policy
 }
 
 // again looks a container up once more after a pause, as long as it is there.
-func (r *reconciler) again(k Key) {
+func (r *reconciler) again(k Key, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	rec := r.records[k]
 	if rec == nil {
 		return
 	}
-	rec.stale = true
+	rec.stale, rec.unseen = true, err
 	if rec.attempts++; rec.attempts < maxAttempts {
 		r.queue.addAfter(k, r.firstRetry<<(rec.attempts-1))
 	}

@@ -84,6 +84,7 @@ func (s *server) serve(ctx context.Context, stateDir string, ready func()) error
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/containers", s.containers)
+	mux.HandleFunc("POST /v1/start", s.start)
 	s.kernelRoutes(mux)
 	s.stopRoutes(mux)
 	mux.HandleFunc("GET /v1/healthz", func(w http.ResponseWriter, _ *http.Request) { s.write(w, s.health()) })

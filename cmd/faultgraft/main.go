@@ -15,6 +15,10 @@ import (
 var version = "devel"
 
 func main() {
+	// Its signals are the real runtime's.
+	if status, handled := runAsRuntime(context.Background()); handled {
+		os.Exit(status)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := newRootCommand()
