@@ -40,8 +40,18 @@ EOF
   chmod +x "$LAB/shimpath/runc"
 }
 
+# write_wrapper: $LAB/wrapper/runc is faultgraft in front of that runc.
+write_wrapper() {
+  mkdir -p "$LAB/wrapper"
+  ln -sfn ../bin/faultgraft "$LAB/wrapper/runc"
+}
+
+# shim_path: where the shim looks for its runc; FAULTGRAFT_LAB_WRAPPER=1 has it find the wrapper first.
+shim_path() { echo "${FAULTGRAFT_LAB_WRAPPER:+$LAB/wrapper:}${FAULTGRAFT_LAB_SHIMPATH:-$LAB/shimpath}"; }
+
 write_config() {
   write_runc
+  write_wrapper
   cat >"$LAB/etc/containerd.toml" <<EOF
 version = 3
 root = '$LAB/root'
@@ -51,7 +61,7 @@ root = '$LAB/root'
   path = '$LAB/opt'
 
 [plugins.'io.containerd.shim.v1.manager']
-  env = ['PATH=${FAULTGRAFT_LAB_SHIMPATH:-$LAB/shimpath}:/usr/sbin:/usr/bin:/sbin:/bin'] # whose runc every client gets
+  env = ['PATH=$(shim_path):/usr/sbin:/usr/bin:/sbin:/bin'] # whose runc every client gets
 
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = '$(snapshotter)'

@@ -19,6 +19,7 @@
 # use their default paths there and collide with nothing on the machine.
 #
 # FAULTGRAFT_BIN       the binary that becomes the plugin (default: bin/faultgraft of this tree)
+# FAULTGRAFT_LAB_WRAPPER  1: every container goes through `faultgraft runc`; else only with --runtime $FAULTGRAFT_LAB/wrapper/runc
 # FAULTGRAFT_LAB_CGROUP  host: the machine's cgroups (default); v2: a cgroup2 view on /sys/fs/cgroup
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -116,6 +116,11 @@ func Up(ctx context.Context, o Options) (l *Lab, err error) {
 	if err := l.script(ctx, "up"); err != nil {
 		return nil, err
 	}
+	if !l.started && len(o.Env) > 0 { // it runs with another configuration
+		if err := l.Restart(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return l, nil
 }
 
@@ -127,6 +132,11 @@ func (l *Lab) Down() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		err = l.script(ctx, "down")
+	} else if len(l.opts.Env) > 0 && l.Private() {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		l.opts.Env = nil
+		err = l.Restart(ctx)
 	}
 	return errors.Join(err, l.lock.Close())
 }

@@ -12,6 +12,7 @@ import (
 
 var shared struct {
 	sync.Mutex
+	opts Options
 	lab  *Lab
 	err  error
 	skip string
@@ -21,7 +22,11 @@ var shared struct {
 // Main runs a package's tests and takes the lab down after them:
 //
 //	func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
-func Main(m *testing.M) int {
+func Main(m *testing.M) int { return MainWith(m, Options{}) }
+
+// MainWith is Main for a lab with other options.
+func MainWith(m *testing.M, o Options) int {
+	shared.opts = o
 	code := m.Run()
 	shared.Lock()
 	defer shared.Unlock()
@@ -46,7 +51,7 @@ func Require(t testing.TB) *Lab {
 		if shared.skip = unable(); shared.skip == "" {
 			ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 			defer cancel()
-			shared.lab, shared.err = Up(ctx, Options{})
+			shared.lab, shared.err = Up(ctx, shared.opts)
 		}
 	}
 	switch {
