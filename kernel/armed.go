@@ -27,6 +27,9 @@ func (a *Armed) enter(i *instance) error {
 		return fmt.Errorf("read the clock: %w", err)
 	}
 	v := newTarget(a.fault.Rule.Trigger, a.fault.Age, now, a.handle)
+	if v.Runtime, err = runtimesOf(a.fault.PID, a.fault.Cgroup); err != nil {
+		return fmt.Errorf("look at process %d: %w", a.fault.PID, err)
+	}
 	a.way, a.ends = i.way, v.End
 	if i.ring != nil {
 		i.ring.add(a.handle, a)

@@ -79,18 +79,6 @@ func noFail() int32 {
 	return noFailBefore
 }
 
-// ownNames are the names (comm) of what runs in a container's cgroup and is not
-// the container: faultgraft's hooks, which the runtime starts there. The second
-// is that of the binary as an NRI plugin that containerd starts.
-var ownNames = []string{"faultgraft\x00", "10-faultgraft\x00"}
-
-// runtimeNames begin the names of runtimes' processes that have entered the
-// container's cgroup and have not yet executed its program: runc names them
-// "runc:[1:CHILD]" and "runc:[2:INIT]" (libcontainer/nsenter/nsexec.c), crun and
-// youki keep or set these. They are only looked for where a process has not
-// executed anything since its fork.
-var runtimeNames = []string{"runc:[", "crun\x00", "youki:["}
-
 // userProcess lets pass what runs the container's own program. R8 is the task.
 // The thread's name is in its slot afterwards.
 func userProcess(l *layout) asm.Instructions {
@@ -98,6 +86,7 @@ func userProcess(l *layout) asm.Instructions {
 		asm.LoadMem(asm.R7, asm.R8, l.offset("task_struct", "flags"), asm.Word),
 		asm.JSet.Imm(asm.R7, processKernel, labelMiss),
 	}
+	ins = append(ins, entered(l)...)
 	ins = append(ins, loadComm()...)
 	for _, name := range ownNames {
 		ins = append(ins, startsWith(slotComm, name, labelMiss, "not_"+name[:4])...)

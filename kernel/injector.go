@@ -35,6 +35,10 @@ type Fault struct {
 	Rule policy.Rule
 	// Cgroup is where the fault holds, with all below. The root is refused.
 	Cgroup Cgroup
+	// PID is a process of the target. If it has a mount namespace of its own, what is
+	// in the cgroup and still in the one that the container's runtime comes from is
+	// spared. 0: nobody knows of any, and nothing is.
+	PID int
 	// Age is how long the rule's clock (delay, pulses, ttl) has run already.
 	Age time.Duration
 	// Outlive keeps the fault in the kernel when the Injector is closed or its

@@ -30,6 +30,8 @@ type targetState struct {
 	Evaluated, Matched, Injected, Dropped uint64
 	// Taken counts those that asked for one of Times; the first so many get it.
 	Taken uint64
+	// Runtime are the mount namespaces of the target's runtime.
+	Runtime runtimeNamespaces
 }
 
 // Where the fields are.
@@ -50,6 +52,9 @@ const (
 	atInjected
 	atDropped
 	atTaken
+	atRuntime
+	_
+	_
 	targetSize
 )
 

@@ -120,7 +120,7 @@ func (k *kernelFaults) arm(ctx context.Context, s armSpec) (*liveFault, error) {
 		id: newKernelFaultID(), target: s.target, origin: s.origin, who: s.who, since: time.Now(), cgroup: s.cgroup, rule: s.rule, outlive: s.outlive,
 	}
 	k.events.expect(f) // before the first event can come
-	f.armed, err = in.Arm(ctx, kernel.Fault{ID: f.id, Rule: s.rule, Cgroup: s.cgroup, Age: s.age, Outlive: s.outlive})
+	f.armed, err = in.Arm(ctx, kernel.Fault{ID: f.id, Rule: s.rule, Cgroup: s.cgroup, PID: s.target.PID, Age: s.age, Outlive: s.outlive})
 	if err != nil {
 		k.events.forget(f.id)
 		return nil, fmt.Errorf("rule %s: %w", s.rule.FullName(), err)

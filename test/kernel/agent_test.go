@@ -193,7 +193,7 @@ func (a *agent) tryInject(pid int, rule policy.Rule) (string, error) {
 	}
 	a.n++
 	id := fmt.Sprintf("k-%d", a.n)
-	if got := a.ask(request{Arm: &faults.Fault{ID: id, Rule: rule, Cgroup: cgroup}}); got.Error != "" {
+	if got := a.ask(request{Arm: &faults.Fault{ID: id, Rule: rule, Cgroup: cgroup, PID: pid}}); got.Error != "" {
 		return "", errors.New(got.Error)
 	}
 	return id, nil

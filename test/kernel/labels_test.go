@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -110,6 +111,33 @@ func TestKernelLabels(t *testing.T) {
 		r.nerdctl("rm", "-f", "faulted")
 		await(t, "no fault is listed", func() bool { return len(n.ps()) == 0 })
 		awaitNoProgramBut(t, before)
+	})
+
+	t.Run("exec", func(t *testing.T) {
+		r := &runtime{t}
+		n.t = t
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "exit"), exitProgram(t), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		r.nerdctl("run", "-d", "--net", "none", "-v", dir+":/out", "--name", "exec", image, "sleep", "1000")
+		t.Cleanup(func() { r.nerdctl("rm", "-f", "exec") })
+		for _, call := range []string{"read", "write", "openat", "clone"} {
+			if out, err := n.faultgraft("inject", "exec", "--kernel", "hook=syscall:"+call+" error=EIO ttl=30m"); err != nil {
+				t.Fatalf("inject: %v: %s", err, out)
+			}
+		}
+		for range 3 {
+			r.nerdctl("exec", "exec", "/out/exit")
+		}
+		for _, f := range n.ps() {
+			if f.Kernel.Counters.Injected != 0 {
+				t.Errorf("nerdctl exec: %+v", f)
+			}
+			if out, err := n.faultgraft("recover", f.ID); err != nil {
+				t.Errorf("recover: %v: %s", err, out)
+			}
+		}
 	})
 
 	t.Run("outlive", func(t *testing.T) {
