@@ -102,6 +102,7 @@ func startHitter(b *testing.B, what, cgroup string) *hitter {
 	h := &hitter{cmd: exec.Command("/proc/self/exe")}
 	h.cmd.Env = append(os.Environ(), hitsEnv+"="+what)
 	h.cmd.Stderr = os.Stderr
+	h.cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNS} // as a container has
 	var err error
 	if h.in, err = h.cmd.StdinPipe(); err != nil {
 		b.Fatal(err)
@@ -267,7 +268,7 @@ func BenchmarkCost(b *testing.B) {
 					trigger.After = math.MaxInt64
 				}
 				h := startHitter(b, c.hits, cgroup)
-				arm(b, k, trigger)
+				arm(b, k, trigger, h.cmd.Process.Pid)
 				cost(b, h)
 			})
 		}
@@ -289,8 +290,8 @@ func BenchmarkCost(b *testing.B) {
 	})
 }
 
-// arm puts a rule in force in the cgroup /cost/target.
-func arm(b *testing.B, k policy.KernelFault, trigger policy.Trigger) {
+// arm puts a rule in force in the cgroup /cost/target, for a container with this process.
+func arm(b *testing.B, k policy.KernelFault, trigger policy.Trigger, pid int) {
 	b.Helper()
 	in, err := faults.New(faults.Options{})
 	if err != nil {
@@ -313,7 +314,7 @@ func arm(b *testing.B, k policy.KernelFault, trigger policy.Trigger) {
 		b.Fatal(err)
 	}
 	rule := policy.Rule{Name: "cost", Kernel: &k, Trigger: trigger}
-	if _, err := in.Arm(b.Context(), faults.Fault{ID: "cost", Rule: rule, Cgroup: cgroup}); err != nil {
+	if _, err := in.Arm(b.Context(), faults.Fault{ID: "cost", Rule: rule, Cgroup: cgroup, PID: pid}); err != nil {
 		b.Fatal(err)
 	}
 }

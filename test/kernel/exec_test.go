@@ -77,7 +77,7 @@ func TestExecIsSpared(t *testing.T) {
 	for _, on := range all {
 		ids = append(ids, a.inject(c.pid(), on.rule))
 	}
-	for range 20 {
+	for range 8 {
 		exit()
 	}
 	for i, id := range ids {
