@@ -21,12 +21,17 @@ type Config struct {
 	Log                  LogConfig   `json:"log,omitempty"`
 	NRI                  NRIConfig   `json:"nri,omitempty"`
 	Rules                RulesConfig `json:"rules,omitempty"`
+
+	Metrics MetricsConfig `json:"metrics,omitempty"`
+	Audit   AuditConfig   `json:"audit,omitempty"`
 }
 
 // LogConfig says what is logged, and where.
 type LogConfig struct {
 	// Level is debug, info, warn or error; default info.
 	Level string `json:"level,omitempty"`
+	// Format is text or json; default text.
+	Format LogFormat `json:"format,omitempty"`
 	// File takes the log when containerd launched the agent; default daemon.log in the state directory.
 	File string `json:"file,omitempty"`
 }
@@ -121,6 +126,7 @@ func (c Config) level() (*slog.Level, error) {
 
 // merge fills what the options left out from the configuration.
 func (o Options) merge(c Config) Options {
+	o = o.observe(c)
 	if o.StateDir == "" {
 		o.StateDir = c.StateDir
 	}

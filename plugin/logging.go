@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -54,6 +55,15 @@ func (s switchHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 func (s switchHandler) WithGroup(name string) slog.Handler {
 	apply := s.apply
 	return switchHandler{s.to, func(h slog.Handler) slog.Handler { return apply(h).WithGroup(name) }}
+}
+
+// newHandler writes records as text or as one JSON object a line.
+func newHandler(w io.Writer, format string, level slog.Leveler) slog.Handler {
+	o := &slog.HandlerOptions{Level: level}
+	if format == "json" {
+		return slog.NewJSONHandler(w, o)
+	}
+	return slog.NewTextHandler(w, o)
 }
 
 // openLog opens the log file of an agent that containerd launched.

@@ -196,7 +196,7 @@ func newBench(t *testing.T, n *node, dir string, change func(*reconciler)) *benc
 	}
 	reg := &registry{all: map[Key]Container{}}
 	r := &reconciler{
-		grafter: n, lookup: reg, memory: mem, metrics: newMetrics(), log: logTo(t), stateDir: dir,
+		grafter: n, lookup: reg, memory: mem, metrics: newMetrics(""), log: logTo(t), stateDir: dir,
 		check: func(pid int) (uint64, error) {
 			start, err := startTime(pid)
 			if err != nil {

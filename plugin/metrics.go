@@ -1,7 +1,9 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
+	"runtime"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,9 +26,12 @@ type metrics struct {
 	nri          *prometheus.HistogramVec
 	late         prometheus.Counter
 	connected    *prometheus.GaugeVec
+	// eventDelay is from when containerd made an event until it was looked at.
+	eventDelay *prometheus.HistogramVec
 }
 
-func newMetrics() *metrics {
+// newMetrics makes them; version is this build's.
+func newMetrics(version string) *metrics {
 	buckets := prometheus.ExponentialBuckets(0.0001, 2.5, 12) // 0.1 ms to 2.4 s
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
@@ -51,7 +56,12 @@ func newMetrics() *metrics {
 		connected: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "faultgraft_connected",
 			Help: "1 while the agent is connected to the source, else 0."}, []string{"source"}),
 	}
-	m.registry.MustRegister(m.seen, m.problems, m.grafts, m.kernelFaults, m.pause, m.longest, m.reconcile, m.nri, m.late, m.connected,
+	m.eventDelay = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "faultgraft_event_delay_seconds",
+		Help: "From when containerd made an event until the agent took it up, by topic.", Buckets: buckets}, []string{"topic"})
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "faultgraft_build_info",
+		Help: "1, with the version of the agent and what it was built for."}, []string{"version", "goversion", "goarch"})
+	build.WithLabelValues(cmp.Or(version, "devel"), runtime.Version(), runtime.GOARCH).Set(1)
+	m.registry.MustRegister(m.eventDelay, build, m.seen, m.problems, m.grafts, m.kernelFaults, m.pause, m.longest, m.reconcile, m.nri, m.late, m.connected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, s := range []string{sourceNRI, sourceContainerd} {
 		m.connected.WithLabelValues(s).Set(0)

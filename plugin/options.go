@@ -69,6 +69,15 @@ type Options struct {
 	// DefaultTTL and MaxTTL bound the life of rules from labels; 0 leaves them to package policy.
 	DefaultTTL time.Duration
 	MaxTTL     time.Duration
+	// MetricsListen is a TCP address for metrics and health, read-only; empty: none. MetricsRemote: it may be one that other machines reach.
+	MetricsListen string
+	MetricsRemote bool
+	// Audit says where the audit log is.
+	Audit keeper.Audit
+	// LogFormat is text or json; empty: text.
+	LogFormat string
+	// Version is this build's, for metrics.
+	Version string
 	// Logger is where the agent logs. Nil: standard error by hand, the file daemon.log in the state directory when containerd launched this process.
 	Logger *slog.Logger
 }
@@ -119,5 +128,9 @@ func (o Options) validate() error {
 	if slices.Contains(o.ContainerdNamespaces, "") || slices.Contains(o.ProtectedNamespaces, "") {
 		errs = append(errs, errors.New("an empty namespace in a list of namespaces: remove it"))
 	}
+	if o.MetricsListen != "" {
+		errs = append(errs, checkListen(o.MetricsListen, o.MetricsRemote))
+	}
+	errs = append(errs, checkAudit(o.Audit), checkLogFormat(o.LogFormat))
 	return errors.Join(errs...)
 }

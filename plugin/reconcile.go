@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/policy"
 )
 
@@ -369,6 +370,9 @@ func (r *reconciler) store(pid int, c Container, out outcome, problems []*policy
 		}
 		r.metrics.problems.WithLabelValues(kind).Inc()
 		r.log.Warn(what, "container", c.String(), "name", c.DisplayName(), "problem", p)
+		if kind == "label" { // of kernel rules it is on record already
+			r.refused(&c, p)
+		}
 	}
 	if was != out.state || wasReason != out.reason {
 		switch out.state {
@@ -379,11 +383,21 @@ func (r *reconciler) store(pid int, c Container, out outcome, problems []*policy
 			if len(problems)+len(c.refusals) == 0 {
 				r.metrics.problems.WithLabelValues("protected").Inc()
 				r.log.Warn("refused a protected container", "container", c.String(), "name", c.DisplayName(), "reason", out.reason)
+				r.refused(&c, out.reason)
 			}
 		}
 	}
 	if retry {
 		r.queue.addAfter(c.Key, r.firstRetry<<(attempts-1))
+	}
+}
+
+// refused puts it on record that a container does not get what its labels ask for.
+func (r *reconciler) refused(c *Container, why string) {
+	e := keeper.Event{Type: keeper.EventRefused, Target: c.ID, Name: c.DisplayName(), By: keeper.OriginLabel, Message: why}
+	if err := keeper.WriteEvent(r.stateDir, e); err != nil {
+		r.metrics.problems.WithLabelValues("audit").Inc()
+		r.log.Error("a refusal is not on record", "container", c.String(), "err", err)
 	}
 }
 

@@ -30,7 +30,7 @@ func Run(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
-	a := &agent{base: opts, metrics: newMetrics(), configured: make(chan struct{}), kick: make(chan struct{}, 1)}
+	a := &agent{base: opts, metrics: newMetrics(opts.Version), configured: make(chan struct{}), kick: make(chan struct{}, 1)}
 	a.nri.gauge = a.metrics.connected.WithLabelValues(sourceNRI)
 	a.containerd.gauge = a.metrics.connected.WithLabelValues(sourceContainerd)
 	a.nri.set(false, errConnecting)
@@ -57,13 +57,16 @@ var errConnecting = errors.New("connecting")
 
 // agent is one run of the agent.
 type agent struct {
-	base    Options // as the caller gave them
-	opts    Options // with the configuration and the defaults
-	log     *slog.Logger
-	handler *switchHandler // nil: the caller's logger
-	level   slog.LevelVar
-	logFile *os.File
-	metrics *metrics
+	base     Options // as the caller gave them
+	opts     Options // with the configuration and the defaults
+	log      *slog.Logger
+	handler  *switchHandler // nil: the caller's logger
+	launched bool           // by containerd
+	level    slog.LevelVar
+	logFile  *os.File
+	metrics  *metrics
+	// listener serves metrics over TCP; nil: nobody asked for it.
+	listener *listener
 
 	loop       *reconciler
 	runtime    *containerdRuntime
@@ -81,10 +84,8 @@ func (a *agent) openLogger(launched bool) {
 		a.log = a.base.Logger
 		return
 	}
-	h := newSwitchHandler(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &a.level}))
-	if launched {
-		a.handler = &h // standard error is /dev/null: setup names a file
-	}
+	h := newSwitchHandler(newHandler(os.Stderr, a.base.LogFormat, &a.level))
+	a.handler, a.launched = &h, launched
 	a.log = slog.New(h)
 }
 
@@ -104,6 +105,9 @@ func (a *agent) setup(c Config) error {
 		return fmt.Errorf("state directory: %w", err)
 	}
 	if err := a.applyLog(c, o.StateDir); err != nil {
+		return err
+	}
+	if err := keeper.SetAudit(o.StateDir, o.Audit); err != nil {
 		return err
 	}
 	mem, warning, err := loadMemory(o.StateDir, time.Now())
@@ -156,7 +160,7 @@ func (a *agent) applyLog(c Config, stateDir string) error {
 		return err
 	}
 	if a.base.Logger != nil {
-		if level != nil || c.Log.File != "" {
+		if c.Log != (LogConfig{}) {
 			a.log.Warn("the configuration's log section does not apply: this agent was given its log by its caller")
 		}
 		return nil
@@ -164,13 +168,16 @@ func (a *agent) applyLog(c Config, stateDir string) error {
 	if level != nil {
 		a.level.Set(*level)
 	}
-	if a.handler != nil && a.logFile == nil {
+	format := a.base.observe(c).LogFormat
+	if !a.launched {
+		a.handler.set(newHandler(os.Stderr, format, &a.level))
+	} else if a.logFile == nil { // standard error is /dev/null
 		f, err := openLog(c.Log, stateDir)
 		if err != nil {
 			return err
 		}
 		a.logFile = f
-		a.handler.set(slog.NewTextHandler(f, &slog.HandlerOptions{Level: &a.level}))
+		a.handler.set(newHandler(f, format, &a.level))
 	}
 	return nil
 }
@@ -275,11 +282,14 @@ func (a *agent) followNRI(ctx context.Context) {
 func (a *agent) run(ctx context.Context, body func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	srv := &server{loop: a.loop, log: a.log, health: a.health}
+	srv := &server{loop: a.loop, log: a.log, health: a.health, ready: a.readiness}
 	watch := &watcher{runtime: a.runtime, loop: a.loop, state: &a.containerd, log: a.log, kick: a.kick}
 	if err := a.loop.faults.adopt(); err != nil {
 		a.metrics.problems.WithLabelValues("kernel").Inc()
 		a.log.Error("kernel faults that outlived an earlier agent", "err", err)
+	}
+	if a.opts.MetricsListen != "" {
+		a.listener = newListener(a.opts.MetricsListen, a.metrics, a.health, a.readiness, a.log)
 	}
 	var wg sync.WaitGroup
 	errs := make(chan error, 2)
@@ -297,6 +307,9 @@ func (a *agent) run(ctx context.Context, body func(context.Context) error) error
 		a.log.Info("the agent runs", "pid", os.Getpid(), "stateDir", a.opts.StateDir)
 		wg.Go(func() { watch.run(ctx) })
 		wg.Go(func() { a.loop.ledger.run(ctx) })
+		if a.listener != nil {
+			wg.Go(func() { a.listener.run(ctx) })
+		}
 		wg.Go(func() {
 			defer cancel()
 			errs <- body(ctx)

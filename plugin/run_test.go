@@ -288,7 +288,7 @@ func TestLaunchedWithABadConfiguration(t *testing.T) {
 }
 
 func TestConfigurationOfARunningAgent(t *testing.T) {
-	a := &agent{base: Options{Grafter: &node{}, StateDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}, metrics: newMetrics(), configured: make(chan struct{}), kick: make(chan struct{}, 1)}
+	a := &agent{base: Options{Grafter: &node{}, StateDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}, metrics: newMetrics(""), configured: make(chan struct{}), kick: make(chan struct{}, 1)}
 	if err := a.setup(Config{}); err != nil {
 		t.Fatal(err)
 	}

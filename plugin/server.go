@@ -11,8 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/plugin/wire"
 )
@@ -48,6 +46,7 @@ const refreshTimeout = 2 * time.Second
 type server struct {
 	loop   *reconciler
 	health func() Health
+	ready  func() Readiness
 	log    *slog.Logger
 }
 
@@ -88,9 +87,8 @@ func (s *server) handler() http.Handler {
 	s.kernelRoutes(mux)
 	s.stopRoutes(mux)
 	mux.HandleFunc("GET /v1/healthz", func(w http.ResponseWriter, _ *http.Request) { s.write(w, s.health()) })
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.loop.metrics.registry, promhttp.HandlerOpts{
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,
-	}))
+	healthRoutes(mux, s.health, s.ready)
+	mux.Handle("GET /metrics", s.loop.metrics.handler(s.log))
 	return mux
 }
 

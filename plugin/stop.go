@@ -99,11 +99,7 @@ var ErrNoPolicy = errors.New("no such policy")
 
 // log writes to the node's event log.
 func (s *stopper) log(t keeper.EventType, by, message string) error {
-	l, err := keeper.OpenEventLog(s.stateDir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(l.Write(keeper.Event{Type: t, Who: by, Message: message}), l.Close())
+	return keeper.WriteEvent(s.stateDir, keeper.Event{Type: t, Who: by, Message: message})
 }
 
 // stopAll ends all faults side by side, also those that nobody holds. It gives their ids.

@@ -74,6 +74,7 @@ it connects to the NRI socket.`,
 			if c.Flags().Changed("state-dir") || os.Getenv("FAULTGRAFT_STATE") != "" {
 				o.StateDir = g.stateDir
 			}
+			o.Version = version
 			return plugin.Run(c.Context(), o)
 		},
 	}

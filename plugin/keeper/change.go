@@ -203,7 +203,7 @@ func (k *keeper) changeRules(h *held, c Change, who string) (Graft, error) {
 	g := h.Graft
 	g.Rules, g.Report, g.Added, g.Pause = status, rep, added, pauseOf(rep)
 	k.mu.Unlock()
-	k.log(Event{Type: EventRules, Graft: h.ID, Path: h.Path, By: c.Origin, Who: who, PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: describeChange(was, next, rep)})
+	k.log(Event{Type: EventRules, Graft: h.ID, Path: h.Path, By: c.Origin, Who: who, Rules: texts(next), PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: describeChange(was, next, rep)})
 	return g, nil
 }
 
@@ -238,6 +238,15 @@ func union(next, was []activeRule) []activeRule {
 // has: a rule of a graft is known by its full name and its start.
 func has(rules []activeRule, r activeRule) bool {
 	return slices.ContainsFunc(rules, func(o activeRule) bool { return o.FullName() == r.FullName() && o.start.Equal(r.start) })
+}
+
+// texts are rules as the event log has them.
+func texts(rules []activeRule) []string {
+	out := make([]string, 0, len(rules))
+	for _, r := range rules {
+		out = append(out, fmt.Sprintf("%s: %s (seed %d)", r.FullName(), r.Text, r.Trigger.Seed))
+	}
+	return out
 }
 
 // describeChange is for the event log.

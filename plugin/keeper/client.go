@@ -48,15 +48,9 @@ const (
 // Inject grafts a layer over a path of the target, with a keeper started if it
 // has none. On an error the target is as it was before. ErrStopped: the node is stopped.
 func (c *Client) Inject(ctx context.Context, t Target, req Request) (Graft, error) {
-	if err := CheckStopped(c.StateDir); err != nil {
-		return Graft{}, err // before a keeper is started for it
-	}
-	place, err := graft.CheckTarget(t.PID)
+	place, err := c.admit(t)
 	if err != nil {
-		return Graft{}, err
-	}
-	if t.StartTime != 0 && t.StartTime != place.StartTime {
-		return Graft{}, fmt.Errorf("pid %d: the process has ended, another one has its id now", t.PID)
+		return Graft{}, errors.Join(err, c.refused(t, req, err))
 	}
 	t.StartTime = place.StartTime
 	key := keyOf(place)
@@ -78,6 +72,30 @@ func (c *Client) Inject(ctx context.Context, t Target, req Request) (Graft, erro
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// admit looks at a target before a keeper is started for it.
+func (c *Client) admit(t Target) (graft.Target, error) {
+	if err := CheckStopped(c.StateDir); err != nil {
+		return graft.Target{}, err
+	}
+	place, err := graft.CheckTarget(t.PID)
+	if err == nil && t.StartTime != 0 && t.StartTime != place.StartTime {
+		err = fmt.Errorf("pid %d: the process has ended, another one has its id now", t.PID)
+	}
+	return place, err
+}
+
+// refused puts it on record that nothing was done; a keeper does the same of what it refuses.
+func (c *Client) refused(t Target, req Request, why error) error {
+	e := Event{
+		Type: EventRefused, Target: t.ID, Name: t.Name, By: req.Origin, Who: wire.Self(), Path: req.Path,
+		Rules: texts(activate(req.Rules, time.Now())), Message: why.Error(),
+	}
+	if err := WriteEvent(c.StateDir, e); err != nil && !errors.Is(err, os.ErrPermission) { // somebody who may not graft anyway
+		return fmt.Errorf("put the refusal on record: %w", err)
+	}
+	return nil
 }
 
 // start makes sure that the target has a keeper.

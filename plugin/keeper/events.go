@@ -47,6 +47,8 @@ type Event struct {
 	Who  string `json:"who,omitempty"`
 	Path string `json:"path,omitempty"`
 	Rule string `json:"rule,omitempty"`
+	// Rules are those that were put in force, as NAME: TEXT.
+	Rules []string `json:"rules,omitempty"`
 	// Policy is the FaultPolicy that the rule comes from.
 	Policy string `json:"policy,omitempty"`
 	Op     string `json:"op,omitempty"`
@@ -91,7 +93,8 @@ const maxEventLog = 64 << 20
 // EventLog appends events to the node's log. Several processes write to it; a
 // line is one write(2) to a file opened O_APPEND, so lines do not mix.
 type EventLog struct {
-	f *os.File
+	dir stateDir
+	f   *os.File
 }
 
 // OpenEventLog opens the log in the state directory for appending.
@@ -109,10 +112,10 @@ func OpenEventLog(dir string) (*EventLog, error) {
 	if err != nil {
 		return nil, fmt.Errorf("event log: %w", err)
 	}
-	return &EventLog{f: f}, nil
+	return &EventLog{dir: d, f: f}, nil
 }
 
-// Write appends one event.
+// Write appends one event, to the audit log too if it belongs there.
 func (l *EventLog) Write(e Event) error {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
@@ -121,8 +124,21 @@ func (l *EventLog) Write(e Event) error {
 	if err != nil {
 		return err
 	}
-	_, err = l.f.Write(append(b, '\n'))
+	b = append(b, '\n')
+	_, err = l.f.Write(b)
+	if e.Type.audited() {
+		err = errors.Join(err, writeAudit(l.dir, b))
+	}
 	return err
+}
+
+// WriteEvent appends one event to the log of a state directory.
+func WriteEvent(dir string, e Event) error {
+	l, err := OpenEventLog(string(orDefault(dir)))
+	if err != nil {
+		return err
+	}
+	return errors.Join(l.Write(e), l.Close())
 }
 
 // Close closes the log.

@@ -66,7 +66,7 @@ func (k *keeper) inject(req Request, who string) (Graft, error) {
 		if made {
 			k.end(h.ID, endDeadline) // the layer was made; that it was never mounted is no reason for it to stay
 		}
-		k.log(Event{Type: EventRefused, Graft: h.ID, Path: h.Path, By: h.Origin, Who: who, Message: err.Error()})
+		k.log(Event{Type: EventRefused, Graft: h.ID, Path: h.Path, By: h.Origin, Who: who, Rules: texts(activate(req.Rules, time.Now())), Message: err.Error()})
 		k.endIfIdle()
 		return Graft{}, err
 	}
@@ -108,7 +108,7 @@ func (k *keeper) graft(h *held, who string) (Graft, error) {
 	g := h.Graft
 	g.Rules, g.Report = status, rep
 	k.mu.Unlock()
-	k.log(Event{Type: EventGraft, Graft: h.ID, Path: h.Path, By: h.Origin, Who: who, PauseMs: h.PauseMs, LongestPauseMs: h.LongestPauseMs, Message: fmt.Sprintf("%d objects swapped, %d left, %d processes stopped", len(rep.Swapped), len(rep.Skipped), len(rep.Stopped))})
+	k.log(Event{Type: EventGraft, Graft: h.ID, Path: h.Path, By: h.Origin, Who: who, Rules: texts(h.rules), PauseMs: h.PauseMs, LongestPauseMs: h.LongestPauseMs, Message: fmt.Sprintf("%d objects swapped, %d left, %d processes stopped", len(rep.Swapped), len(rep.Skipped), len(rep.Stopped))})
 	return g, nil
 }
 

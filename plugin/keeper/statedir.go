@@ -17,6 +17,7 @@ const DefaultStateDir = "/run/faultgraft"
 // stateDir lays the state directory out:
 //
 //	events.jsonl              what happened on this node, one JSON object a line
+//	audit.jsonl               who did what, unless audit.json names another file; see Audit
 //	ended/GRAFT.json          what a graft did that is over, until the agent has counted it
 //	daemon.sock, daemon.json  the daemon's
 //	stopped.json              no fault starts on this node; see Stopped
@@ -91,13 +92,15 @@ func Purge(dir string) error {
 			return fmt.Errorf("purge %s: keeper %s still runs; recover its grafts first", dir, k)
 		}
 	}
-	names := []string{"events.jsonl", "events.jsonl.1", "daemon.json", "stopped.json", "daemon.log", "daemon.log.1", "counters.json", "counters.json.corrupt"}
-	corrupt, err := filepath.Glob(filepath.Join(escapeGlob(dir), "daemon.json.corrupt-*"))
-	if err != nil {
-		return err
-	}
-	for _, c := range corrupt {
-		names = append(names, filepath.Base(c))
+	names := []string{"events.jsonl", "events.jsonl.1", "daemon.json", "stopped.json", "daemon.log", "daemon.log.1", "counters.json", "counters.json.corrupt", "audit.json", "audit.jsonl"}
+	for _, pattern := range []string{"daemon.json.corrupt-*", "audit.jsonl.*"} {
+		found, err := filepath.Glob(filepath.Join(escapeGlob(dir), pattern))
+		if err != nil {
+			return err
+		}
+		for _, f := range found {
+			names = append(names, filepath.Base(f))
+		}
 	}
 	for _, name := range names {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
