@@ -34,6 +34,7 @@ func TestCommandsOfTheDocs(t *testing.T) {
 			text := strings.ReplaceAll(block[2], "\\\n", " ")
 			for line := range strings.SplitSeq(text, "\n") {
 				line, isCommand := strings.CutPrefix(strings.TrimSpace(line), "$ ")
+				line, _, _ = strings.Cut(line, "  #")
 				if block[1] == "console" && !isCommand {
 					continue // what a command prints
 				}
