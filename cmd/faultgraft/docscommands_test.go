@@ -35,6 +35,7 @@ func TestCommandsOfTheDocs(t *testing.T) {
 			for line := range strings.SplitSeq(text, "\n") {
 				line, isCommand := strings.CutPrefix(strings.TrimSpace(line), "$ ")
 				line, _, _ = strings.Cut(line, "  #")
+				line = strings.TrimSpace(line)
 				if block[1] == "console" && !isCommand {
 					continue // what a command prints
 				}
