@@ -23,17 +23,18 @@ type outcome struct {
 // reasonOver is why a container with rules has no fault any more.
 const reasonOver = "its rules are over for this task: their ttl has ended or they were recovered"
 
-// bring does the work for one container. c.StartTime and c.Protected are filled in.
+// bring does the work for one container that examine has looked at.
 func (r *reconciler) bring(ctx context.Context, c *Container, result policy.Result) outcome {
-	c.Protected = r.protected(c)
 	labelled := hasRules(c.Labels)
+	asks := labelled || len(result.Rules) > 0
 	if err := r.endKernelTask(c); err != nil {
 		return outcome{state: StateFailed, reason: err.Error(), retry: true}
 	}
 	if c.PID == 0 {
 		r.forget(c.Key)
-		c.StartTime = 0
 		switch {
+		case c.ended:
+			return outcome{StateNone, "its task has ended", false}
 		case result.Disabled:
 			return outcome{StateExcluded, "enable" + domain + "=false", false}
 		case labelled && c.Protected != "":
@@ -45,16 +46,6 @@ func (r *reconciler) bring(ctx context.Context, c *Container, result policy.Resu
 		}
 		return outcome{StateNone, "no task", false}
 	}
-	start, err := r.check(c.PID)
-	if err != nil && start == 0 {
-		r.forget(c.Key)
-		c.PID, c.StartTime = 0, 0
-		return outcome{StateNone, "its task has ended", false}
-	}
-	c.StartTime = start
-	if err != nil && c.Protected == "" {
-		c.Protected = err.Error()
-	}
 	if c.Protected != "" {
 		if err := r.endKernelFaults(c, c.Protected); err != nil {
 			return outcome{StateFailed, err.Error(), true}
@@ -65,7 +56,7 @@ func (r *reconciler) bring(ctx context.Context, c *Container, result policy.Resu
 		return outcome{StateNone, c.Protected, false}
 	}
 	// Without rules now or before there is nothing that the agent could have put there.
-	if !labelled && len(r.memory.rules(c.Key, c.PID, c.StartTime)) == 0 && c.State == StateNone {
+	if !asks && len(r.memory.rules(c.Key, c.PID, c.StartTime)) == 0 && c.State == StateNone {
 		return outcome{state: StateNone}
 	}
 	grafts, err := r.ownGrafts(ctx, c, result.Disabled)
@@ -79,7 +70,7 @@ func (r *reconciler) bring(ctx context.Context, c *Container, result policy.Resu
 		}
 		return outcome{StateExcluded, "enable" + domain + "=false", false}
 	}
-	if why := r.stopped(); why != "" && labelled {
+	if why := r.stopped(); why != "" && asks {
 		return outcome{StatePending, why, false}
 	}
 	return r.carryOut(ctx, c, result, grafts)
@@ -124,6 +115,13 @@ func (r *reconciler) carryOutGrafts(ctx context.Context, c *Container, result po
 		return outcome{StateFailed, err.Error(), true}
 	}
 	applied := p.applied
+	for _, a := range applied {
+		if a.Graft != "" && slices.ContainsFunc(p.keep, func(g keeper.Graft) bool { return g.ID == a.Graft }) {
+			c.inPlace = append(c.inPlace, a.key())
+		} else {
+			c.over = append(c.over, a.key())
+		}
+	}
 	var failures []string
 	// do has rules put into force. They are remembered before it is done: if the agent
 	// dies in between, their time runs from here.
@@ -135,6 +133,7 @@ func (r *reconciler) carryOutGrafts(ctx context.Context, c *Container, result po
 			applied = before
 			return
 		}
+		r.at(c, StateGrafting)
 		g, err := graft()
 		if err != nil {
 			failures = append(failures, fmt.Sprintf("%s: %v", path, err))
@@ -143,7 +142,9 @@ func (r *reconciler) carryOutGrafts(ctx context.Context, c *Container, result po
 		}
 		for i := len(before); i < len(applied); i++ {
 			applied[i].Done, applied[i].Graft = true, g.ID
+			c.inPlace = append(c.inPlace, applied[i].key())
 		}
+		c.pausedMs += g.PauseMs
 		p.keep = append(p.keep, g)
 	}
 	for _, u := range p.update {
@@ -233,6 +234,9 @@ func (r *reconciler) update(ctx context.Context, c *Container, u ruleChange) (ke
 		return g, err
 	}
 	r.metrics.grafts.WithLabelValues("changed").Inc()
+	c.count(slices.DeleteFunc(slices.Clone(u.graft.Rules), func(was keeper.RuleStatus) bool { // as it was last seen
+		return slices.ContainsFunc(g.Rules, func(now keeper.RuleStatus) bool { return keyOfStatus(now) == keyOfStatus(was) })
+	}))
 	r.metrics.paused("change", g)
 	r.log.Info("rules changed", "container", c.String(), "name", c.DisplayName(), "path", u.graft.Path, "graft", g.ID, "new", g.Added, "pauseMs", g.PauseMs, "longestPauseMs", g.LongestPauseMs)
 	return g, nil
@@ -241,6 +245,7 @@ func (r *reconciler) update(ctx context.Context, c *Container, u ruleChange) (ke
 func (r *reconciler) recoverAll(ctx context.Context, c *Container, grafts []keeper.Graft) error {
 	var errs []error
 	for _, g := range grafts {
+		r.at(c, StateReverting)
 		gctx, cancel := context.WithTimeout(ctx, graftTimeout)
 		off, err := r.grafter.Ungraft(gctx, g.ID)
 		cancel()
@@ -250,6 +255,8 @@ func (r *reconciler) recoverAll(ctx context.Context, c *Container, grafts []keep
 		}
 		if err == nil {
 			r.metrics.paused("ungraft", off)
+			c.pausedMs += off.PauseMs
+			c.count(off.Rules)
 		}
 		r.metrics.grafts.WithLabelValues("recovered").Inc()
 		r.log.Info("recovered", "container", c.String(), "name", c.DisplayName(), "path", g.Path, "graft", g.ID)

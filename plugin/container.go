@@ -24,6 +24,9 @@ const (
 	StateRefused State = "refused"
 	// StateFailed: a graft could not be made.
 	StateFailed State = "failed"
+	// StateGrafting and StateReverting: faults are being put in place, or taken off.
+	StateGrafting  State = "grafting"
+	StateReverting State = "reverting"
 	// StateExcluded: enable.faultgraft.io=false.
 	StateExcluded State = "excluded"
 )
@@ -59,6 +62,10 @@ type Container struct {
 	Since  time.Time `json:"since"`
 	// Problems are errors in its labels, and rules that cannot be carried out here, one line each.
 	Problems []string `json:"problems,omitempty"`
+	// Required: a policy asks that it does not start without its faults.
+	Required bool `json:"required,omitempty"`
+	// PauseMs is how long its processes stood still in the last graft, ungraft or change of rules, milliseconds.
+	PauseMs float64 `json:"pauseMs,omitempty"`
 	// Grafts are the ids of the grafts and kernel faults on it now, whoever asked for them.
 	Grafts []string `json:"grafts,omitempty"`
 	// Protected says why no fault may touch it; empty: one may.
@@ -68,6 +75,17 @@ type Container struct {
 	annotated map[string]bool
 	// refusals are kernel rules that cannot be carried out here, one line each.
 	refusals []string
+	// meta is what it and its pod say about themselves, each by itself.
+	meta metadata
+	// ended: its task has ended, though containerd did not say so yet.
+	ended bool
+	// unmet are rules that policies ask for and that are not even tried, one line each.
+	unmet []string
+	// What a run of the loop did: rules that are in force, rules that are over for this
+	// task, how long processes stood still, and the faults of policies' rules that ended.
+	inPlace, over []ruleKey
+	pausedMs      float64
+	hits          map[string]uint64
 }
 
 // Where a container was seen.

@@ -376,25 +376,20 @@ func (l *faultLedger) liveIDs() []string {
 	return ids
 }
 
-// injected is how many faults the rules of a policy have injected on this node since it is counted.
-func (l *faultLedger) injected(ctx context.Context, policy string) (uint64, error) {
-	_, err := l.collect(ctx)
-	var n uint64
+// byPolicy are the faults that policies have injected, as they were last seen.
+func (l *faultLedger) byPolicy() map[string]uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	n := map[string]uint64{}
 	for k, t := range l.over {
-		if k.Policy == policy {
-			n += t.N
-		}
+		n[k.Policy] += t.N
 	}
 	for _, c := range l.live {
 		for _, r := range c.rows {
-			if r.Policy == policy {
-				n += r.Count
-			}
+			n[r.Policy] += r.Count
 		}
 	}
-	return n, err
+	return n
 }
 
 // save writes the file; l.mu is held.

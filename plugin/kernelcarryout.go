@@ -90,7 +90,7 @@ func makeKernelPlan(rules []policy.Rule, live []*liveFault, cgroup kernel.Cgroup
 			continue
 		}
 		i := slices.IndexFunc(applied, func(a appliedRule) bool { return a.Kernel && a.key() == k })
-		if i >= 0 && (applied[i].Over || now.Sub(applied[i].Since) >= r.Trigger.TTL) {
+		if i >= 0 && (applied[i].Over || r.Policy == "" && now.Sub(applied[i].Since) >= r.Trigger.TTL) {
 			a := applied[i]
 			a.Over = true
 			p.over = append(p.over, a)
@@ -124,7 +124,11 @@ func (r *reconciler) carryOutKernel(ctx context.Context, c *Container, rules []p
 	}
 	out.active, out.ended = len(p.keep), len(p.over)
 	remember := slices.Clone(p.over)
+	for _, a := range p.over {
+		c.over = append(c.over, a.key())
+	}
 	for _, f := range p.keep {
+		c.inPlace = append(c.inPlace, keyOf(f.rule))
 		r.faults.settle(f, c.Target())
 		a, _ := r.appliedKernel(f.rule, applied, f.since)
 		remember = append(remember, a)
@@ -140,7 +144,11 @@ func (r *reconciler) carryOutKernel(ctx context.Context, c *Container, rules []p
 			out.failures = append(out.failures, fmt.Sprintf("rule %s: not armed: %v", rule.FullName(), err))
 			continue
 		}
-		if err := r.armFor(ctx, c, cgroup, rule, r.now().Sub(a.Since)); err != nil {
+		age := r.now().Sub(a.Since)
+		if rule.Policy != "" {
+			age = 0 // what is left of it is what the policy asks for
+		}
+		if err := r.armFor(ctx, c, cgroup, rule, age); err != nil {
 			if r.cannot(rule, err) {
 				out.refusals = append(out.refusals, err.Error())
 			} else {
@@ -152,6 +160,7 @@ func (r *reconciler) carryOutKernel(ctx context.Context, c *Container, rules []p
 			continue
 		}
 		out.active++
+		c.inPlace = append(c.inPlace, keyOf(rule))
 		remember = append(remember, a)
 	}
 	if err := r.memory.setKernel(c.Key, c.PID, c.StartTime, remember); err != nil {

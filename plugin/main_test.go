@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/plugin/policies"
 )
 
 func TestMain(m *testing.M) {
@@ -59,7 +60,7 @@ func (n *node) Inject(ctx context.Context, t keeper.Target, req keeper.Request) 
 		if r.Trigger.TTL <= 0 || !r.Trigger.Seeded {
 			return keeper.Graft{}, fmt.Errorf("rule %s: ttl %v, seeded %v", r.Name, r.Trigger.TTL, r.Trigger.Seeded)
 		}
-		g.Rules = append(g.Rules, keeper.RuleStatus{Name: r.Name, Text: r.Text, Expires: time.Now().Add(r.Trigger.TTL)})
+		g.Rules = append(g.Rules, keeper.RuleStatus{Name: r.Name, Policy: r.Policy, Run: r.Run, Text: r.Text, Expires: time.Now().Add(r.Trigger.TTL)})
 	}
 	n.grafts = append(n.grafts, g)
 	g.Rules = slices.Clone(g.Rules)
@@ -106,13 +107,13 @@ func (n *node) Update(_ context.Context, id string, c keeper.Change) (keeper.Gra
 		have := slices.DeleteFunc(slices.Clone(g.Rules), func(r keeper.RuleStatus) bool { return r.Expired })
 		var next []keeper.RuleStatus
 		for _, r := range c.Rules {
-			k := slices.IndexFunc(have, func(h keeper.RuleStatus) bool { return h.Name == r.Name && h.Text == r.Text })
+			k := slices.IndexFunc(have, func(h keeper.RuleStatus) bool { return keyOfStatus(h) == keyOf(r) })
 			if k >= 0 {
 				next = append(next, have[k])
 				continue
 			}
-			next = append(next, keeper.RuleStatus{Name: r.Name, Text: r.Text, Expires: time.Now().Add(r.Trigger.TTL)})
-			g.Added = append(g.Added, r.Name)
+			next = append(next, keeper.RuleStatus{Name: r.Name, Policy: r.Policy, Run: r.Run, Text: r.Text, Expires: time.Now().Add(r.Trigger.TTL)})
+			g.Added = append(g.Added, r.FullName())
 		}
 		n.grafts[i].Rules, g.Rules = next, slices.Clone(next)
 		n.changed++
@@ -218,6 +219,9 @@ func newBench(t *testing.T, n *node, dir string, change func(*reconciler)) *benc
 		t.Fatal(err, warning)
 	}
 	r.open(ctx, settingsOf(Options{}.withDefaults()))
+	if err := r.openPolicies(policies.Options{}); err != nil {
+		t.Fatal(err)
+	}
 	r.metrics.registry.MustRegister(liveCollector{r})
 	t.Cleanup(func() {
 		r.queue.close()

@@ -15,8 +15,9 @@ import (
 const criNamespace = "k8s.io"
 
 // nriPlugin answers NRI. Its errors would fail the request that the runtime is
-// about, so after Configure it returns none: a fault is never a reason not to
-// start a container.
+// about, so after Configure it returns none, but for the start of a container
+// that a policy with `required: true` has chosen and whose faults are not there:
+// else a fault is never a reason not to start a container.
 type nriPlugin struct {
 	// loop is there once Configure has returned.
 	loop      func() *reconciler
@@ -76,12 +77,18 @@ func (p *nriPlugin) StartContainer(ctx context.Context, pod *api.PodSandbox, con
 	}
 	budget := time.NewTimer(p.budget())
 	defer budget.Stop()
+	late := true
 	select {
 	case <-done:
+		late = false
 	case <-ctx.Done():
 		p.late(c, begin, ctx.Err())
 	case <-budget.C:
 		p.late(c, begin, nil)
+	}
+	if err := p.loop().startable(c.Key, late); err != nil {
+		p.log.Error("a container must not start", "container", c.String(), "name", c.DisplayName(), "err", err)
+		return err
 	}
 	return nil
 }
@@ -137,6 +144,7 @@ func fromNRI(pod *api.PodSandbox, c *api.Container) Container {
 		out.Name = out.ID
 	}
 	out.Labels, out.annotated = m.merge()
+	out.meta = m
 	return out
 }
 

@@ -84,7 +84,7 @@ func makePlan(c *Container, rules []policy.Rule, grafts []keeper.Graft, applied 
 		if known {
 			since = a.Since
 		}
-		if known || lives { // a rule that is moved to another graft keeps its clock
+		if (known || lives) && r.Policy == "" { // a rule that is moved to another graft keeps its clock; those of policies come aged
 			r.Trigger = r.Trigger.Aged(now.Sub(since))
 		}
 		if known && !lives && (a.Done || r.Trigger.TTL <= 0) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/plugin/policies"
 	"github.com/faultgraft/faultgraft/policy"
 )
 
@@ -62,6 +63,8 @@ type reconciler struct {
 	ledger   *faultLedger
 	log      *slog.Logger
 	stateDir string
+	// policies are those of the node; nil: it has none.
+	policies *policySide
 	settings atomic.Pointer[settings]
 	// check looks at a container's first process: when it started, or why it must not be touched.
 	check func(pid int) (start uint64, err error)
@@ -87,6 +90,10 @@ type record struct {
 	version int
 	// attempts counts failed grafts of this task.
 	attempts int
+	// told are the policies, with their runs, that were said to be in place or on their way there.
+	told map[string]uint64
+	// doing is what a run of the loop is at; empty: nothing.
+	doing State
 	// announced is the task that the container's runtime spoke of.
 	announced announced
 	// unseen is why containerd could not be asked; nil: the last look-up worked.
@@ -118,7 +125,11 @@ func (r *reconciler) observe(c Container, urgent bool) <-chan struct{} {
 	rec.version++
 	needs := hasRules(c.Labels) || rec.c.State != StateNone
 	r.mu.Unlock()
-	if !needs {
+	asks, required := r.wanted(c)
+	r.mu.Lock()
+	rec.c.Required = required
+	r.mu.Unlock()
+	if !needs && !asks {
 		return nil
 	}
 	return r.queue.add(c.Key, urgent)
@@ -132,6 +143,7 @@ func (r *reconciler) take(rec *record, c Container) {
 	} else {
 		rec.attempts = 0
 	}
+	c.Required, c.unmet, c.refusals, c.PauseMs = old.Required, old.unmet, old.refusals, old.PauseMs
 	c.State, c.Reason, c.Since, c.Problems, c.Protected = old.State, old.Reason, old.Since, old.Problems, old.Protected
 	rec.c = c
 	if !rec.known {
@@ -175,6 +187,9 @@ func (r *reconciler) remove(k Key) {
 	delete(r.records, k)
 	r.mu.Unlock()
 	r.forget(k)
+	if r.policies != nil {
+		r.policies.store.Forget(policies.Key(k))
+	}
 	faults := r.faults.where(func(f *liveFault) bool { return f.target.Namespace == k.Namespace && f.target.ID == k.ID })
 	if err := r.faults.disarmAll(faults, endTask); err != nil {
 		r.log.Error("kernel faults of a container that was deleted", "container", k.String(), "err", err)
@@ -209,7 +224,11 @@ func (r *reconciler) containers() []Container {
 	out := make([]Container, 0, len(r.records))
 	for _, rec := range r.records {
 		if rec.known {
-			out = append(out, rec.c)
+			c := rec.c
+			if rec.doing != "" {
+				c.State = rec.doing
+			}
+			out = append(out, c)
 		}
 	}
 	r.mu.Unlock()
@@ -259,9 +278,16 @@ func (r *reconciler) reconcile(ctx context.Context, k Key) {
 		}
 	}
 	pid := c.PID
+	r.examine(&c)
+	asked := r.ask(&c, result)
+	result.Problems = append(result.Problems, r.unknownPolicies(&c, result.Policies)...)
+	result.Rules = append(result.Rules, asked.rules...)
+	c.Required, c.unmet = asked.required, asked.reasons
+	r.begin(&c, asked)
 	out := r.bring(ctx, &c, result)
 	r.store(pid, c, out, result.Problems)
-	if hasRules(c.Labels) {
+	r.report(&c, asked, out)
+	if hasRules(c.Labels) || len(asked.rules) > 0 {
 		r.metrics.reconcile.Observe(time.Since(begin).Seconds())
 	}
 }
@@ -318,6 +344,34 @@ func (r *reconciler) current(ctx context.Context, k Key) (Container, bool) {
 	return rec.c, true
 }
 
+// examine looks at a container's first process: it fills in when that started and
+// why it must not be touched, or finds that the task has ended.
+func (r *reconciler) examine(c *Container) {
+	c.Protected, c.ended = r.protected(c), false
+	if c.PID == 0 {
+		c.StartTime = 0
+		return
+	}
+	start, err := r.check(c.PID)
+	if err != nil && start == 0 {
+		c.PID, c.StartTime, c.ended = 0, 0, true
+		return
+	}
+	c.StartTime = start
+	if err != nil && c.Protected == "" {
+		c.Protected = err.Error()
+	}
+}
+
+// at says what a run of the loop is doing to a container.
+func (r *reconciler) at(c *Container, doing State) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if rec := r.records[c.Key]; rec != nil {
+		rec.doing = doing
+	}
+}
+
 // protected says why a container must not be touched, from what it is; check says so from what its process is.
 func (r *reconciler) protected(c *Container) string {
 	for _, n := range r.settings.Load().protectedNamespaces {
@@ -359,6 +413,11 @@ func (r *reconciler) store(pid int, c Container, out outcome, problems []*policy
 	was, wasReason := rec.c.State, rec.c.Reason
 	if was != out.state || wasReason != out.reason {
 		rec.c.State, rec.c.Reason, rec.c.Since = out.state, out.reason, r.now()
+	}
+	rec.doing = ""
+	rec.c.Required, rec.c.unmet, rec.c.refusals = c.Required, c.unmet, c.refusals
+	if c.pausedMs > 0 {
+		rec.c.PauseMs = c.pausedMs
 	}
 	rec.c.PID, rec.c.StartTime, rec.c.Protected, rec.c.Problems = c.PID, c.StartTime, c.Protected, c.Problems
 	r.mu.Unlock()

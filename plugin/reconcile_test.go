@@ -19,6 +19,7 @@ func labelled(id string, labels map[string]string) Container {
 	m := metadata{labels: labels}
 	c := Container{Key: Key{"default", id}, Name: id, PID: os.Getpid(), Source: sourceContainerd}
 	c.Labels, c.annotated = m.merge()
+	c.meta = m
 	return c
 }
 

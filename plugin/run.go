@@ -14,6 +14,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/kernel"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/plugin/policies"
 	"github.com/faultgraft/faultgraft/policy"
 )
 
@@ -142,6 +143,9 @@ func (a *agent) setup(c Config) error {
 	}
 	a.loop.ledger = ledger
 	a.loop.open(work, settingsOf(o))
+	if err := a.loop.openPolicies(policies.Options{}); err != nil {
+		return err
+	}
 	a.metrics.registry.MustRegister(liveCollector{a.loop})
 	close(a.configured)
 	return nil
@@ -310,6 +314,7 @@ func (a *agent) run(ctx context.Context, body func(context.Context) error) error
 		if a.listener != nil {
 			wg.Go(func() { a.listener.run(ctx) })
 		}
+		wg.Go(func() { a.loop.policies.store.Run(ctx) })
 		wg.Go(func() {
 			defer cancel()
 			errs <- body(ctx)

@@ -231,6 +231,7 @@ func fromContainerd(namespace string, rec containers.Container, pod *containers.
 		}
 	}
 	out.Labels, out.annotated = m.merge()
+	out.meta = m
 	return out, nil
 }
 

@@ -86,6 +86,7 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("POST /v1/start", s.start)
 	s.kernelRoutes(mux)
 	s.stopRoutes(mux)
+	s.policyRoutes(mux)
 	mux.HandleFunc("GET /v1/healthz", func(w http.ResponseWriter, _ *http.Request) { s.write(w, s.health()) })
 	healthRoutes(mux, s.health, s.ready)
 	mux.Handle("GET /metrics", s.loop.metrics.handler(s.log))

@@ -129,7 +129,7 @@ func (r *reconciler) start(ctx context.Context, req StartRequest) (StartAnswer, 
 	if err != nil {
 		return StartAnswer{}, fmt.Errorf("container %s: %w", k, err)
 	}
-	out := StartAnswer{Known: true, State: c.State, Reason: c.Reason, Grafts: r.faultsOn(&c)}
+	out := StartAnswer{Known: true, State: c.State, Reason: c.Reason, Required: c.Required, Grafts: r.faultsOn(&c)}
 	if hasRules(c.Labels) {
 		r.log.Info("a container is about to start", "container", c.String(), "name", c.DisplayName(), "pid", c.PID, "bundle", req.Bundle, "state", out.State, "reason", out.Reason, "took", r.now().Sub(began))
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/plugin/policies"
 )
 
 // StopReport is what a stop came to.
@@ -95,7 +96,7 @@ func (s *stopper) release(by string, reopen func(grafts []string) error) (*keepe
 var ErrNotStopped = errors.New("this node is not stopped")
 
 // ErrNoPolicy: no policy has the name.
-var ErrNoPolicy = errors.New("no such policy")
+var ErrNoPolicy = policies.ErrNotFound
 
 // log writes to the node's event log.
 func (s *stopper) log(t keeper.EventType, by, message string) error {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,8 +18,10 @@ import (
 // had injected, or had taken off before, does not.
 func TestStopAndRelease(t *testing.T) {
 	k, n, dir := &fakeKernel{}, &node{}, t.TempDir()
-	now := time.Now()
-	b := kernelBench(t, k, n, dir, func(r *reconciler) { r.now = func() time.Time { return now } })
+	var ahead atomic.Int64 // containers are looked at in the background
+	b := kernelBench(t, k, n, dir, func(r *reconciler) {
+		r.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
 	client := NewClient(serveBench(t, b, b.log))
 	a := labelled("a", map[string]string{
 		"wal.faultgraft.io": dataRule, "oom.faultgraft.io": slabRule,
@@ -91,7 +94,7 @@ func TestStopAndRelease(t *testing.T) {
 		t.Errorf("%+v, %v", report, err)
 	}
 
-	now = now.Add(2 * time.Minute)
+	ahead.Store(int64(2 * time.Minute))
 	if was, err := client.Release(t.Context()); err != nil || was.Reason != "still" {
 		t.Fatalf("%+v, %v", was, err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/plugin"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/plugin/policies"
 	"github.com/faultgraft/faultgraft/policy"
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
@@ -43,15 +44,28 @@ func (g *global) print(w io.Writer, v any) error {
 }
 
 func newPsCommand(g *global) *cobra.Command {
+	var onlyPolicies bool
 	c := &cobra.Command{
 		Use:   "ps",
-		Short: "List grafts and kernel faults, their rules and what they did",
+		Short: "List grafts, kernel faults and policies, and what they did",
 		Long: `List the grafts and kernel faults on this node, with how often each rule matched and
-fired, and the containers whose labels were refused, with the reason.`,
+fired, and the containers whose labels were refused, with the reason; then the
+policies with their targets. With -o json or yaml the list has the faults only; with
+--policies it has the policies only.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := g.checkOutput(); err != nil {
 				return err
+			}
+			known, perr := g.policies(c.Context())
+			if perr == nil && (onlyPolicies || g.output == "table") {
+				known, perr = g.withTargets(c.Context(), known)
+			}
+			if onlyPolicies && g.output != "table" {
+				return errors.Join(g.print(c.OutOrStdout(), append([]policies.Status{}, known...)), perr)
+			}
+			if onlyPolicies {
+				return errors.Join(printPolicies(c.OutOrStdout(), known), perr)
 			}
 			grafts, err := g.keepers().List(c.Context())
 			faults, kerr := g.kernelFaults(c.Context())
@@ -63,11 +77,27 @@ fired, and the containers whose labels were refused, with the reason.`,
 			for _, f := range faults {
 				grafts = append(grafts, asGraft(f))
 			}
-			return errors.Join(printGrafts(c.OutOrStdout(), append(grafts, refused...)), err)
+			err = errors.Join(printGrafts(c.OutOrStdout(), append(grafts, refused...)), err, perr)
+			if len(known) > 0 {
+				_, werr := fmt.Fprintln(c.OutOrStdout())
+				err = errors.Join(err, werr, printPolicies(c.OutOrStdout(), known))
+			}
+			return errors.Join(err, g.sayStopped(c.OutOrStdout()))
 		},
 	}
+	c.Flags().BoolVar(&onlyPolicies, "policies", false, "list the policies and their targets, not the faults")
 	g.outputFlag(c)
 	return c
+}
+
+// sayStopped adds that the node is stopped, if it is.
+func (g *global) sayStopped(w io.Writer) error {
+	s, err := keeper.ReadStopped(g.stateDir)
+	if err != nil || s == nil {
+		return err
+	}
+	_, err = fmt.Fprintln(w, s.Err())
+	return err
 }
 
 // listed is one list of all there is: kernel faults have the fields of grafts, and `kernel` instead of `path`.
@@ -101,7 +131,14 @@ func (g *global) refused(ctx context.Context) ([]keeper.Graft, error) {
 	}
 	var out []keeper.Graft
 	for _, c := range containers {
-		if c.State != plugin.StateRefused && c.State != plugin.StateFailed && len(c.Problems) == 0 {
+		switch c.State {
+		case plugin.StateRefused, plugin.StateFailed, plugin.StatePending:
+		default:
+			if len(c.Problems) == 0 {
+				continue
+			}
+		}
+		if c.State == plugin.StatePending && c.PID == 0 {
 			continue
 		}
 		reason := strings.Join(append(c.Problems, c.Reason), "; ")
@@ -157,8 +194,8 @@ func printGrafts(w io.Writer, grafts []keeper.Graft) error {
 
 func newShowCommand(g *global) *cobra.Command {
 	c := &cobra.Command{
-		Use:   "show ID",
-		Short: "Show one graft or kernel fault with its rules in full",
+		Use:   "show (ID | POLICY)",
+		Short: "Show one graft, kernel fault or policy in full",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if g.output == "table" {
@@ -171,6 +208,17 @@ func newShowCommand(g *global) *cobra.Command {
 				return g.showKernel(c, args[0])
 			}
 			gr, err := g.keepers().Find(c.Context(), args[0])
+			if errors.Is(err, keeper.ErrNoGraft) {
+				ctx, cancel := context.WithTimeout(c.Context(), agentTimeout)
+				defer cancel()
+				switch st, perr := plugin.NewClient(g.stateDir).Policy(ctx, args[0]); {
+				case perr == nil:
+					return g.print(c.OutOrStdout(), st)
+				case !errors.Is(perr, plugin.ErrNoPolicy) && !errors.Is(perr, plugin.ErrNoAgent):
+					return perr
+				}
+				return fmt.Errorf("no graft and no policy %s (see faultgraft ps)", args[0])
+			}
 			if err != nil {
 				return err
 			}

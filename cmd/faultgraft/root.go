@@ -38,7 +38,8 @@ On kernels that can carry it, it also fails calls of the kernel in a container's
 	f := root.PersistentFlags()
 	f.StringVar(&g.stateDir, "state-dir", envOr("FAULTGRAFT_STATE", keeper.DefaultStateDir), "where keepers and the event log live (env FAULTGRAFT_STATE)")
 	root.AddCommand(
-		newInjectCommand(g), newUpdateCommand(g), newReleaseCommand(g), newStopCommand(g), newPsCommand(g), newShowCommand(g), newEventsCommand(g), newRecoverCommand(g),
+		newInjectCommand(g), newUpdateCommand(g), newReleaseCommand(g), newStopCommand(g),
+		newApplyCommand(g), newDeleteCommand(g), newPauseCommand(g), newResumeCommand(g), newPsCommand(g), newShowCommand(g), newEventsCommand(g), newRecoverCommand(g),
 		newValidateCommand(g), newDoctorCommand(g), newPluginCommand(g), newHookCommand(g), newRuncCommand(),
 		newKeeperCommand(g), newServerCommand(g), newSwapCommand(),
 	)

@@ -32,6 +32,8 @@ const (
 	// EventStop: nothing starts on this node any more. EventRelease lifts that.
 	EventStop    EventType = "stop"
 	EventRelease EventType = "release"
+	// EventPolicy: something happened to a policy; Action says what.
+	EventPolicy EventType = "policy"
 )
 
 // Event is one line of the event log: a graft, an ungraft, a change of rules, an injected fault, a refusal.
@@ -51,7 +53,9 @@ type Event struct {
 	Rules []string `json:"rules,omitempty"`
 	// Policy is the FaultPolicy that the rule comes from.
 	Policy string `json:"policy,omitempty"`
-	Op     string `json:"op,omitempty"`
+	// Run is the run of that policy, where the event is about the policy itself.
+	Run uint64 `json:"run,omitempty"`
+	Op  string `json:"op,omitempty"`
 	// Action is what a rule did to the operation.
 	Action string `json:"action,omitempty"`
 	Offset int64  `json:"offset,omitempty"`

@@ -3,6 +3,7 @@ package policies
 import (
 	"container/heap"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/faultgraft/faultgraft/policy/limits"
@@ -93,7 +94,7 @@ func (c *containers) drop(n slot) {
 
 func sameContainer(a, b *selection.Container) bool {
 	return a.Namespace == b.Namespace && a.ID == b.ID && a.Name == b.Name && a.Pod == b.Pod && a.PodNamespace == b.PodNamespace &&
-		a.Image == b.Image && a.Protected == b.Protected && a.Started.Equal(b.Started) &&
+		a.Image == b.Image && slices.Equal(a.Policies, b.Policies) && a.Protected == b.Protected && a.Started.Equal(b.Started) &&
 		maps.Equal(a.Labels, b.Labels) && maps.Equal(a.Annotations, b.Annotations) &&
 		maps.Equal(a.PodLabels, b.PodLabels) && maps.Equal(a.PodAnnotations, b.PodAnnotations)
 }

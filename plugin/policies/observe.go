@@ -2,6 +2,7 @@ package policies
 
 import (
 	"container/heap"
+	"slices"
 
 	"github.com/faultgraft/faultgraft/policy/selection"
 )
@@ -86,6 +87,12 @@ func (s *Store) match(n slot) (changed bool) {
 			changed = s.matchOne(x, n) || changed
 		}
 	}
+	for _, name := range c.Policies {
+		if x := s.policies[name]; x != nil && x.seen != s.epoch {
+			x.seen = s.epoch
+			changed = s.matchOne(x, n) || changed
+		}
+	}
 	for _, x := range s.order {
 		if x.seen != s.epoch && x.choice.matches(n) {
 			changed = s.place(x, n, false) || changed
@@ -103,6 +110,9 @@ func (s *Store) matchOne(x *live, n slot) (changed bool) {
 func (s *Store) matches(x *live, c *container) bool {
 	if !c.eligible || x.selector == nil {
 		return false
+	}
+	if slices.Contains(c.Policies, x.name()) {
+		return true
 	}
 	ok, until := x.selector.Matches(&c.Container, s.clock.Now())
 	s.containers.wake(until, x.name(), c.key())

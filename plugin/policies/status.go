@@ -222,3 +222,21 @@ func (s *Store) allHits() map[string]uint64 {
 	}
 	return hits
 }
+
+// Known reports whether there is a policy of that name.
+func (s *Store) Known(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.policies[name] != nil
+}
+
+// Phase is a policy's, with its reason; "deleted" if there is none of that name.
+func (s *Store) Phase(name string) (Phase, string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x := s.policies[name]
+	if x == nil {
+		return "deleted", ""
+	}
+	return x.Phase, x.Reason
+}

@@ -15,6 +15,8 @@ type Container struct {
 	Labels, Annotations, PodLabels, PodAnnotations map[string]string
 	// Started is when its task was started; zero: it is not running.
 	Started time.Time
+	// Policies are policies that the container itself asks for by name, as far as it may: it matches them like a selector.
+	Policies []string
 	// Protected containers are never chosen and never counted.
 	Protected bool
 }
