@@ -8,7 +8,7 @@ GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 SCRIPTS     := $(wildcard contrib/lab/*.sh contrib/testkernel/*.sh) $(addprefix contrib/testkernel/,init testrun arm64run) tracer/parasite/build.sh contrib/ci/need-go .ci/run
 export FAULTGRAFT_BIN := $(CURDIR)/bin/faultgraft
 
-.PHONY: help build test test-vm test-arm64 demo bench lint install lab lab-down clean go
+.PHONY: help build test test-vm test-arm64 demo bench lint man install lab lab-down clean go
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,8 +49,14 @@ lint: go ## gofmt, go vet, builds for other machines, golangci-lint, shellcheck
 	go run $(GOLANGCI) run ./...
 	shellcheck -x $(SCRIPTS)
 
-install: build ## install to PREFIX (/usr/local); NRI=1 as containerd's plugin, SYSTEMD=1 the unit
+man: build ## write the manual pages: bin/man
+	@rm -rf bin/man
+	@bin/faultgraft man bin/man
+
+install: build man ## install to PREFIX (/usr/local); NRI=1 as containerd's plugin, SYSTEMD=1 the unit
 	install -D -m 755 bin/faultgraft $(DESTDIR)$(PREFIX)/bin/faultgraft
+	install -d $(DESTDIR)$(PREFIX)/share/man/man8
+	install -m 644 bin/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8/
 ifdef NRI
 	install -D -m 755 bin/faultgraft $(DESTDIR)/opt/nri/plugins/10-faultgraft
 endif

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/plugin/policies"
 )
 
 // metrics are what GET /metrics tells; docs/observability.md lists them.
@@ -95,6 +96,9 @@ var (
 	containerFaultsDesc = prometheus.NewDesc("faultgraft_container_faults_total", "Faults injected into a container, by policy and rule; until some time after its last one.",
 		[]string{"namespace", "container", "name", "policy", "rule"}, nil)
 
+	policiesDesc = prometheus.NewDesc("faultgraft_policies", "Policies of this node, by phase.", []string{"phase"}, nil)
+	targetsDesc  = prometheus.NewDesc("faultgraft_policy_targets", "Containers of policies, by policy and state.", []string{"policy", "state"}, nil)
+
 	kernelLabels        = []string{"fault", "container", "rule", "hook"}
 	kernelFaultsDesc    = prometheus.NewDesc("faultgraft_kernel_faults", "Kernel faults in force now, by hook point, by backend and by who asked for them.", []string{"hook", "backend", "origin"}, nil)
 	kernelEvaluatedDesc = prometheus.NewDesc("faultgraft_kernel_faults_evaluated_total", "How often the hook point of a live kernel fault was reached in its cgroup.", kernelLabels, nil)
@@ -106,7 +110,7 @@ var (
 // Describe implements prometheus.Collector.
 func (l liveCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		containersDesc, graftsDesc, matchedDesc, faultsDesc, delayDesc, containerFaultsDesc, kernelFaultsDesc, kernelEvaluatedDesc, kernelMatchedDesc, kernelInjectedDesc, kernelDroppedDesc,
+		containersDesc, graftsDesc, matchedDesc, faultsDesc, delayDesc, containerFaultsDesc, policiesDesc, targetsDesc, kernelFaultsDesc, kernelEvaluatedDesc, kernelMatchedDesc, kernelInjectedDesc, kernelDroppedDesc,
 	} {
 		ch <- d
 	}
@@ -122,6 +126,7 @@ func (l liveCollector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(containersDesc, prometheus.GaugeValue, float64(n), string(s))
 	}
 	l.collectKernel(ch)
+	l.collectPolicies(ch)
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	grafts, err := l.r.ledger.collect(ctx)
@@ -182,5 +187,22 @@ func (l liveCollector) collectFaults(ch chan<- prometheus.Metric) {
 	}
 	for k, n := range containers {
 		ch <- prometheus.MustNewConstMetric(containerFaultsDesc, prometheus.CounterValue, float64(n), k.Namespace, k.ID, k.Name, k.Policy, k.Rule)
+	}
+}
+
+// collectPolicies tells of the policies; their names come from root.
+func (l liveCollector) collectPolicies(ch chan<- prometheus.Metric) {
+	if l.r.policies == nil {
+		return
+	}
+	phases := map[policies.Phase]int{}
+	for _, p := range l.r.policies.store.List() {
+		phases[p.Phase]++
+		for state, n := range p.States {
+			ch <- prometheus.MustNewConstMetric(targetsDesc, prometheus.GaugeValue, float64(n), p.Name, string(state))
+		}
+	}
+	for phase, n := range phases {
+		ch <- prometheus.MustNewConstMetric(policiesDesc, prometheus.GaugeValue, float64(n), string(phase))
 	}
 }

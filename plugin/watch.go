@@ -17,7 +17,7 @@ import (
 // topics are the events that the watcher wants, as containerd's filters.
 var topics = []string{
 	`topic=="/containers/create"`, `topic=="/containers/update"`, `topic=="/containers/delete"`,
-	`topic=="/tasks/create"`, `topic=="/tasks/start"`, `topic=="/tasks/exit"`, `topic=="/tasks/delete"`,
+	`topic=="/tasks/create"`, `topic=="/tasks/start"`, `topic=="/tasks/exit"`, `topic=="/tasks/delete"`, `topic=="/tasks/oom"`,
 }
 
 // relistTimeout bounds the list of all containers after a connect.
@@ -153,6 +153,7 @@ func (w *watcher) handle(e *events.Envelope) {
 		w.loop.metrics.problems.WithLabelValues("event").Inc()
 		return
 	}
+	w.loop.metrics.eventDelay.WithLabelValues(e.Topic).Observe(max(time.Since(e.Timestamp), 0).Seconds())
 	key := func(id string) Key { return Key{e.Namespace, id} }
 	switch x := v.(type) {
 	case *eventtypes.ContainerCreate:
@@ -168,8 +169,11 @@ func (w *watcher) handle(e *events.Envelope) {
 		w.loop.poke(key(x.ContainerID))
 	case *eventtypes.TaskExit:
 		if x.ID == x.ContainerID { // else: a process that was added by exec
+			w.loop.exited(key(x.ContainerID), int(x.Pid), x.ExitStatus, e.Timestamp)
 			w.loop.ended(key(x.ContainerID), int(x.Pid))
 		}
+	case *eventtypes.TaskOOM:
+		w.loop.oom(key(x.ContainerID), e.Timestamp)
 	case *eventtypes.TaskDelete:
 		if x.ID == "" || x.ID == x.ContainerID {
 			w.loop.ended(key(x.ContainerID), int(x.Pid))

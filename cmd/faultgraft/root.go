@@ -43,6 +43,8 @@ On kernels that can carry it, it also fails calls of the kernel in a container's
 		newValidateCommand(g), newDoctorCommand(g), newPluginCommand(g), newHookCommand(g), newRuncCommand(),
 		newKeeperCommand(g), newServerCommand(g), newSwapCommand(),
 	)
+	root.AddCommand(newTopCommand(g), newManCommand(root))
+	completeArguments(g, root)
 	return root
 }
 

@@ -44,7 +44,7 @@ func (d stateDir) auditConfig() string { return filepath.Join(string(d), "audit.
 // ones are about the event log; what a runtime says of containers nobody did to them.
 func (t EventType) audited() bool {
 	switch t {
-	case EventFault, EventLost:
+	case EventFault, EventLost, EventOOM, EventExit:
 		return false
 	}
 	return true

@@ -34,6 +34,10 @@ const (
 	EventRelease EventType = "release"
 	// EventPolicy: something happened to a policy; Action says what.
 	EventPolicy EventType = "policy"
+	// EventOOM and EventExit are what containerd says of a container that has faults:
+	// the kernel's OOM killer was at work in it, and its first process has ended.
+	EventOOM  EventType = "oom"
+	EventExit EventType = "exit"
 )
 
 // Event is one line of the event log: a graft, an ungraft, a change of rules, an injected fault, a refusal.
@@ -78,6 +82,8 @@ type Event struct {
 	// N is the number of the operation among those that the rule matched.
 	N       uint64 `json:"n,omitempty"`
 	Message string `json:"message,omitempty"`
+	// ExitStatus is that of a container's first process, 128 more than the signal if one ended it.
+	ExitStatus *uint32 `json:"exitStatus,omitempty"`
 	// What follows is of kernel faults. Hook is the rule's hook point, Function the
 	// kernel function that failed for it, Backend the way.
 	Hook     string `json:"hook,omitempty"`
