@@ -79,10 +79,13 @@ func (w *stopwatch) age(c *Clock) time.Duration {
 
 // adopt continues a stopwatch that was read from a file that was written at
 // written. After a restart of the machine only the wall clock is left; false:
-// that was set back meanwhile, so that nobody knows how long it has been.
+// that was set back meanwhile, or the file is wrong: nobody knows how long it has been.
 func (w *stopwatch) adopt(c *Clock, written time.Time) bool {
-	if !w.Running || w.BootID == c.BootID {
+	if !w.Running {
 		return true
+	}
+	if w.BootID == c.BootID {
+		return w.Boot <= c.Boot()
 	}
 	now := c.Now()
 	if now.Before(w.Start) || now.Before(written) {

@@ -87,7 +87,7 @@ func (s *Store) probe(ctx context.Context, w *watch, i int, c faultpolicy.StopCo
 			failures++
 		}
 		if failures > 0 && failures >= c.FailureThreshold {
-			s.red(w, fmt.Sprintf("stop condition %s is red: %v", conditionName(&c, i), err))
+			s.red(w, fmt.Sprintf("stop condition %s is red: %v", c.Name, err))
 			return
 		}
 		s.good(w, i, err == nil)
@@ -97,13 +97,6 @@ func (s *Store) probe(ctx context.Context, w *watch, i int, c faultpolicy.StopCo
 		case <-every.C:
 		}
 	}
-}
-
-func conditionName(c *faultpolicy.StopCondition, i int) string {
-	if c.Name != "" {
-		return c.Name
-	}
-	return fmt.Sprintf("%d", i+1)
 }
 
 // good takes the outcome of a probe that turns nothing red.

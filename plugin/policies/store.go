@@ -154,9 +154,10 @@ func (s *Store) lost(why error) error {
 
 // resumeClock lets a policy that was read from the file go on from where it is now.
 func (s *Store) resumeClock(x *live, written time.Time) {
+	x.TTL = min(x.TTL, s.limits.MaxTTL(limits.Policies))
 	switch {
 	case !x.Watch.adopt(&s.clock, written):
-		s.endRun(x, Ended, "the machine was started anew and its clock set back: nobody knows how much of the time is left")
+		s.endRun(x, Ended, "nobody knows how much of its time is left: the machine was started anew and its clock set back")
 	case x.Phase == Running && x.rest(&s.clock) <= 0:
 		s.finish(x)
 	case x.Phase == Pending && x.schedule != nil:
