@@ -1,7 +1,9 @@
 package policies
 
 import (
+	"cmp"
 	"slices"
+	"strings"
 
 	"github.com/faultgraft/faultgraft/policy/faultpolicy"
 	"github.com/faultgraft/faultgraft/policy/selection"
@@ -18,16 +20,10 @@ type choice struct {
 	n       int
 	// limit is how many of n containers are chosen; nil: all of them, and there is no order to keep.
 	limit func(n int) int
-	// order has the slots of those that match, in the order of their ranks. Four bytes each: a
+	// order has the slots of those that match, in the order of their *containers. Four bytes each: a
 	// thousand policies that match ten thousand containers must fit into memory.
 	order []slot
 	k     int // how many of order are chosen
-}
-
-// ranks gives what the order is by.
-type ranks interface {
-	// rank of a container under a seed; id breaks ties.
-	rank(seed uint64, n slot) (rank uint64, id string)
 }
 
 func newChoice(spec *faultpolicy.Spec, seed uint64) *choice {
@@ -75,7 +71,7 @@ func (c *choice) all() bitset {
 }
 
 // fill makes the choice from scratch.
-func (c *choice) fill(r ranks, matching []slot) {
+func (c *choice) fill(r *containers, matching []slot) {
 	c.matched, c.chosen, c.n, c.order, c.k = nil, nil, len(matching), nil, 0
 	for _, n := range matching {
 		c.matched.add(n)
@@ -84,19 +80,21 @@ func (c *choice) fill(r ranks, matching []slot) {
 		return
 	}
 	c.order = slices.Clone(matching)
-	slices.SortFunc(c.order, func(a, b slot) int { return c.compare(r, a, b) })
+	slices.SortFunc(c.order, func(a, b slot) int {
+		return c.compare(r, selection.Rank(c.seed, r.hashes[a]), selection.Rank(c.seed, r.hashes[b]), a, b)
+	})
 	c.settle(nil)
 }
 
 // add and remove change the choice by one container that matches, or does not
 // any more; changed is told of each other container that is chosen or dropped for it.
-func (c *choice) add(r ranks, n slot, changed func(slot)) {
+func (c *choice) add(r *containers, n slot, changed func(slot)) {
 	c.matched.add(n)
 	c.n++
 	if c.limit == nil {
 		return
 	}
-	at, _ := slices.BinarySearchFunc(c.order, n, func(e, t slot) int { return c.compare(r, e, t) })
+	at := c.search(r, n)
 	c.order = slices.Insert(c.order, at, n)
 	if at < c.k {
 		c.chosen.add(n)
@@ -109,14 +107,14 @@ func (c *choice) add(r ranks, n slot, changed func(slot)) {
 	})
 }
 
-func (c *choice) remove(r ranks, n slot, changed func(slot)) {
+func (c *choice) remove(r *containers, n slot, changed func(slot)) {
 	c.matched.remove(n)
 	c.n--
 	if c.limit == nil {
 		return
 	}
-	at, found := slices.BinarySearchFunc(c.order, n, func(e, t slot) int { return c.compare(r, e, t) })
-	if !found {
+	at := c.search(r, n)
+	if at == len(c.order) || c.order[at] != n {
 		panic("policies: a container that matches has no place in the order")
 	}
 	c.order = slices.Delete(c.order, at, at+1)
@@ -146,21 +144,25 @@ func (c *choice) settle(changed func(slot)) {
 	}
 }
 
-func (c *choice) compare(r ranks, a, b slot) int {
-	if a == b {
-		return 0
-	}
-	ra, ia := r.rank(c.seed, a)
-	rb, ib := r.rank(c.seed, b)
+// search finds where a container is in the order, or belongs.
+func (c *choice) search(r *containers, n slot) int {
+	rank := selection.Rank(c.seed, r.hashes[n])
+	at, _ := slices.BinarySearchFunc(c.order, n, func(e, n slot) int {
+		return c.compare(r, selection.Rank(c.seed, r.hashes[e]), rank, e, n)
+	})
+	return at
+}
+
+// compare puts two containers in order by their ranks, and where those are the same by their ids.
+func (c *choice) compare(r *containers, ra, rb uint64, a, b slot) int {
 	switch {
 	case ra < rb:
 		return -1
 	case ra > rb:
 		return 1
-	case ia < ib:
-		return -1
-	case ia > ib:
-		return 1
+	case a == b:
+		return 0
 	}
-	return int(a) - int(b)
+	x, y := r.list[a], r.list[b]
+	return cmp.Or(strings.Compare(x.ID, y.ID), strings.Compare(x.Namespace, y.Namespace))
 }

@@ -26,14 +26,14 @@ type slot uint32
 type containers struct {
 	slots map[Key]slot
 	list  []*container // nil: free
-	free  []slot
-	ages  ageQueue
+	// hashes are those of the identities, which choices go by; apart, because a choice looks at many.
+	hashes []uint64
+	free   []slot
+	ages   ageQueue
 }
 
 type container struct {
 	selection.Container
-	// hash is that of the identity, which the choice goes by.
-	hash uint64
 	// eligible: it runs, nothing protects it, and policies may ask for faults in it. Others match no policy.
 	eligible bool
 	// reported is what came of policies in it, by their names.
@@ -41,11 +41,6 @@ type container struct {
 }
 
 func (c *container) key() Key { return Key{c.Namespace, c.ID} }
-
-func (c *containers) rank(seed uint64, n slot) (rank uint64, id string) {
-	x := c.list[n]
-	return selection.Rank(seed, x.hash), x.ID
-}
 
 func (c *containers) get(k Key) (*container, slot, bool) {
 	n, ok := c.slots[k]
@@ -69,13 +64,13 @@ func (c *containers) put(s selection.Container, l *limits.Limits) (n slot, chang
 			n, c.free = c.free[last], c.free[:last]
 		} else {
 			n = slot(len(c.list))
-			c.list = append(c.list, nil)
+			c.list, c.hashes = append(c.list, nil), append(c.hashes, 0)
 		}
 		c.list[n] = &container{Container: s}
 		c.slots[k] = n
 	}
 	x := c.list[n]
-	x.hash = selection.Hash(&x.Container)
+	c.hashes[n] = selection.Hash(&x.Container)
 	x.judge(l)
 	return n, true
 }
