@@ -1,10 +1,6 @@
 package policies
 
 import (
-	"cmp"
-	"slices"
-	"strings"
-
 	"github.com/faultgraft/faultgraft/policy/faultpolicy"
 	"github.com/faultgraft/faultgraft/policy/selection"
 )
@@ -14,20 +10,19 @@ import (
 // (rendezvous hashing), so that a container that comes or goes changes as few
 // of the others as the numbers allow.
 type choice struct {
-	seed    uint64
 	matched bitset
 	chosen  bitset
 	n       int
 	// limit is how many of n containers are chosen; nil: all of them, and there is no order to keep.
 	limit func(n int) int
-	// order has the slots of those that match, in the order of their *containers. Four bytes each: a
-	// thousand policies that match ten thousand containers must fit into memory.
-	order []slot
-	k     int // how many of order are chosen
+	// order has those that match. Four bytes each: a thousand policies that match ten
+	// thousand containers must fit into memory.
+	order order
+	k     int // how many of order are chosen, from its beginning
 }
 
 func newChoice(spec *faultpolicy.Spec, seed uint64) *choice {
-	c := &choice{seed: seed}
+	c := &choice{order: order{seed: seed}}
 	if spec.Mode == faultpolicy.ModeAll && spec.Guard.MaxContainers == 0 && spec.Guard.MaxPercent == 0 {
 		return c
 	}
@@ -72,18 +67,15 @@ func (c *choice) all() bitset {
 
 // fill makes the choice from scratch.
 func (c *choice) fill(r *containers, matching []slot) {
-	c.matched, c.chosen, c.n, c.order, c.k = nil, nil, len(matching), nil, 0
+	c.matched, c.chosen, c.n, c.k = nil, nil, len(matching), 0
 	for _, n := range matching {
 		c.matched.add(n)
 	}
 	if c.limit == nil {
 		return
 	}
-	c.order = slices.Clone(matching)
-	slices.SortFunc(c.order, func(a, b slot) int {
-		return c.compare(r, selection.Rank(c.seed, r.hashes[a]), selection.Rank(c.seed, r.hashes[b]), a, b)
-	})
-	c.settle(nil)
+	c.order.fill(r, matching)
+	c.settle(func(slot) {})
 }
 
 // add and remove change the choice by one container that matches, or does not
@@ -94,9 +86,7 @@ func (c *choice) add(r *containers, n slot, changed func(slot)) {
 	if c.limit == nil {
 		return
 	}
-	at := c.search(r, n)
-	c.order = slices.Insert(c.order, at, n)
-	if at < c.k {
+	if c.order.add(r, n) < c.k {
 		c.chosen.add(n)
 		c.k++
 	}
@@ -113,12 +103,7 @@ func (c *choice) remove(r *containers, n slot, changed func(slot)) {
 	if c.limit == nil {
 		return
 	}
-	at := c.search(r, n)
-	if at == len(c.order) || c.order[at] != n {
-		panic("policies: a container that matches has no place in the order")
-	}
-	c.order = slices.Delete(c.order, at, at+1)
-	if at < c.k {
+	if c.order.remove(r, n) < c.k {
 		c.chosen.remove(n)
 		c.k--
 	}
@@ -128,41 +113,15 @@ func (c *choice) remove(r *containers, n slot, changed func(slot)) {
 // settle moves the border of the choice to where it belongs.
 func (c *choice) settle(changed func(slot)) {
 	want := min(c.limit(c.n), c.n)
-	for c.k < want {
-		c.chosen.add(c.order[c.k])
-		if changed != nil {
-			changed(c.order[c.k])
-		}
-		c.k++
+	for ; c.k < want; c.k++ {
+		n := c.order.at(c.k)
+		c.chosen.add(n)
+		changed(n)
 	}
 	for c.k > want {
 		c.k--
-		c.chosen.remove(c.order[c.k])
-		if changed != nil {
-			changed(c.order[c.k])
-		}
+		n := c.order.at(c.k)
+		c.chosen.remove(n)
+		changed(n)
 	}
-}
-
-// search finds where a container is in the order, or belongs.
-func (c *choice) search(r *containers, n slot) int {
-	rank := selection.Rank(c.seed, r.hashes[n])
-	at, _ := slices.BinarySearchFunc(c.order, n, func(e, n slot) int {
-		return c.compare(r, selection.Rank(c.seed, r.hashes[e]), rank, e, n)
-	})
-	return at
-}
-
-// compare puts two containers in order by their ranks, and where those are the same by their ids.
-func (c *choice) compare(r *containers, ra, rb uint64, a, b slot) int {
-	switch {
-	case ra < rb:
-		return -1
-	case ra > rb:
-		return 1
-	case a == b:
-		return 0
-	}
-	x, y := r.list[a], r.list[b]
-	return cmp.Or(strings.Compare(x.ID, y.ID), strings.Compare(x.Namespace, y.Namespace))
 }

@@ -138,3 +138,55 @@ func TestIndexMissesNobody(t *testing.T) {
 		n.wantRules("b")
 	}
 }
+
+// TestOrderIsASortedList: blocks are split and emptied, and nothing else is to be seen of them.
+func TestOrderIsASortedList(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		r := &containers{}
+		const most = 4 * blockSize
+		for i := range most {
+			c := &container{}
+			c.ID = fmt.Sprint(i)
+			r.list, r.hashes = append(r.list, c), append(r.hashes, uint64(i)/2) // two of a rank each
+		}
+		o := order{seed: rapid.Uint64().Draw(t, "seed")}
+		var model []slot
+		first := rapid.IntRange(0, most).Draw(t, "first")
+		for i := range first {
+			model = append(model, slot(i))
+		}
+		o.fill(r, model)
+		sort := func() {
+			slices.SortFunc(model, func(a, b slot) int {
+				return o.compare(r, selection.Rank(o.seed, r.hashes[a]), selection.Rank(o.seed, r.hashes[b]), a, b)
+			})
+		}
+		toggle := func(n slot) {
+			if at := slices.Index(model, n); at >= 0 {
+				if got := o.remove(r, n); got != at {
+					t.Fatalf("%d was taken from %d, it was at %d", n, got, at)
+				}
+				model = slices.Delete(model, at, at+1)
+				return
+			}
+			at := o.add(r, n)
+			model = append(model, n)
+			if sort(); model[at] != n {
+				t.Fatalf("%d was put at %d, it belongs at %d", n, at, slices.Index(model, n))
+			}
+		}
+		sort()
+		from := rapid.IntRange(0, most-1).Draw(t, "from")
+		for i := range rapid.IntRange(0, most-1).Draw(t, "many") { // a run of them fills, or empties, blocks
+			toggle(slot((from + i) % most))
+		}
+		if o.n != len(model) {
+			t.Fatalf("%d are in the order, want %d", o.n, len(model))
+		}
+		for i, n := range model {
+			if o.at(i) != n {
+				t.Fatalf("at %d there is %d, want %d", i, o.at(i), n)
+			}
+		}
+	})
+}

@@ -73,16 +73,22 @@ func (h *hitCount) see(now uint64) bool {
 	return true
 }
 
-// fileForm is the form of the file; fileVersion is the only one so far.
+// fileForm is the form of the file.
 type fileForm struct {
+	fileHead
+	Policies []record `json:"policies"`
+}
+
+// fileHead is what is in it besides the policies.
+type fileHead struct {
+	// Version is fileVersion; there is no other one so far.
 	Version int       `json:"version"`
 	Written time.Time `json:"written"`
 	// Runs has the last run of policies that were deleted: one that is applied under
 	// the same name counts on, so that no container takes its faults for those that it has had.
 	Runs map[string]uint64 `json:"runs,omitempty"`
 	// FirstRun is where policies begin to count that are not in Runs.
-	FirstRun uint64   `json:"firstRun,omitempty"`
-	Policies []record `json:"policies"`
+	FirstRun uint64 `json:"firstRun,omitempty"`
 }
 
 const fileVersion = 1

@@ -1,6 +1,7 @@
 package policies
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,7 +55,7 @@ type Store struct {
 	order      []*live // by name
 	index      index
 	containers containers
-	// runs and firstRun: see fileForm.
+	// runs and firstRun: see fileHead.
 	runs     map[string]uint64
 	firstRun uint64
 	// unsaved: what the file says is not what is the case.
@@ -190,27 +191,25 @@ func (s *Store) take(name string) {
 
 // save writes the file; s.mu is held.
 func (s *Store) save() error {
-	form := struct {
-		fileForm
-		Policies []json.RawMessage `json:"policies"`
-	}{
-		fileForm{Version: fileVersion, Written: s.clock.Now().UTC(), Runs: s.runs, FirstRun: s.firstRun, Policies: nil},
-		make([]json.RawMessage, 0, len(s.order)),
+	head, err := json.Marshal(fileHead{Version: fileVersion, Written: s.clock.Now().UTC(), Runs: s.runs, FirstRun: s.firstRun})
+	if err != nil {
+		return fmt.Errorf("save the policies of this node: %w", err)
 	}
-	for _, x := range s.order {
+	// Put together by hand: encoding/json would go through all of what it made before again.
+	b := append(bytes.TrimSuffix(head, []byte("}")), `,"policies":[`...)
+	for i, x := range s.order {
 		if x.saved == nil {
-			var err error
 			if x.saved, err = json.Marshal(&x.record); err != nil {
 				return fmt.Errorf("save policy %s: %w", x.name(), err)
 			}
 		}
-		form.Policies = append(form.Policies, x.saved)
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(append(b, '\n'), x.saved...)
 	}
-	b, err := json.Marshal(&form)
-	if err != nil {
-		return fmt.Errorf("save the policies of this node: %w", err)
-	}
-	if err := keeper.ReplaceFile(s.path, append(b, '\n')); err != nil {
+	b = append(b, "]}\n"...)
+	if err := keeper.ReplaceFile(s.path, b); err != nil {
 		return err
 	}
 	s.unsaved = false

@@ -30,7 +30,7 @@ func main() {
 	flag.StringVar(&b.faultgraft, "faultgraft", "bin/faultgraft", "the binary")
 	flag.IntVar(&b.rounds, "rounds", 5, "interleaved rounds, three times as many for operations on names; the median counts")
 	flag.StringVar(&b.dir, "dir", "", "where to measure (default: the folder for temporary files)")
-	flag.StringVar(&b.only, "only", "", "measure only the rows whose name contains this; \"server\", \"pause\", \"nri\" and \"kernel\" are names too")
+	flag.StringVar(&b.only, "only", "", "measure only the rows whose name contains this; \"server\", \"pause\", \"nri\", \"policies\" and \"kernel\" are names too")
 	flag.DurationVar(&b.runtime, "fio-runtime", time.Second, "length of one fio run")
 	flag.Parse()
 	if err := b.run(); err != nil {
@@ -85,6 +85,11 @@ func (b *bench) run() (err error) {
 	}
 	if b.only == "" || strings.Contains("nri", b.only) {
 		if err := b.nriLatency(); err != nil {
+			return err
+		}
+	}
+	if b.only == "" || strings.Contains("policies", b.only) {
+		if err := policiesCost(); err != nil {
 			return err
 		}
 	}
