@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/nri/pkg/stub"
@@ -74,6 +75,7 @@ type agent struct {
 	cancelWork context.CancelFunc
 	nri        connection
 	containerd connection
+	nriTimeout atomic.Int64 // what the runtime allows for one request, once it has configured this plugin
 
 	configureOnce sync.Mutex
 	configured    chan struct{} // closed when setup is done
@@ -232,7 +234,8 @@ func (a *agent) runLaunched(ctx context.Context, l *launch) error {
 	started := make(chan struct{})
 	ended := make(chan error, 1)
 	go func() {
-		_, err := nriSession(ctx, a.plugin(), func() { close(started) },
+		p := a.plugin()
+		_, err := nriSession(ctx, p, func() { a.nriTimeout.Store(int64(p.requestTimeout())); close(started) },
 			stub.WithConnection(l.conn), stub.WithPluginIdx(l.index), stub.WithPluginName(l.name))
 		ended <- err
 	}()
@@ -262,7 +265,9 @@ func (a *agent) runLaunched(ctx context.Context, l *launch) error {
 func (a *agent) followNRI(ctx context.Context) {
 	pause := backoff{max: nriReconnectMax}
 	for ctx.Err() == nil {
-		connected, err := nriSession(ctx, a.plugin(), func() {
+		p := a.plugin()
+		connected, err := nriSession(ctx, p, func() {
+			a.nriTimeout.Store(int64(p.requestTimeout()))
 			a.nri.set(true, nil)
 			a.log.Info("connected to NRI", "socket", a.opts.NRISocket)
 		}, stub.WithSocketPath(a.opts.NRISocket), stub.WithPluginIdx(a.opts.PluginIndex), stub.WithPluginName(a.opts.PluginName))
@@ -348,7 +353,8 @@ func (a *agent) notify(state string) {
 }
 
 func (a *agent) health() Health {
-	h := Health{OK: true, PID: os.Getpid()}
+	h := Health{OK: true, PID: os.Getpid(), Version: a.opts.Version, RequestTimeout: Duration(a.nriTimeout.Load())}
+	h.StartBudget = Duration(a.loop.settings.Load().startBudget)
 	h.NRI.Connected, h.NRI.Reason = a.nri.get()
 	h.Containerd.Connected, h.Containerd.Reason = a.containerd.get()
 	if a.opts.DisableNRI {

@@ -21,8 +21,13 @@ type Health struct {
 	OK bool `json:"ok"`
 	// PID is the agent's.
 	PID        int    `json:"pid"`
+	Version    string `json:"version,omitempty"`
 	NRI        Source `json:"nri"`
 	Containerd Source `json:"containerd"`
+	// StartBudget is how long the start of a container may wait, RequestTimeout what
+	// the runtime allows for an answer by NRI: absent while it has not said so.
+	StartBudget    Duration `json:"startBudget,omitempty"`
+	RequestTimeout Duration `json:"requestTimeout,omitempty"`
 }
 
 // Source is where the agent learns of containers.

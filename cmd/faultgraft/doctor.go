@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/faultgraft/faultgraft/kernel"
+	"github.com/faultgraft/faultgraft/plugin"
 	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/spf13/cobra"
 )
@@ -30,6 +32,9 @@ func (r doctorReport) table(w io.Writer) error {
 			state = "no"
 		}
 		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\n", state, k.Name, k.Detail)
+		if !k.OK && k.Fix != "" {
+			_, _ = fmt.Fprintf(t, "\t\tfix: %s\n", k.Fix)
+		}
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -49,15 +54,25 @@ func (r doctorReport) table(w io.Writer) error {
 }
 
 func newDoctorCommand(g *global) *cobra.Command {
+	var nriSocket string
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what works on this machine, and why the rest does not",
-		Args:  cobra.NoArgs,
+		Long: `Say what works on this machine, why the rest does not, and what to do about it: what
+grafts and kernel faults need of the kernel, containerd and NRI, the agent with its
+connections and time-outs, the state directory, the runc wrapper. Nothing is changed.
+
+The exit status is 1 if something is MISSING without which faultgraft cannot graft here;
+what says "no" costs a part, or is not wanted, and the exit status is 0.`,
+		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := g.checkOutput(); err != nil {
 				return err
 			}
 			r := doctorReport{Checks: graft.Doctor(), Kernel: kernel.Probe()}
+			r.Checks = append(r.Checks, plugin.CheckNode(c.Context(), plugin.NodeCheckOptions{
+				StateDir: g.stateDir, ContainerdAddress: g.containerd, NRISocket: nriSocket, Version: version,
+			})...)
 			failed := 0
 			for _, k := range r.Checks {
 				if k.Required && !k.OK {
@@ -77,6 +92,8 @@ func newDoctorCommand(g *global) *cobra.Command {
 		},
 	}
 	g.outputFlag(c)
+	c.Flags().StringVar(&g.containerd, "containerd-address", os.Getenv("CONTAINERD_ADDRESS"), "containerd's socket (env CONTAINERD_ADDRESS; default "+plugin.DefaultContainerdAddress+")")
+	c.Flags().StringVar(&nriSocket, "nri-socket", "", "NRI's socket (default "+plugin.DefaultNRISocket+")")
 	c.AddCommand(newDoctorFunctionsCommand(g))
 	return c
 }

@@ -17,7 +17,7 @@ func doctor(t *testing.T, output string) string {
 	t.Helper()
 	var out bytes.Buffer
 	c := newRootCommand()
-	c.SetArgs([]string{"doctor", "-o", output})
+	c.SetArgs([]string{"doctor", "-o", output, "--state-dir", t.TempDir()})
 	c.SetOut(&out)
 	err := c.Execute()
 	missing := slices.ContainsFunc(graft.Doctor(), func(k graft.Check) bool { return k.Required && !k.OK })
@@ -44,6 +44,12 @@ func TestDoctorReportsKernelBackends(t *testing.T) {
 		}
 		if len(r.Checks) == 0 {
 			t.Errorf("%s: no checks", output)
+		}
+		for _, name := range []string{"ptrace", "cgroup v2", "BTF", "containerd", "NRI", "agent", "configuration", "state directory", "keepers", "runc wrapper"} {
+			i := slices.IndexFunc(r.Checks, func(k graft.Check) bool { return k.Name == name })
+			if i < 0 || !r.Checks[i].OK && r.Checks[i].Fix == "" {
+				t.Errorf("%s: %s is not among the findings, or has no fix: %+v", output, name, r.Checks)
+			}
 		}
 		if want := kernel.Probe(); !slices.Equal(r.Kernel, want) {
 			t.Errorf("%s: got %+v, want %+v", output, r.Kernel, want)

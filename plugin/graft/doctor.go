@@ -16,13 +16,15 @@ type Check struct {
 	Name     string `json:"name"`
 	OK       bool   `json:"ok"`
 	Required bool   `json:"required"`
-	// Detail says what was found, and for what is missing what to do.
+	// Detail says what was found, and what it means.
 	Detail string `json:"detail"`
+	// Fix says what to do about what is not OK; empty where nothing can be done.
+	Fix string `json:"fix,omitempty"`
 }
 
 // Doctor tries what a graft needs on this machine and changes nothing.
 func Doctor() []Check {
-	return []Check{checkArch(), checkKernel(), checkPrivileges(), checkFuse(), checkMountAPI(), checkSharedMaps(), checkPassthrough()}
+	return []Check{checkArch(), checkKernel(), checkPrivileges(), checkPtrace(), checkFuse(), checkMountAPI(), checkSharedMaps(), checkPassthrough()}
 }
 
 func checkArch() Check {
@@ -57,7 +59,8 @@ func checkKernel() Check {
 	_, _, release := kernelVersion()
 	c := Check{Name: "kernel", Required: true, OK: atLeast(5, 12), Detail: release}
 	if !c.OK {
-		c.Detail += ": Linux 5.12 or newer is needed (pidfd_getfd, openat2, mount_setattr)"
+		c.Detail += ": too old (pidfd_getfd, openat2, mount_setattr)"
+		c.Fix = "boot Linux 5.12 or newer"
 	}
 	return c
 }
@@ -89,7 +92,28 @@ func checkPrivileges() Check {
 	c.OK = len(missing) == 0
 	c.Detail = "root, with the capabilities that are needed"
 	if !c.OK {
-		c.Detail = "missing: " + strings.Join(missing, ", ") + "; run as root in the initial user namespace"
+		c.Detail, c.Fix = "missing: "+strings.Join(missing, ", "), "run as root in the initial user namespace"
+	}
+	return c
+}
+
+const yamaScope = "/proc/sys/kernel/yama/ptrace_scope"
+
+// checkPtrace looks at the security module yama, whose scope 3 forbids every
+// attach, also root's, until the machine is booted again
+// (Documentation/admin-guide/LSM/Yama.rst).
+func checkPtrace() Check {
+	c := Check{Name: "ptrace", Required: true, OK: true, Detail: "processes can be stopped and looked at"}
+	text, err := os.ReadFile(yamaScope)
+	switch scope := strings.TrimSpace(string(text)); {
+	case os.IsNotExist(err):
+	case err != nil:
+		c.OK, c.Detail, c.Fix = false, err.Error(), "mount /proc, and run as root"
+	case scope == "3":
+		c.OK, c.Detail = false, yamaScope+" is 3: nobody may attach to a process"
+		c.Fix = "take kernel.yama.ptrace_scope=3 out of /etc/sysctl.d and boot again; 0 to 2 do"
+	default:
+		c.Detail += " (" + yamaScope + " is " + scope + ")"
 	}
 	return c
 }
@@ -99,6 +123,7 @@ func checkFuse() Check {
 	m, err := newFuseMount("doctor", unix.S_IFDIR, 0)
 	if err != nil {
 		c.Detail = err.Error()
+		c.Fix = "load the module (modprobe fuse), and let root open /dev/fuse"
 		return c
 	}
 	m.close()
@@ -109,7 +134,7 @@ func checkFuse() Check {
 func checkMountAPI() Check {
 	c := Check{Name: "propagation groups", OK: atLeast(5, 15), Detail: "shared volumes can be grafted"}
 	if !c.OK {
-		c.Detail = "volumes with shared propagation need Linux 5.15 (MOVE_MOUNT_SET_GROUP)"
+		c.Detail, c.Fix = "volumes with shared propagation cannot be grafted (MOVE_MOUNT_SET_GROUP)", "boot Linux 5.15 or newer"
 	}
 	return c
 }
@@ -117,7 +142,7 @@ func checkMountAPI() Check {
 func checkSharedMaps() Check {
 	c := Check{Name: "shared maps of faulted files", OK: atLeast(6, 6), Detail: "FUSE_DIRECT_IO_ALLOW_MMAP"}
 	if !c.OK {
-		c.Detail = "files that a data rule can match cannot be mapped shared before Linux 6.6 (FUSE_DIRECT_IO_ALLOW_MMAP)"
+		c.Detail, c.Fix = "files that a data rule can match cannot be mapped shared (FUSE_DIRECT_IO_ALLOW_MMAP)", "boot Linux 6.6 or newer"
 	}
 	return c
 }
@@ -149,7 +174,7 @@ func checkPassthrough() Check {
 	}
 	c.OK = binary.NativeEndian.Uint32(b[initFlags:])&flagInitExt != 0 && binary.NativeEndian.Uint32(b[initFlags2:])&flagPassthrough != 0
 	if !c.OK {
-		c.Detail = "the kernel has no FUSE_PASSTHROUGH (Linux 6.9, CONFIG_FUSE_PASSTHROUGH): every read and write of a layer is a request"
+		c.Detail, c.Fix = "the kernel has no FUSE_PASSTHROUGH: every read and write of a layer is a request", "boot Linux 6.9 or newer, built with CONFIG_FUSE_PASSTHROUGH"
 	}
 	return c
 }
