@@ -60,7 +60,9 @@ func checkCommand(t *testing.T, page, command string) {
 		}
 		args = append(args, strings.NewReplacer("'", "", `"`, "").Replace(w))
 	}
-	c, rest, err := newRootCommand().Find(args)
+	root := newRootCommand()
+	root.InitDefaultCompletionCmd(args...) // which Execute adds
+	c, rest, err := root.Find(args)
 	if err != nil || c == c.Root() {
 		t.Errorf("%s: faultgraft %s: there is no such command (%v)", page, command, err)
 		return
