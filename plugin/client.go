@@ -18,7 +18,7 @@ import (
 )
 
 // ErrNoAgent: no agent answers on the control socket.
-var ErrNoAgent = errors.New("no faultgraft agent runs here; start one with `faultgraft plugin`")
+var ErrNoAgent = errors.New("no faultgraft agent runs here; start one: `systemctl start faultgraft`, or `faultgraft plugin` by hand")
 
 // maxAnswer bounds what a client reads, bytes.
 const maxAnswer = 64 << 20

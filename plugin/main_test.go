@@ -222,6 +222,7 @@ func newBench(t *testing.T, n *node, dir string, change func(*reconciler)) *benc
 	if err := r.openPolicies(policies.Options{}); err != nil {
 		t.Fatal(err)
 	}
+	r.containersKnown()
 	r.metrics.registry.MustRegister(liveCollector{r})
 	t.Cleanup(func() {
 		r.queue.close()

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -137,12 +138,28 @@ func (s *server) applyPolicies(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, http.StatusBadRequest, err)
 		return
 	}
+	if err := s.loop.waitKnown(r.Context()); err != nil {
+		s.refuse(w, err)
+		return
+	}
 	results, err := s.loop.applyAll(all, dry, wire.Who(r.Context()))
 	if err != nil {
 		s.refuse(w, fmt.Errorf("%s: %w", file, err))
 		return
 	}
 	s.write(w, results)
+}
+
+// waitKnown waits until the agent knows the containers that there are, so that it can say which match.
+func (r *reconciler) waitKnown(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	select {
+	case <-r.policies.known:
+		return nil
+	case <-ctx.Done():
+		return errors.New(notKnown)
+	}
 }
 
 // applyAll applies policies. Each is looked at before the first is kept: what is

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -22,6 +23,46 @@ import (
 type policySide struct {
 	store *policies.Store
 	hits  *hitReader
+	// known is closed when the containers that were there when the agent started have been
+	// seen. Before that nothing is known of shares: half of the containers seen so far is not half of the containers.
+	known     chan struct{}
+	knownOnce sync.Once
+}
+
+// notKnown is why a policy does nothing yet.
+const notKnown = "the agent has just started and does not know all containers yet; try again in a few seconds"
+
+// knownAfter is when policies act in any case, also if containerd does not answer.
+const knownAfter = time.Minute
+
+func (p *policySide) ready() bool {
+	select {
+	case <-p.known:
+		return true
+	default:
+		return false
+	}
+}
+
+// containersKnown lets policies act.
+func (r *reconciler) containersKnown() {
+	r.policies.knownOnce.Do(func() {
+		close(r.policies.known)
+		r.lookAtAll()
+	})
+}
+
+// holdBack reports whether a container is left as it is until all containers are
+// known: policies had put rules there before the agent started. One that has none gets none yet.
+func (r *reconciler) holdBack(c *Container, a *asked) bool {
+	if r.policies == nil || r.policies.ready() {
+		return false
+	}
+	a.rules, a.runs = nil, nil
+	if a.required {
+		a.reasons = append(a.reasons, notKnown)
+	}
+	return c.PID != 0 && slices.ContainsFunc(r.memory.rules(c.Key, c.PID, c.StartTime), func(m appliedRule) bool { return m.Policy != "" })
 }
 
 // openPolicies makes the store of the state directory the loop's.
@@ -41,7 +82,7 @@ func (r *reconciler) openPolicies(o policies.Options) error {
 	if err != nil {
 		return err
 	}
-	r.policies = &policySide{store: store, hits: hits}
+	r.policies = &policySide{store: store, hits: hits, known: make(chan struct{})}
 	return nil
 }
 
@@ -204,7 +245,7 @@ func (r *reconciler) begin(c *Container, a asked) {
 }
 
 func (r *reconciler) tell(c *Container, name string, st policies.TargetStatus) {
-	st.PauseMS = c.pausedMs
+	st.PauseMS = cmp.Or(c.pausedMs, c.PauseMs) // of the last time
 	r.policies.store.Report(policies.Key(c.Key), name, st)
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -1,17 +1,22 @@
 package plugin
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/plugin/policies"
+	"github.com/faultgraft/faultgraft/policy"
 )
 
 // manifestOf is a policy for containers with the label app=pg; spec has more lines of the spec.
@@ -400,5 +405,82 @@ func TestRequiredPolicyIsLate(t *testing.T) {
 	}
 	if err := p.StartContainer(t.Context(), pod(nil), ctr("may", os.Getpid(), map[string]string{"app": "web"})); err != nil {
 		t.Errorf("not required: %v", err)
+	}
+}
+
+// After a restart of the agent half of the containers seen so far is not half of
+// the containers: until all were seen, those that a policy has chosen keep what they
+// have, and no other gets anything.
+func TestPolicyWaitsForAllContainers(t *testing.T) {
+	n, dir := &node{}, t.TempDir()
+	var all []Container
+	for i := range 8 {
+		c := labelled(fmt.Sprint("c", i), map[string]string{"app": "pg"})
+		c.PID = startIdle(t, 0)
+		all = append(all, c)
+	}
+	text := manifestOf("half", "  mode: fixed-percent", "  value: 50", "  seed: 3")
+	first := newBench(t, n, dir, nil)
+	for _, c := range all {
+		first.reg.put(c)
+		first.settle(t, c.Key)
+	}
+	r := first.apply(t, text)
+	for _, x := range r.Targets {
+		first.target(t, "half", Key(x.Key), policies.TargetActive)
+	}
+	before := n.all()
+	if len(before) != 4 {
+		t.Fatalf("%+v", before)
+	}
+	second := newBench(t, n, dir, nil)
+	second.policies.known, second.policies.knownOnce = make(chan struct{}), sync.Once{}
+	same := func(when string) {
+		t.Helper()
+		now := n.all()
+		if len(now) != len(before) || n.count() != 4 || n.changed != 0 {
+			t.Fatalf("%s: %+v, was %+v; %d made", when, now, before, n.count())
+		}
+	}
+	for _, c := range all {
+		second.reg.put(c)
+		second.settle(t, c.Key)
+		same("after " + c.ID)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := second.waitKnown(short); err == nil || !strings.Contains(err.Error(), "does not know all containers yet") {
+		t.Errorf("policies can be applied: %v", err)
+	}
+	second.containersKnown()
+	for _, x := range r.Targets {
+		second.target(t, "half", Key(x.Key), policies.TargetActive)
+	}
+	for _, c := range all {
+		second.wait(t, c.Key)
+	}
+	same("when all are known")
+}
+
+// P1: a policy gives the same rule as a label, as text and field by field.
+func TestPolicyAndLabelGiveTheSameRule(t *testing.T) {
+	b := newBench(t, &node{}, t.TempDir(), nil)
+	const text = "io error=EIO op=fsync+write path=/data/** p=5% times=10 ttl=5m"
+	label := policy.ParseLabels(policy.Subject{Labels: map[string]string{"wal.faultgraft.io": text}}, policy.Defaults{})
+	all, err := b.readPolicies("f", []byte(manifestOf("p", "  faults:", `  - {name: wal, rule: "`+text+`"}`,
+		`  - {name: fields, io: {path: "/data/**", ops: [fsync, write], error: EIO}, trigger: {p: 0.05, times: 10, ttl: 5m}}`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := all[0].Rules(policy.Defaults{})
+	if err != nil || len(rules) != 2 || len(label.Rules) != 1 {
+		t.Fatalf("%+v, %v", rules, err)
+	}
+	for _, r := range rules {
+		want := label.Rules[0]
+		want.Name, want.Text, r.Text, r.Policy = r.Name, "", "", ""
+		if diff := cmp.Diff(want, r); diff != "" {
+			t.Errorf("%s: %s", r.Name, diff)
+		}
 	}
 }

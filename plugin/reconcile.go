@@ -152,10 +152,13 @@ func (r *reconciler) take(rec *record, c Container) {
 	}
 }
 
-// poke says that something has happened to a container that containerd knows best.
-func (r *reconciler) poke(k Key) {
+// poke says that something has happened to a container that containerd knows
+// best. The channel is closed when it has been looked at.
+func (r *reconciler) poke(k Key) <-chan struct{} {
 	if !r.settings.Load().watches(k.Namespace) {
-		return
+		done := make(chan struct{})
+		close(done)
+		return done
 	}
 	r.mu.Lock()
 	rec := r.records[k]
@@ -164,7 +167,7 @@ func (r *reconciler) poke(k Key) {
 	}
 	rec.stale = true
 	r.mu.Unlock()
-	r.queue.add(k, false)
+	return r.queue.add(k, false)
 }
 
 // ended says that a container's task has exited. pid 0: whichever it was.
@@ -280,6 +283,9 @@ func (r *reconciler) reconcile(ctx context.Context, k Key) {
 	pid := c.PID
 	r.examine(&c)
 	asked := r.ask(&c, result)
+	if r.holdBack(&c, &asked) {
+		return // a run comes when they are
+	}
 	result.Problems = append(result.Problems, r.unknownPolicies(&c, result.Policies)...)
 	result.Rules = append(result.Rules, asked.rules...)
 	c.Required, c.unmet = asked.required, asked.reasons

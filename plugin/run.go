@@ -320,6 +320,7 @@ func (a *agent) run(ctx context.Context, body func(context.Context) error) error
 			wg.Go(func() { a.listener.run(ctx) })
 		}
 		wg.Go(func() { a.loop.policies.store.Run(ctx) })
+		defer time.AfterFunc(knownAfter, a.loop.containersKnown).Stop()
 		wg.Go(func() {
 			defer cancel()
 			errs <- body(ctx)

@@ -123,9 +123,12 @@ func (w *watcher) relist(ctx context.Context, names []string) {
 	ctx, cancel := context.WithTimeout(ctx, relistTimeout)
 	defer cancel()
 	total := 0
+	var looks []<-chan struct{}
+	complete := true
 	for _, n := range names {
 		found, err := w.runtime.ids(ctx, n)
 		if err != nil {
+			complete = false
 			if ctx.Err() == nil {
 				w.log.Error("cannot list the containers that are there already; those of this namespace are seen at their next event", "namespace", n, "err", err)
 				w.loop.metrics.problems.WithLabelValues("lookup").Inc()
@@ -136,9 +139,19 @@ func (w *watcher) relist(ctx context.Context, names []string) {
 		for _, k := range found {
 			listed[k] = true
 			total++
-			w.loop.poke(k)
+			looks = append(looks, w.loop.poke(k))
 		}
 		w.loop.retain(n, listed)
+	}
+	for _, done := range looks {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return
+		}
+	}
+	if complete {
+		w.loop.containersKnown()
 	}
 	if ctx.Err() == nil {
 		w.log.Info("containers that are there already", "source", sourceContainerd, "namespaces", len(names), "containers", total)
