@@ -1,6 +1,7 @@
 package policies
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -73,7 +74,7 @@ func (s *Store) startWatch(ctx context.Context, probes *sync.WaitGroup, x *live)
 
 // probe looks at one condition again and again.
 func (s *Store) probe(ctx context.Context, w *watch, i int, c faultpolicy.StopCondition) {
-	every := time.NewTicker(max(time.Duration(c.Interval), time.Millisecond))
+	every := time.NewTicker(cmp.Or(s.interval, time.Duration(c.Interval)))
 	defer every.Stop()
 	failures := 0
 	for {

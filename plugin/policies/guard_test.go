@@ -27,6 +27,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 // serve runs the store with its probes until the test ends.
 func (n *node) serve() (stop func()) {
+	n.s.interval = 20 * time.Millisecond
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); n.s.Run(ctx) }()
@@ -40,7 +41,7 @@ func (n *node) is(name string, p Phase) func() bool {
 }
 
 func probed(c faultpolicy.StopCondition) func(*faultpolicy.Spec) {
-	c.Interval, c.Timeout = faultpolicy.Duration(time.Second), faultpolicy.Duration(time.Second)
+	c.Interval, c.Timeout = faultpolicy.Duration(time.Minute), faultpolicy.Duration(time.Minute) // the machine may be slow
 	return func(s *faultpolicy.Spec) { s.Guard.StopConditions = []faultpolicy.StopCondition{c} }
 }
 

@@ -58,6 +58,7 @@ func (s *Store) activate(x *live) {
 func (s *Store) endRun(x *live, p Phase, reason string) {
 	acted := x.Phase == Running
 	x.due = false
+	x.watch = nil // the next run has probes of its own: these may have given their last answer
 	x.Watch.stop(&s.clock)
 	s.setPhase(x, p, reason)
 	if acted {

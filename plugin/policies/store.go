@@ -63,6 +63,8 @@ type Store struct {
 	out     outbox
 	// epoch counts matches of one container with all policies.
 	epoch uint64
+	// interval, in tests, is the time between two probes in place of the policy's.
+	interval time.Duration
 	// watches are those whose probes run.
 	watches map[*watch]bool
 }
