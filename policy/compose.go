@@ -191,3 +191,10 @@ func byteOffset(text string, column int) int {
 	}
 	return len(text)
 }
+
+// Balanced reports whether a predicate can stand in parentheses: its own, and its quotes, fit together.
+func Balanced(predicate string) bool {
+	text := "(" + predicate + ")"
+	end, _, open := closeParen(text, 0)
+	return open == "" && end == len(text)
+}

@@ -79,7 +79,12 @@ func checkRule(text string) (validRule, error) {
 	if err != nil {
 		return validRule{}, err
 	}
-	v := validRule{Rule: r, Canonical: r.String(), Meaning: r.Explain()}
+	return explained(r)
+}
+
+// explained says what a rule means, and checks a kernel rule's predicates.
+func explained(r policy.Rule) (v validRule, err error) {
+	v = validRule{Rule: r, Canonical: r.String(), Meaning: r.Explain()}
 	if r.Kernel != nil {
 		v.Here, err = carry(r)
 	} else {
@@ -91,9 +96,13 @@ func checkRule(text string) (validRule, error) {
 func newValidateCommand(g *global) *cobra.Command {
 	var rules []string
 	c := &cobra.Command{
-		Use:   "validate --rule 'RULE'...",
-		Short: "Check rules and say what they mean, without touching anything",
-		Long: `Check rules, and say in words what each of them does, to which operations and
+		Use:   "validate FILE...|-|--rule 'RULE'...",
+		Short: "Check policies and rules and say what they mean, without touching anything",
+		Long: `Check files of FaultPolicies and of Chaos Mesh's IOChaos, KernelChaos and Schedule, or
+rules. Each mistake has its file, line and column and a way out, and with one the exit
+status is not 0; so it is for CI. With -o json the mistakes are under "errors".
+
+Of rules, say in words what each of them does, to which operations and
 files, and when. Nothing is grafted or loaded. A rule that is wrong is shown with the
 place of the mistake and a way out, and the exit status is not 0. Of a kernel rule the
 predicates are checked against the running kernel's types, and "here" says how this
@@ -112,16 +121,21 @@ Of kernel rules:
   trigger     the same but afterBytes
 docs/faults.md has an example of each for io, docs/kernel.md for kernel, docs/rules.md
 the grammar.`,
-		Example: `  faultgraft validate --rule 'io error=EIO op=fsync path=/data/** p=5%'
+		Example: `  faultgraft validate policies/*.yaml
+  faultgraft validate --rule 'io error=EIO op=fsync path=/data/** p=5%'
   faultgraft validate --rule 'kernel hook=syscall:mount(flags & 1) error=EPERM times=3'
   faultgraft validate -o json --rule 'io latency=pareto(10ms,1.5) cap=1s op=read path=/data/**'`,
-		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: func(c *cobra.Command, files []string) error {
 			if err := g.checkOutput(); err != nil {
 				return err
 			}
-			if len(rules) == 0 {
-				return errors.New("give a rule with --rule, for instance --rule 'io error=EIO op=fsync path=/data/**'")
+			switch {
+			case len(files) > 0 && len(rules) > 0:
+				return errors.New("give files or --rule, not both")
+			case len(files) > 0:
+				return validateFiles(c, g, files)
+			case len(rules) == 0:
+				return errors.New("give files, or a rule with --rule, for instance --rule 'io error=EIO op=fsync path=/data/**'")
 			}
 			var errs []error
 			valid := []validRule{}

@@ -62,10 +62,10 @@ func (p *FaultPolicy) check(d policy.Defaults) problems {
 			found.add(at, fmt.Sprintf("a ttl of %v is longer than the policy's (%v)", rule.Trigger.TTL, ttl), "shorten it, or leave it out")
 		}
 	}
-	// A mistake in timing is one of each fault.
+	// A mistake in timing is one of each fault as well.
 	var once problems
 	for _, f := range found {
-		if !slices.ContainsFunc(once, func(o *problem) bool { return *o == *f }) {
+		if !slices.ContainsFunc(once, func(o *problem) bool { return o.path == f.path }) {
 			once = append(once, f)
 		}
 	}
@@ -96,9 +96,7 @@ func (p *problems) head(f *FaultPolicy) {
 
 func (p *problems) selector(s *Selector) {
 	const at = "spec.selector"
-	if s.empty() {
-		p.add(at, "the selector is empty", `say which containers the policy is for; for all that the node allows, write namespaces: ["*"]`)
-	}
+	before := len(*p)
 	for _, list := range []struct {
 		name  string
 		globs []string
@@ -126,6 +124,9 @@ func (p *problems) selector(s *Selector) {
 	}
 	if s.MaxAge > 0 && s.MinAge >= s.MaxAge {
 		p.add(at+".maxAge", fmt.Sprintf("maxAge %v is not above minAge %v: no container is of such an age", s.MaxAge, s.MinAge), "make it longer")
+	}
+	if s.empty() && len(*p) == before {
+		p.add(at, "the selector is empty", `say which containers the policy is for; for all that the node allows, write namespaces: ["*"]`)
 	}
 }
 

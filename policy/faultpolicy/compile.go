@@ -86,6 +86,11 @@ func (f *Fault) rule(t *Timing, path string, d policy.Defaults) (policy.Rule, *p
 			}
 		}
 	}
+	if f.Kernel != nil {
+		if err := f.Kernel.parentheses(path + ".kernel"); err != nil {
+			return policy.Rule{}, err
+		}
+	}
 	name := f.Name
 	if !policy.IsName(name) {
 		name = "rule" // which is another complaint
@@ -98,29 +103,24 @@ func (f *Fault) rule(t *Timing, path string, d policy.Defaults) (policy.Rule, *p
 	if err != nil {
 		return policy.Rule{}, &problem{path: path, message: err.Error()}
 	}
-	if f.Kernel != nil {
-		if err := f.Kernel.same(rule.Kernel, path); err != nil {
-			return policy.Rule{}, err
-		}
-	}
 	return rule, nil
 }
 
-// same reports parentheses in a predicate that would make it more than one.
-func (k *Kernel) same(got *policy.KernelFault, path string) *problem {
-	const message, fix = "the parentheses do not fit together", "write one predicate, parts of which are joined by &&"
-	if where := strings.TrimSpace(k.Where); where != "" && where != got.Where {
-		return &problem{path: path + ".kernel.where", message: message, fix: fix}
+// parentheses reports what would make a predicate more than one, or a function more than its name.
+func (k *Kernel) parentheses(path string) *problem {
+	const message, fix = "the parentheses or quotes do not fit together", "write one predicate, parts of which are joined by &&"
+	if !policy.Balanced(k.Where) {
+		return &problem{path: path + ".where", message: message, fix: fix}
 	}
 	for i, f := range k.Within {
-		at := strictyaml.Item(path+".kernel.within", i)
+		at := strictyaml.Item(path+".within", i)
 		switch {
-		case i >= len(got.Within) || len(k.Within) != len(got.Within):
-			return &problem{path: at, message: message, fix: fix}
-		case got.Within[i].Function != strings.TrimSpace(f.Func):
+		case strings.ContainsAny(f.Func, "(),"):
 			return &problem{path: at + ".func", message: "this is more than the name of a function", fix: "write func: NAME, and a predicate as where"}
-		case got.Within[i].Predicate != strings.TrimSpace(f.Where) || got.Within[i].Parameters != strings.TrimSpace(f.Parameters):
-			return &problem{path: at, message: message, fix: fix}
+		case !policy.Balanced(f.Where):
+			return &problem{path: at + ".where", message: message, fix: fix}
+		case !policy.Balanced(f.Parameters):
+			return &problem{path: at + ".parameters", message: message, fix: "leave parameters out: they are not needed"}
 		}
 	}
 	return nil
@@ -331,7 +331,8 @@ func (c *composition) place(field, offset int, wrong *policy.SyntaxError) *probl
 		p.message = strings.TrimPrefix(p.message, part.Name+"=")
 	}
 	if c.inText == "" {
-		p.message, p.fix = inYAML(p.message), inYAML(p.fix)
+		p.fix = inYAML(p.fix)
+		p.message = strings.Replace(p.message, "op is missing", "ops is missing", 1)
 	}
 	return p
 }
@@ -344,13 +345,12 @@ var ruleField = regexp.MustCompile(`\b(` + strings.Join([]string{
 
 // inYAML says NAME: VALUE in place of NAME=VALUE.
 func inYAML(s string) string {
-	s = ruleField.ReplaceAllStringFunc(s, func(m string) string {
+	return ruleField.ReplaceAllStringFunc(s, func(m string) string {
 		if m == "op=" {
 			return "ops: "
 		}
 		return strings.TrimSuffix(m, "=") + ": "
 	})
-	return strings.Replace(s, "op is missing", "ops is missing", 1)
 }
 
 // unbounded are limits that a rule cannot be over, for checks that are not about a node.

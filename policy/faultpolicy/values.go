@@ -1,6 +1,8 @@
 package faultpolicy
 
 import (
+	"errors"
+	"strings"
 	"time"
 
 	"github.com/faultgraft/faultgraft/policy"
@@ -75,6 +77,10 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 // UnmarshalText reads the form of rules.
 func (d *Duration) UnmarshalText(text []byte) error {
 	v, err := policy.ParseDuration(string(text))
+	var wrong *policy.SyntaxError
+	if errors.As(err, &wrong) { // what names the field is said by who knows it
+		wrong.Message = strings.TrimPrefix(wrong.Message, "time=")
+	}
 	*d = Duration(v)
 	return err
 }

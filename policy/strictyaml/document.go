@@ -131,6 +131,8 @@ func (d *Document) find(path string) (n, key *yaml.Node, found bool) {
 		switch {
 		case n.Kind == yaml.SequenceNode && index >= 0 && index < len(n.Content):
 			inner = n.Content[index]
+		case n.Kind == yaml.ScalarNode && index == 0 && rest == "":
+			return n, key, true // Scalars: one stands for a list of one
 		case n.Kind == yaml.MappingNode && index < 0:
 			for i := 0; i+1 < len(n.Content) && inner == nil; i += 2 {
 				if n.Content[i].Value == field {
