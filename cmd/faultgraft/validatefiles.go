@@ -4,8 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"strings"
+	"io/fs"
 
 	"github.com/faultgraft/faultgraft/policy"
 	"github.com/faultgraft/faultgraft/policy/faultpolicy"
@@ -27,16 +26,6 @@ type validPolicy struct {
 	// Policy has its defaults; one that was a manifest of Chaos Mesh is shown as what it stands for.
 	Policy faultpolicy.FaultPolicy `json:"policy"`
 	Rules  []validRule             `json:"rules"`
-}
-
-// readManifest reads a file, or standard input for -.
-func readManifest(c *cobra.Command, name string) (label string, data []byte, err error) {
-	if name == "-" {
-		data, err = io.ReadAll(io.LimitReader(c.InOrStdin(), strictyaml.MaxSize+1))
-		return "standard input", data, err
-	}
-	data, err = os.ReadFile(name)
-	return name, data, err
 }
 
 // validateFile checks one file. A predicate that this machine's kernel does not know is a mistake at its place.
@@ -108,10 +97,19 @@ func validateFiles(c *cobra.Command, g *global, names []string) error {
 	out := validFiles{Policies: []validPolicy{}, Errors: []*strictyaml.Error{}}
 	at := make(map[string]string) // the places of policies by name
 	for _, name := range names {
-		file, data, err := readManifest(c, name)
+		data, err := readManifest(c.InOrStdin(), name)
 		if err != nil {
-			out.Errors = append(out.Errors, &strictyaml.Error{File: name, Message: strings.TrimPrefix(err.Error(), "open "+name+": ")})
+			message := err.Error()
+			var missing *fs.PathError
+			if errors.As(err, &missing) {
+				message = missing.Err.Error()
+			}
+			out.Errors = append(out.Errors, &strictyaml.Error{File: name, Message: message})
 			continue
+		}
+		file := name
+		if name == "-" {
+			file = "standard input"
 		}
 		valid, errs := validateFile(file, data)
 		for _, v := range valid {
