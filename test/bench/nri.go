@@ -15,6 +15,8 @@ import (
 
 	"github.com/containerd/nri/pkg/adaptation"
 	"github.com/containerd/nri/pkg/api"
+
+	"github.com/faultgraft/faultgraft/plugin"
 )
 
 // nriLatency measures how long the runtime waits for the agent when a container
@@ -65,6 +67,13 @@ func (b *bench) nriLatency() (err error) {
 	case <-time.After(30 * time.Second):
 		return errors.New("the agent does not register with NRI")
 	}
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if _, err := plugin.NewClient(state).Health(context.Background()); err == nil {
+			break
+		} else if time.Now().After(end) {
+			return err
+		}
+	}
 	if err := applyPolicies(b.faultgraft, state, dir, policyCount); err != nil {
 		return err
 	}
@@ -113,11 +122,13 @@ func (b *bench) nriLatency() (err error) {
 	return nil
 }
 
-// applyPolicies gives the agent policies that select other containers.
+// applyPolicies gives the agent policies that select other containers, a hundred at a time.
 func applyPolicies(faultgraft, state, dir string, n int) error {
-	var text strings.Builder
-	for i := range n {
-		fmt.Fprintf(&text, `---
+	const batch = 100
+	for first := 0; first < n; first += batch {
+		var text strings.Builder
+		for i := first; i < min(first+batch, n); i++ {
+			fmt.Fprintf(&text, `---
 apiVersion: faultgraft.io/v1alpha1
 kind: FaultPolicy
 metadata: {name: p%d}
@@ -126,15 +137,16 @@ spec:
   faults:
   - {name: slow, io: {path: "/data/**", ops: [read], latency: 10ms}}
 `, i, i, i%50)
-	}
-	file := filepath.Join(dir, "policies.yaml")
-	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
-		return err
-	}
-	cmd := exec.Command(faultgraft, "apply", "-f", file)
-	cmd.Env = append(os.Environ(), "FAULTGRAFT_STATE="+state)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("faultgraft apply: %w: %.500s", err, out)
+		}
+		file := filepath.Join(dir, "policies.yaml")
+		if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+			return err
+		}
+		cmd := exec.Command(faultgraft, "apply", "-f", file)
+		cmd.Env = append(os.Environ(), "FAULTGRAFT_STATE="+state)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("faultgraft apply: %w: %.500s", err, out)
+		}
 	}
 	return nil
 }
