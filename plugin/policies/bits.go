@@ -25,14 +25,6 @@ func (b bitset) remove(n slot) {
 	}
 }
 
-func (b bitset) len() int {
-	n := 0
-	for _, w := range b {
-		n += bits.OnesCount64(w)
-	}
-	return n
-}
-
 func (b bitset) all() iter.Seq[slot] {
 	return func(yield func(slot) bool) {
 		for i, w := range b {

@@ -19,7 +19,7 @@ import (
 func (s *Store) Rules(k Key, since func(policy string, run uint64, rule string) time.Time) (rules []policy.Rule, required bool, reasons []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, n, known := s.containers.get(k)
+	c, n, known := s.containers.get(k)
 	if !known {
 		return nil, false, nil
 	}
@@ -37,7 +37,9 @@ func (s *Store) Rules(k Key, since func(policy string, run uint64, rule string) 
 		required = required || x.Policy.Spec.Required
 		own := x.rules(&s.clock, s.containers.hashes[n], since)
 		if len(rules)+len(own) > policy.MaxRules {
-			reasons = append(reasons, fmt.Sprintf("policy %s: the container would have more than %d rules; those of this policy are not applied", x.name(), policy.MaxRules))
+			why := fmt.Sprintf("the container would have more than %d rules; those of this policy are not applied", policy.MaxRules)
+			reasons = append(reasons, "policy "+x.name()+": "+why)
+			s.report(c, x.name(), TargetStatus{Run: x.Run, State: TargetFailed, Reason: why})
 			continue
 		}
 		rules = append(rules, own...)

@@ -80,6 +80,10 @@ func (s *Store) Report(k Key, policy string, st TargetStatus) {
 		delete(c.reported, policy)
 		return
 	}
+	s.report(c, policy, st)
+}
+
+func (s *Store) report(c *container, policy string, st TargetStatus) {
 	st.Target, st.Policy = c.target(), policy
 	if st.Since.IsZero() {
 		st.Since = s.clock.Now().UTC()

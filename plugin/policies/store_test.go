@@ -3,6 +3,7 @@ package policies
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/faultgraft/faultgraft/policy"
 	"github.com/faultgraft/faultgraft/policy/faultpolicy"
 	"github.com/faultgraft/faultgraft/policy/limits"
 )
@@ -333,5 +335,24 @@ func TestReports(t *testing.T) {
 	n.s.Report(k, "pg", TargetStatus{State: TargetActive})
 	if got := n.s.Targets(k); got != nil {
 		t.Errorf("a container that is gone has %+v", got)
+	}
+}
+
+func TestMoreRulesThanAContainerCanHave(t *testing.T) {
+	n := newNode(t)
+	n.run("a")
+	full := pg(func(s *faultpolicy.Spec) {
+		for i := len(s.Faults); i < policy.MaxRules; i++ {
+			s.Faults = append(s.Faults, faultpolicy.Fault{Name: fmt.Sprintf("f%d", i), Rule: "io error=EIO op=read path=/data/**"})
+		}
+	})
+	n.apply(full)
+	n.apply(named("zzz", pg()))
+	rules, _, reasons := n.s.Rules(Key{"default", "a"}, nil)
+	if len(rules) != policy.MaxRules || len(reasons) != 1 || !strings.Contains(reasons[0], "policy zzz") {
+		t.Errorf("%d rules, reasons %q", len(rules), reasons)
+	}
+	if st := n.phase("zzz", Running); st.States[TargetFailed] != 1 || !strings.Contains(st.Targets[0].Reason, "more than 64 rules") {
+		t.Errorf("the target is %+v", st.Targets)
 	}
 }
