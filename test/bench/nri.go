@@ -49,6 +49,11 @@ func (b *bench) nriLatency() (err error) {
 		return err
 	}
 	defer runtime.Stop()
+	stopContainerd, err := serveEmptyContainerd(filepath.Join(dir, "containerd.sock"))
+	if err != nil {
+		return err
+	}
+	defer stopContainerd()
 	agent := exec.Command(b.faultgraft, "plugin", "--nri-socket", socket, "--containerd-address", filepath.Join(dir, "containerd.sock"))
 	agent.Env = append(os.Environ(), "FAULTGRAFT_STATE="+state)
 	var said bytes.Buffer
