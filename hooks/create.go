@@ -39,6 +39,13 @@ type Answer struct {
 	Grafts []string
 }
 
+// ErrNoAgent: no agent runs on this node.
+var ErrNoAgent = errors.New("no faultgraft agent runs here")
+
+func requiredError(id, missing string) error {
+	return fmt.Errorf("faultgraft: container %s must not start without its faults (required): %s", id, missing)
+}
+
 // Agent brings a task to its rules before its program runs.
 type Agent interface {
 	Start(ctx context.Context, t Task) (Answer, error)
@@ -143,7 +150,7 @@ func (c *creation) bring(ctx context.Context) error {
 		c.record(t, "started without its faults, if any: "+missing)
 		return nil
 	}
-	refusal := fmt.Errorf("faultgraft: container %s must not start without its faults (required): %s", t.ID, missing)
+	refusal := requiredError(t.ID, missing)
 	c.record(t, "not started, because its faults are required: "+missing)
 	if err := c.remove(); err != nil {
 		refusal = fmt.Errorf("%w; and it could not be removed: %w", refusal, err)

@@ -27,6 +27,12 @@ type Injector interface {
 type Options struct {
 	// Input is where the runtime writes the container's state.
 	Input io.Reader
+	// Agent, if there is one, does the work for containerd's containers; nil, or
+	// ErrNoAgent from it: the hook does it.
+	Agent Agent
+	// Rules are those that the hook itself brings, by the keys that annotations with
+	// them would have; an annotation of the same key comes before.
+	Rules map[string]string
 	// Injector makes the grafts.
 	Injector Injector
 	// Kernel arms kernel rules: all, or none. Nil: nobody can here.
@@ -47,6 +53,10 @@ type Result struct {
 	Container string
 	// Grafts are the layers that are on.
 	Grafts []keeper.Graft
+	// InForce are the ids of the faults that the agent says are in force.
+	InForce []string
+	// Refused: the container must not start. Nil: it may.
+	Refused error
 	// Problems are annotations that were refused and grafts that could not be made.
 	Problems []error
 }
@@ -88,8 +98,13 @@ func (r *run) container(ctx context.Context, state *specs.State) {
 		return
 	}
 	r.event.Name = containerName(annotations)
-	if isSandbox(annotations) {
+	if isSandbox(annotations) || r.agent(ctx, state) {
 		return
+	}
+	for key, text := range r.o.Rules {
+		if _, ok := annotations[key]; !ok {
+			annotations[key] = text
+		}
 	}
 	parsed := policy.ParseLabels(policy.Subject{Labels: annotations, ContainerName: r.event.Name, Kind: "annotation"}, r.o.Defaults)
 	for _, p := range parsed.Problems {
@@ -122,6 +137,31 @@ func (r *run) container(ctx context.Context, state *specs.State) {
 		}
 		r.Grafts = append(r.Grafts, g)
 	}
+}
+
+// agent has the agent do the work; false: it is the hook's.
+func (r *run) agent(ctx context.Context, state *specs.State) bool {
+	namespace, ok := ofContainerd(state.Bundle, state.ID)
+	if !ok || r.o.Agent == nil {
+		return false
+	}
+	answer, err := within(ctx, "asking the agent", func() (Answer, error) {
+		return r.o.Agent.Start(ctx, Task{Namespace: namespace, ID: state.ID, PID: state.Pid, Bundle: state.Bundle})
+	})
+	switch {
+	case errors.Is(err, ErrNoAgent), err == nil && !answer.Known:
+		return false
+	case err != nil: // it may be at work all the same
+		r.refuse(r.event, err)
+	case answer.Missing != "" && answer.Required:
+		r.Refused = requiredError(state.ID, answer.Missing)
+		r.refuse(r.event, r.Refused)
+	case answer.Missing != "":
+		r.refuse(r.event, errors.New(answer.Missing))
+	default:
+		r.InForce = answer.Grafts
+	}
+	return true
 }
 
 // armKernel hands kernel rules to who can arm them. The program's first

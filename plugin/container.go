@@ -137,12 +137,14 @@ const enableKey = "enable"
 
 // metadata is what a container and its pod say about themselves.
 type metadata struct {
+	// devices are the rules of CDI devices that it was given.
+	devices                   map[string]string
 	podLabels, podAnnotations map[string]string
 	labels, annotations       map[string]string
 }
 
 // merge puts labels and annotations into one map, the one that speaks closer to
-// the container last: the pod's labels, its annotations, the container's labels,
+// the container last: CDI devices, the pod's labels, its annotations, the container's labels,
 // its annotations. A rule that the container itself carries hides the pod's rule
 // of that name, except one the pod addresses to this container by name. A value
 // of enable.faultgraft.io that turns faultgraft off is never hidden. annotated are the keys that came from an annotation.
@@ -160,6 +162,7 @@ func (m metadata) merge() (merged map[string]string, annotated map[string]bool) 
 			}
 		}
 	}
+	put(m.devices, true)
 	put(m.podLabels, false)
 	put(m.podAnnotations, true)
 	for _, own := range []map[string]string{m.labels, m.annotations} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync/atomic"
 	"time"
 
@@ -142,6 +143,10 @@ func fromNRI(pod *api.PodSandbox, c *api.Container) Container {
 	}
 	if out.Name == "" {
 		out.Name = out.ID
+	}
+	m.devices = map[string]string{}
+	for _, h := range c.GetHooks().GetPoststart() {
+		maps.Copy(m.devices, HookRules(h.GetArgs()))
 	}
 	out.Labels, out.annotated = m.merge()
 	out.meta = m

@@ -198,6 +198,16 @@ func fromContainerd(namespace string, rec containers.Container, pod *containers.
 		return out, err
 	}
 	m.annotations = annotations
+	if rec.Spec != nil {
+		inSpec, devices, err := specMetadata(rec.Spec.GetValue())
+		if err != nil {
+			return out, fmt.Errorf("containerd: container %s: %w", rec.ID, err)
+		}
+		m.devices = devices
+		if rec.Labels[labelCRIKind] == "" { // CRI's own come from its metadata
+			m.annotations = inSpec
+		}
+	}
 	if pod != nil {
 		m.podLabels = pod.Labels
 		if m.podAnnotations, err = criAnnotations(*pod, extensionSandbox); err != nil {

@@ -30,7 +30,7 @@ type StartRequest struct {
 
 // StartAnswer says what has come of the container's rules.
 type StartAnswer struct {
-	// Known: containerd has a container of that namespace and id, which the agent looks at.
+	// Known: containerd has a container of that namespace and id, or the agent is not to look at that namespace.
 	Known bool `json:"known"`
 	// State and Reason are the container's; StateNone: nothing asks for a fault.
 	State  State  `json:"state"`
@@ -106,7 +106,7 @@ func (a announced) of(pid int) int {
 func (r *reconciler) start(ctx context.Context, req StartRequest) (StartAnswer, error) {
 	k := Key{req.Namespace, req.ID}
 	if !r.settings.Load().watches(k.Namespace) {
-		return StartAnswer{State: StateNone, Reason: "the agent does not look at containerd namespace " + k.Namespace}, nil
+		return StartAnswer{Known: true, State: StateNone, Reason: "the agent does not look at containerd namespace " + k.Namespace}, nil
 	}
 	start, err := startTime(req.PID)
 	if err != nil {

@@ -78,6 +78,9 @@ type agentOf struct{ client *plugin.Client }
 
 func (a agentOf) Start(ctx context.Context, t hooks.Task) (hooks.Answer, error) {
 	said, err := a.client.Start(ctx, plugin.StartRequest{Namespace: t.Namespace, ID: t.ID, PID: t.PID, Bundle: t.Bundle})
+	if errors.Is(err, plugin.ErrNoAgent) {
+		err = fmt.Errorf("%w: %w", hooks.ErrNoAgent, err)
+	}
 	if err != nil {
 		return hooks.Answer{}, err
 	}
