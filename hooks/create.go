@@ -43,7 +43,7 @@ type Answer struct {
 var ErrNoAgent = errors.New("no faultgraft agent runs here")
 
 func requiredError(id, missing string) error {
-	return fmt.Errorf("faultgraft: container %s must not start without its faults (required): %s", id, missing)
+	return fmt.Errorf("faultgraft: container %s must not start without its faults: %s", id, strings.TrimPrefix(missing, "faultgraft: "))
 }
 
 // Agent brings a task to its rules before its program runs.

@@ -26,6 +26,8 @@ type StartRequest struct {
 	PID int `json:"pid"`
 	// Bundle is the folder of its config.json; for the log.
 	Bundle string `json:"bundle,omitempty"`
+	// WaitMs is how long the caller waits, milliseconds; 0: it does not say.
+	WaitMs int64 `json:"waitMs,omitempty"`
 }
 
 // StartAnswer says what has come of the container's rules.
@@ -35,8 +37,10 @@ type StartAnswer struct {
 	// State and Reason are the container's; StateNone: nothing asks for a fault.
 	State  State  `json:"state"`
 	Reason string `json:"reason,omitempty"`
-	// Required: it must not start unless State is StateActive or StateNone.
+	// Required: a policy asks that the container does not start without its faults.
 	Required bool `json:"required,omitempty"`
+	// Refused says why the container must not start: Required, and the faults are not all there.
+	Refused string `json:"refused,omitempty"`
 	// Grafts are the ids of the grafts and kernel faults that are there.
 	Grafts []string `json:"grafts,omitempty"`
 }
@@ -44,6 +48,9 @@ type StartAnswer struct {
 // Start has the agent bring a container to its rules before its program runs,
 // and returns when that is done. The caller bounds the wait by ctx.
 func (c *Client) Start(ctx context.Context, req StartRequest) (StartAnswer, error) {
+	if end, ok := ctx.Deadline(); ok && req.WaitMs == 0 {
+		req.WaitMs = max(time.Until(end).Milliseconds(), 1)
+	}
 	body, err := json.Marshal(req)
 	if err != nil {
 		return StartAnswer{}, err
@@ -64,7 +71,12 @@ func (s *server) start(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, http.StatusBadRequest, fmt.Errorf("request: %w", err))
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), startTimeout)
+	wait := startTimeout
+	if req.WaitMs > 0 {
+		// Less than the caller waits, so that it hears whether the faults are required.
+		wait = min(wait, time.Duration(req.WaitMs)*time.Millisecond*9/10)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), wait)
 	defer cancel()
 	answer, err := s.loop.start(ctx, req)
 	if err != nil {
@@ -127,10 +139,17 @@ func (r *reconciler) start(ctx context.Context, req StartRequest) (StartAnswer, 
 		return StartAnswer{State: StateNone}, nil // or it is a pause container
 	}
 	if err != nil {
-		return StartAnswer{}, fmt.Errorf("container %s: %w", k, err)
+		err = fmt.Errorf("container %s: %w", k, err)
+		if refused := r.startable(k, true); refused != nil {
+			return StartAnswer{Known: true, State: StatePending, Reason: err.Error(), Required: true, Refused: refused.Error()}, nil
+		}
+		return StartAnswer{}, err
 	}
 	out := StartAnswer{Known: true, State: c.State, Reason: c.Reason, Required: c.Required, Grafts: r.faultsOn(&c)}
-	if hasRules(c.Labels) {
+	if refused := mustNotStart(&c); refused != nil {
+		out.Refused = refused.Error()
+	}
+	if hasRules(c.Labels) || out.State != StateNone {
 		r.log.Info("a container is about to start", "container", c.String(), "name", c.DisplayName(), "pid", c.PID, "bundle", req.Bundle, "state", out.State, "reason", out.Reason, "took", r.now().Sub(began))
 	}
 	return out, nil

@@ -84,7 +84,11 @@ func (a agentOf) Start(ctx context.Context, t hooks.Task) (hooks.Answer, error) 
 	if err != nil {
 		return hooks.Answer{}, err
 	}
-	out := hooks.Answer{Known: said.Known, Faulty: said.State == plugin.StateActive, Required: said.Required, Grafts: said.Grafts}
+	out := hooks.Answer{Known: said.Known, Faulty: said.State == plugin.StateActive, Required: said.Refused != "", Grafts: said.Grafts}
+	if said.Refused != "" {
+		out.Missing = said.Refused
+		return out, nil
+	}
 	switch said.State {
 	case plugin.StateFailed, plugin.StateRefused, plugin.StatePending:
 		out.Missing = fmt.Sprintf("%s: %s", said.State, said.Reason)
