@@ -97,14 +97,19 @@ func (s *Store) report(c *container, policy string, st TargetStatus) {
 	c.reported[policy] = st
 }
 
-// List gives all policies by name, without their targets.
+// List gives all policies by name, without their targets; each as it is when its turn comes.
 func (s *Store) List() []Status {
 	hits := s.allHits()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	all := make([]Status, 0, len(s.order))
-	for _, x := range s.order {
-		all = append(all, s.status(x, hits, false))
+	order := slices.Clone(s.order)
+	s.mu.Unlock()
+	all := make([]Status, 0, len(order))
+	for _, x := range order { // the lock is free in between: the start of a container may wait for it
+		s.mu.Lock()
+		if x = s.policies[x.name()]; x != nil {
+			all = append(all, s.status(x, hits, false))
+		}
+		s.mu.Unlock()
 	}
 	return all
 }
