@@ -54,8 +54,6 @@ type Agent interface {
 // CreateOptions are what Create works with.
 type CreateOptions struct {
 	Agent Agent
-	// Unanswered says why a task must not start when the agent gave no answer; nil: it may.
-	Unanswered func(ctx context.Context, t Task) error
 	// Record takes an event for the log. Must be set.
 	Record func(keeper.Event) error
 	// Stderr is where a refusal is said, as runc says its errors.
@@ -137,12 +135,8 @@ func (c *creation) bring(ctx context.Context) error {
 			err = fmt.Errorf("after %v: %w", budget, err)
 		}
 		missing = err.Error()
-		// The budget may be used up.
-		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), DefaultTimeout)
-		why := c.o.Unanswered(rctx, t)
-		cancel()
-		if required = why != nil; required {
-			missing += "; " + why.Error()
+		if required = c.inv.Refuse; required {
+			missing += "; on this node no container starts without the agent's answer (--without-agent=refuse)"
 		}
 	}
 	if !required {

@@ -17,7 +17,7 @@ import (
 // newRuncCommand is there for its help; main calls runAsRuntime before any command is looked for.
 func newRuncCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "runc [--real RUNTIME] [--state-dir DIR] [--budget DURATION] ARGS…",
+		Use:   "runc [--real RUNTIME] [--state-dir DIR] [--budget DURATION] [--without-agent start|refuse] ARGS…",
 		Short: "Stand in for runc: containers have their faults before their program starts",
 		Long: `Stand in for an OCI runtime under containerd. Every command is the real runtime's,
 but for one thing: after "create", when the container's first process waits for
@@ -26,7 +26,8 @@ its rules, and create returns when that is done or when the budget is used up.
 
 A link named runc (or crun, faultgraft-runc, …) to faultgraft does the same. The real
 runtime is the next one of that name on PATH, unless --real or FAULTGRAFT_RUNTIME names it.
-A container that asks for no faults starts in any case, with or without an agent.`,
+A container that asks for no faults starts in any case, also without an agent, unless
+--without-agent=refuse (FAULTGRAFT_WITHOUT_AGENT=refuse) says that none starts without the agent's answer.`,
 		Example: `  ln -s /usr/local/bin/faultgraft /usr/local/lib/faultgraft/runc   # a folder that comes first in the shim's PATH
   nerdctl run --runtime /usr/local/lib/faultgraft/runc …`,
 		DisableFlagParsing: true,
@@ -58,10 +59,9 @@ func runtimeMain(ctx context.Context, inv wrapper.Invocation) int {
 		inv.StateDir = keeper.DefaultStateDir
 	}
 	return hooks.Create(ctx, &inv, hooks.CreateOptions{
-		Agent:      agentOf{plugin.NewClient(inv.StateDir)},
-		Unanswered: func(context.Context, hooks.Task) error { return nil },
-		Record:     func(e keeper.Event) error { return recordIfThere(inv.StateDir, e) },
-		Stderr:     os.Stderr,
+		Agent:  agentOf{plugin.NewClient(inv.StateDir)},
+		Record: func(e keeper.Event) error { return recordIfThere(inv.StateDir, e) },
+		Stderr: os.Stderr,
 	})
 }
 

@@ -24,10 +24,10 @@ type Options struct {
 	Real string
 	// StateDir is the agent's state directory; empty: the default. Env FAULTGRAFT_STATE.
 	StateDir string
-	// Config is the node's configuration; empty: the default. Env FAULTGRAFT_CONFIG.
-	Config string
 	// Budget bounds the wait for the agent; 0: the default. Env FAULTGRAFT_RUNTIME_BUDGET.
 	Budget time.Duration
+	// Refuse: no container starts that the agent gave no answer for. Env FAULTGRAFT_WITHOUT_AGENT=refuse.
+	Refuse bool
 }
 
 // Invocation is one call of a runtime.
@@ -75,9 +75,12 @@ func Parse(argv []string, getenv func(string) string) (inv Invocation, is bool) 
 	default:
 		return inv, false
 	}
-	inv.Options = Options{Real: getenv("FAULTGRAFT_RUNTIME"), StateDir: getenv("FAULTGRAFT_STATE"), Config: getenv("FAULTGRAFT_CONFIG")}
+	inv.Options = Options{Real: getenv("FAULTGRAFT_RUNTIME"), StateDir: getenv("FAULTGRAFT_STATE")}
 	if b := getenv("FAULTGRAFT_RUNTIME_BUDGET"); b != "" {
 		inv.setBudget("FAULTGRAFT_RUNTIME_BUDGET", b)
+	}
+	if w := getenv("FAULTGRAFT_WITHOUT_AGENT"); w != "" {
+		inv.setWithoutAgent("FAULTGRAFT_WITHOUT_AGENT", w)
 	}
 	inv.ownFlags()
 	inv.parse()
@@ -93,6 +96,14 @@ func (inv *Invocation) setBudget(where, text string) {
 	inv.Budget = d
 }
 
+func (inv *Invocation) setWithoutAgent(where, text string) {
+	if text != "start" && text != "refuse" {
+		inv.Problems = append(inv.Problems, fmt.Sprintf("%s %q: give start or refuse", where, text))
+		return
+	}
+	inv.Refuse = text == "refuse"
+}
+
 // ownFlags takes the wrapper's flags from the front. They are written with two
 // dashes; no runtime has flags of these names.
 func (inv *Invocation) ownFlags() {
@@ -104,8 +115,8 @@ func (inv *Invocation) ownFlags() {
 			set = func(v string) { inv.Real = v }
 		case "--state-dir":
 			set = func(v string) { inv.StateDir = v }
-		case "--node-config":
-			set = func(v string) { inv.Config = v }
+		case "--without-agent":
+			set = func(v string) { inv.setWithoutAgent(name, v) }
 		case "--budget":
 			set = func(v string) { inv.setBudget(name, v) }
 		default:

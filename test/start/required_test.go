@@ -73,3 +73,26 @@ func TestRequiredAndThere(t *testing.T) {
 	s.wantLog("failed")
 	s.wantRuntimeLog(id, inForce)
 }
+
+// A node can have it that nothing starts without the agent's answer.
+func TestRefusedWithoutAgent(t *testing.T) {
+	s := newScene(t)
+	script := filepath.Join(s.TempDir(), "runtime")
+	text := "#!/bin/sh\nexec " + filepath.Join(s.lab.Dir(), "bin", "faultgraft") + " runc --without-agent=refuse \"$@\"\n"
+	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.run("refuse-answered", "--runtime", script, lab.Image, "sh", "-c", first)
+	s.wantLog("read")
+	s.nerdctl("rm", "-f", "refuse-answered")
+	s.killAgent()
+	_, err := s.lab.Nerdctl(s.ctx, "run", "--rm", "--net", "none", "--name", "refuse-alone", "--runtime", script, "-v", s.out+":/out", lab.Image, "sh", "-c", "echo ran >/out/ran")
+	s.Cleanup(func() { _, _ = s.lab.Nerdctl(s.ctx, "rm", "-f", "refuse-alone") }) // nerdctl leaves its record of what did not start
+	var ce *lab.CommandError
+	if !errors.As(err, &ce) || !strings.Contains(ce.Stderr, "no container starts without the agent's answer") {
+		t.Errorf("nerdctl run: %v; want a refusal", err)
+	}
+	if _, err := os.Stat(filepath.Join(s.out, "ran")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the program ran: %v", err)
+	}
+}
