@@ -73,6 +73,9 @@ func (r *reconciler) bring(ctx context.Context, c *Container, result policy.Resu
 	if why := r.stopped(); why != "" && asks {
 		return outcome{StatePending, why, false}
 	}
+	if err := r.takePlace(c, result.Rules, grafts); err != nil {
+		return outcome{StateRefused, err.Error(), false}
+	}
 	return r.carryOut(ctx, c, result, grafts)
 }
 

@@ -56,6 +56,13 @@ func (c *Client) Health(ctx context.Context) (Health, error) {
 	return h, err
 }
 
+// Config gives the configuration that is in force, with its defaults.
+func (c *Client) Config(ctx context.Context) (Config, error) {
+	var out Config
+	err := c.get(ctx, "/v1/config", &out)
+	return out, err
+}
+
 // Metrics gives the agent's metrics in the text format of Prometheus.
 func (c *Client) Metrics(ctx context.Context) (string, error) {
 	b, err := c.fetch(ctx, "/metrics")

@@ -9,23 +9,19 @@ import (
 )
 
 // Where a configuration may lie: the agent's own, and what containerd hands to its plugin.
-var configFiles = []string{"/etc/faultgraft/config.yaml", "/etc/nri/conf.d/10-faultgraft.conf"}
+var configFiles = []string{DefaultConfigFile, "/etc/nri/conf.d/10-faultgraft.conf"}
 
 // checkConfig reads the configuration files that are there as the agent does.
 func checkConfig(files []string) graft.Check {
 	c := graft.Check{Name: "configuration", OK: true}
 	var good, bad []string
 	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err == nil {
-			_, err = ParseConfig(string(text))
-		}
-		if err != nil {
-			bad = append(bad, file+": "+err.Error())
-		} else {
+		_, err := LoadConfig(file, false)
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+		case err != nil:
+			bad = append(bad, err.Error())
+		default:
 			good = append(good, file)
 		}
 	}

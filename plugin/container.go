@@ -73,6 +73,8 @@ type Container struct {
 
 	// annotated are the keys of Labels that came from an annotation.
 	annotated map[string]bool
+	// waitsForPlace: as many containers have faults as the node allows.
+	waitsForPlace bool
 	// refusals are kernel rules that cannot be carried out here, one line each.
 	refusals []string
 	// meta is what it and its pod say about themselves, each by itself.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/plugin/policies"
+	"github.com/faultgraft/faultgraft/policy/limits"
 )
 
 func TestMain(m *testing.M) {
@@ -218,7 +219,7 @@ func newBench(t *testing.T, n *node, dir string, change func(*reconciler)) *benc
 	if r.ledger, warning, err = loadLedger(dir, r.grafter, r.kernelFaults, r.log, func() time.Time { return r.now() }); err != nil || warning != nil {
 		t.Fatal(err, warning)
 	}
-	r.open(ctx, settingsOf(Options{}.withDefaults()))
+	r.open(ctx, settingsOf(Options{Limits: optedIn()}.withDefaults()))
 	if err := r.openPolicies(policies.Options{}); err != nil {
 		t.Fatal(err)
 	}
@@ -233,6 +234,11 @@ func newBench(t *testing.T, n *node, dir string, change func(*reconciler)) *benc
 		}
 	})
 	return &bench{r, n, reg, dir}
+}
+
+// optedIn lets labels ask for everything everywhere.
+func optedIn() *limits.Limits {
+	return &limits.Limits{Labels: limits.Scope{Namespaces: []limits.Namespaces{"*"}, Hooks: []limits.Hooks{"*"}, MaxTTL: limits.Duration(24 * time.Hour)}}
 }
 
 func logTo(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/policy"
+	"github.com/faultgraft/faultgraft/policy/limits"
 )
 
 // ErrNotFound: no container answers to a name.
@@ -111,18 +113,26 @@ func checkProcess(pid int) (start uint64, err error) {
 // resolveTimeout bounds what Resolve asks of containerd.
 const resolveTimeout = 10 * time.Second
 
-// Resolve finds the container that ref means without an agent, by asking the
-// containerd at address (empty: DefaultContainerdAddress). ref is an id or the
-// beginning of one, a nerdctl name, a CRI container's name, pod, POD/NAME or
-// NAMESPACE/POD/NAME, or CONTAINERD-NAMESPACE/NAME. Several matches are an error
-// that lists them. Pause containers, protected namespaces and processes that
-// faultgraft must not touch are refused. No namespaces means all.
-func Resolve(ctx context.Context, address string, only []string, ref string) (keeper.Target, error) {
+// ResolveOptions say where Resolve looks, and what it may find.
+type ResolveOptions struct {
+	// Address is containerd's socket; empty means DefaultContainerdAddress.
+	Address string
+	// Namespaces are the containerd namespaces to look in; none means all.
+	Namespaces []string
+	// Limits say which containers are protected.
+	Limits limits.Limits
+}
+
+// Resolve finds the container that ref means without an agent, by asking
+// containerd. ref is an id or the beginning of one, a nerdctl name, a CRI
+// container's name, pod, POD/NAME or NAMESPACE/POD/NAME, or
+// CONTAINERD-NAMESPACE/NAME. Several matches are an error that lists them. Pause
+// containers, protected containers and processes that faultgraft must not touch
+// are refused.
+func Resolve(ctx context.Context, o ResolveOptions, ref string) (keeper.Target, error) {
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
-	if address == "" {
-		address = DefaultContainerdAddress
-	}
+	address, only := cmp.Or(o.Address, DefaultContainerdAddress), o.Namespaces
 	d, err := dialContainerd(address)
 	if err != nil {
 		return keeper.Target{}, err
@@ -141,10 +151,8 @@ func Resolve(ctx context.Context, address string, only []string, ref string) (ke
 	if err != nil {
 		return keeper.Target{}, err
 	}
-	for _, n := range DefaultProtectedNamespaces {
-		if n == c.PodNamespace || n == c.Namespace {
-			c.Protected = fmt.Sprintf("namespace %s is protected", n)
-		}
+	if err := o.Limits.Protects(c.limited()); err != nil {
+		c.Protected = err.Error()
 	}
 	if c.StartTime, err = checkProcess(c.PID); err != nil {
 		return keeper.Target{}, fmt.Errorf("container %s (%s): %w", c.DisplayName(), c.Key, err)

@@ -31,9 +31,15 @@ type nriPlugin struct {
 	refused atomic.Pointer[error]
 }
 
+// handedFile is what errors call the configuration that the runtime holds.
+const handedFile = "10-faultgraft.conf of NRI's plugin_config_path"
+
 // Configure takes the configuration that the runtime holds for this plugin.
 func (p *nriPlugin) Configure(_ context.Context, text, runtime, version string) (api.EventMask, error) {
-	c, err := ParseConfig(text)
+	c, err := ParseConfig(handedFile, text)
+	if text == "" {
+		c.File = "" // there is none; the node's own is the place to write to
+	}
 	if err == nil {
 		err = p.configure(c)
 	}

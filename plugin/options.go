@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/policy/limits"
 )
 
 // Where the agent finds things unless it is told otherwise.
@@ -25,9 +27,6 @@ const (
 	// SocketName is the control socket's name in the state directory.
 	SocketName = "daemon.sock"
 )
-
-// DefaultProtectedNamespaces are never touched unless the configuration says otherwise.
-var DefaultProtectedNamespaces = []string{"kube-system"}
 
 // Grafter puts grafts on targets, changes their rules and takes them off; keeper.Client is one.
 type Grafter interface {
@@ -62,13 +61,15 @@ type Options struct {
 	ContainerdAddress string
 	// ContainerdNamespaces are the containerd namespaces to look at; empty means all.
 	ContainerdNamespaces []string
-	// ProtectedNamespaces are Kubernetes or containerd namespaces whose containers are refused; nil means DefaultProtectedNamespaces.
-	ProtectedNamespaces []string
 	// StartBudget bounds how long the start of a container waits for its grafts; default DefaultStartBudget.
 	StartBudget time.Duration
-	// DefaultTTL and MaxTTL bound the life of rules from labels; 0 leaves them to package policy.
-	DefaultTTL time.Duration
-	MaxTTL     time.Duration
+	// Limits say what may be asked for; nil means those of the configuration.
+	Limits *limits.Limits
+	// ConfigFile is the node's configuration; empty: there is none. Optional: it need not be there.
+	ConfigFile         string
+	ConfigFileOptional bool
+	// Reload asks to read ConfigFile anew, as SIGHUP does; may be nil.
+	Reload <-chan os.Signal
 	// MetricsListen is a TCP address for metrics and health, read-only; empty: none. MetricsRemote: it may be one that other machines reach.
 	MetricsListen string
 	MetricsRemote bool
@@ -94,9 +95,6 @@ func (o Options) withDefaults() Options {
 	fill(&o.PluginName, DefaultPluginName)
 	fill(&o.PluginIndex, DefaultPluginIndex)
 	fill(&o.ContainerdAddress, DefaultContainerdAddress)
-	if o.ProtectedNamespaces == nil {
-		o.ProtectedNamespaces = DefaultProtectedNamespaces
-	}
 	if o.StartBudget == 0 {
 		o.StartBudget = DefaultStartBudget
 	}
@@ -119,14 +117,8 @@ func (o Options) validate() error {
 	if o.StartBudget < 0 {
 		errs = append(errs, fmt.Errorf("start budget %v: give a positive duration", o.StartBudget))
 	}
-	if o.DefaultTTL < 0 || o.MaxTTL < 0 {
-		errs = append(errs, errors.New("a ttl is negative: give a positive duration"))
-	}
-	if o.MaxTTL > 0 && o.DefaultTTL > o.MaxTTL {
-		errs = append(errs, fmt.Errorf("default ttl %v is longer than the longest one allowed, %v", o.DefaultTTL, o.MaxTTL))
-	}
-	if slices.Contains(o.ContainerdNamespaces, "") || slices.Contains(o.ProtectedNamespaces, "") {
-		errs = append(errs, errors.New("an empty namespace in a list of namespaces: remove it"))
+	if slices.Contains(o.ContainerdNamespaces, "") {
+		errs = append(errs, errors.New("containerdNamespaces: an empty namespace in the list: remove it"))
 	}
 	if o.MetricsListen != "" {
 		errs = append(errs, checkListen(o.MetricsListen, o.MetricsRemote))

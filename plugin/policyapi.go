@@ -13,6 +13,7 @@ import (
 	"github.com/faultgraft/faultgraft/plugin/wire"
 	"github.com/faultgraft/faultgraft/policy"
 	"github.com/faultgraft/faultgraft/policy/faultpolicy"
+	"github.com/faultgraft/faultgraft/policy/limits"
 	"github.com/faultgraft/faultgraft/policy/manifest"
 )
 
@@ -227,4 +228,4 @@ func (r *reconciler) readPolicies(file string, text []byte) ([]faultpolicy.Fault
 }
 
 // policyDefaults are what rules of policies are read with.
-func (s *settings) policyDefaults() policy.Defaults { return s.defaults }
+func (s *settings) policyDefaults() policy.Defaults { return s.limits.Defaults(limits.Policies) }

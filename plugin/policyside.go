@@ -14,6 +14,7 @@ import (
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/plugin/policies"
 	"github.com/faultgraft/faultgraft/policy"
+	"github.com/faultgraft/faultgraft/policy/limits"
 	"github.com/faultgraft/faultgraft/policy/selection"
 )
 
@@ -76,6 +77,7 @@ func (r *reconciler) openPolicies(o policies.Options) error {
 	if r.ledger != nil {
 		o.Hits = hits.of
 	}
+	o.Limits = func() limits.Limits { return r.settings.Load().limits }
 	o.Event = r.policyEvent
 	o.Log = r.log
 	store, err := policies.Open(r.stateDir, o)
@@ -201,7 +203,11 @@ func (r *reconciler) wanted(c Container) (asks, required bool) {
 	r.examine(&c)
 	var labels policy.Result
 	if hasRules(c.Labels) {
-		labels = policy.ParseLabels(policy.Subject{Labels: c.Labels, ContainerName: c.Name}, policy.Defaults{})
+		fromImage, err := r.rulesOfImage(context.Background(), &c)
+		if err != nil { // the run that is to come says so
+			return true, false
+		}
+		labels = allowedRules(&c, &r.settings.Load().limits, fromImage)
 	}
 	a := r.ask(&c, labels)
 	return len(a.rules) > 0 || a.required, a.required

@@ -14,6 +14,7 @@ import (
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/plugin/policies"
 	"github.com/faultgraft/faultgraft/policy"
+	"github.com/faultgraft/faultgraft/policy/limits"
 )
 
 const (
@@ -38,33 +39,24 @@ type lookup interface {
 	Lookup(ctx context.Context, k Key) (Container, error)
 }
 
-// settings are what can change while the agent runs.
-type settings struct {
-	containerdNamespaces []string
-	protectedNamespaces  []string
-	startBudget          time.Duration
-	defaults             policy.Defaults
-}
-
-// watches reports whether a containerd namespace is looked at.
-func (s *settings) watches(namespace string) bool {
-	return len(s.containerdNamespaces) == 0 || slices.Contains(s.containerdNamespaces, namespace)
-}
-
 // reconciler brings every container to what its labels ask for. Its sources
 // only say "look at this one"; what is done depends on nothing but the labels,
 // the grafts that are there and what was applied to the task before.
 type reconciler struct {
-	grafter  Grafter
-	faults   *kernelFaults
-	lookup   lookup
-	memory   *memory
-	metrics  *metrics
-	ledger   *faultLedger
-	log      *slog.Logger
-	stateDir string
+	grafter Grafter
+	faults  *kernelFaults
+	lookup  lookup
+	// imageLabels gives the labels of an image itself, or errNoImage; nil: images are not asked.
+	imageLabels func(ctx context.Context, namespace, image string) (map[string]string, error)
+	memory      *memory
+	metrics     *metrics
+	ledger      *faultLedger
+	log         *slog.Logger
+	stateDir    string
 	// policies are those of the node; nil: it has none.
 	policies *policySide
+	// places are the containers that have faults, of which the limits allow so many.
+	places   limits.Account[Key]
 	settings atomic.Pointer[settings]
 	// check looks at a container's first process: when it started, or why it must not be touched.
 	check func(pid int) (start uint64, err error)
@@ -190,6 +182,7 @@ func (r *reconciler) remove(k Key) {
 	delete(r.records, k)
 	r.mu.Unlock()
 	r.forget(k)
+	r.lookAt(r.places.Give(k))
 	if r.policies != nil {
 		r.policies.store.Forget(policies.Key(k))
 	}
@@ -273,12 +266,14 @@ func (r *reconciler) reconcile(ctx context.Context, k Key) {
 	set := r.settings.Load()
 	result := policy.Result{}
 	if hasRules(c.Labels) {
-		result = policy.ParseLabels(policy.Subject{Labels: c.Labels, ContainerName: c.Name}, set.defaults)
-		for _, p := range result.Problems {
-			if c.annotated[p.Source] {
-				p.Kind = "annotation"
-			}
+		fromImage, err := r.rulesOfImage(ctx, &c)
+		if err != nil {
+			r.log.Warn("cannot look at the labels of a container's image", "container", k.String(), "image", c.Image, "err", err)
+			r.metrics.problems.WithLabelValues("lookup").Inc()
+			r.again(k, err)
+			return
 		}
+		result = allowedRules(&c, &set.limits, fromImage)
 	}
 	pid := c.PID
 	r.examine(&c)
@@ -291,6 +286,7 @@ func (r *reconciler) reconcile(ctx context.Context, k Key) {
 	c.Required, c.unmet = asked.required, asked.reasons
 	r.begin(&c, asked)
 	out := r.bring(ctx, &c, result)
+	r.givePlace(&c, out)
 	r.store(pid, c, out, result.Problems)
 	r.report(&c, asked, out)
 	if hasRules(c.Labels) || len(asked.rules) > 0 {
@@ -380,10 +376,8 @@ func (r *reconciler) at(c *Container, doing State) {
 
 // protected says why a container must not be touched, from what it is; check says so from what its process is.
 func (r *reconciler) protected(c *Container) string {
-	for _, n := range r.settings.Load().protectedNamespaces {
-		if n == c.PodNamespace || n == c.Namespace {
-			return fmt.Sprintf("namespace %s is protected by the node's configuration (protectedNamespaces)", n)
-		}
+	if err := r.settings.Load().limits.Protects(c.limited()); err != nil {
+		return err.Error()
 	}
 	return ""
 }
@@ -429,7 +423,7 @@ func (r *reconciler) store(pid int, c Container, out outcome, problems []*policy
 	r.mu.Unlock()
 
 	for _, p := range fresh {
-		kind, what := "label", "bad label"
+		kind, what := "label", "label refused"
 		if slices.Contains(c.refusals, p) {
 			kind, what = "kernel", "kernel rule refused"
 		}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,7 +15,6 @@ import (
 	"github.com/faultgraft/faultgraft/kernel"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/plugin/policies"
-	"github.com/faultgraft/faultgraft/policy"
 )
 
 // shutdownGrace is how long a graft that is being made may go on after the
@@ -42,7 +40,7 @@ func Run(ctx context.Context, opts Options) error {
 	if launched != nil {
 		return a.runLaunched(ctx, launched)
 	}
-	if err := a.setup(Config{}); err != nil {
+	if err := a.configure(Config{}); err != nil {
 		return err
 	}
 	return a.run(ctx, func(ctx context.Context) error {
@@ -77,9 +75,10 @@ type agent struct {
 	containerd connection
 	nriTimeout atomic.Int64 // what the runtime allows for one request, once it has configured this plugin
 
-	configureOnce sync.Mutex
-	configured    chan struct{} // closed when setup is done
-	kick          chan struct{} // the watcher has to look at other namespaces
+	configuring sync.Mutex
+	handed      Config        // what the runtime handed over
+	configured  chan struct{} // closed when setup is done
+	kick        chan struct{} // the watcher has to look at other namespaces
 }
 
 func (a *agent) openLogger(launched bool) {
@@ -133,7 +132,7 @@ func (a *agent) setup(c Config) error {
 	a.opts, a.runtime, a.cancelWork = o, d, cancel
 	faults := newKernelFaults(runningKernel(kernel.Options{Log: a.log}), o.StateDir, a.log)
 	a.loop = &reconciler{
-		grafter: o.Grafter, faults: faults, lookup: d, memory: mem, metrics: a.metrics, log: a.log, stateDir: o.StateDir, check: checkProcess, now: time.Now, firstRetry: defaultFirstRetry, blind: warning != nil,
+		grafter: o.Grafter, faults: faults, lookup: d, imageLabels: d.imageLabels, memory: mem, metrics: a.metrics, log: a.log, stateDir: o.StateDir, check: checkProcess, now: time.Now, firstRetry: defaultFirstRetry, blind: warning != nil,
 	}
 	ledger, warning, err := loadLedger(o.StateDir, o.Grafter, a.loop.kernelFaults, a.log, time.Now)
 	if err != nil {
@@ -144,20 +143,13 @@ func (a *agent) setup(c Config) error {
 		a.log.Error("fault counters are lost", "err", warning)
 	}
 	a.loop.ledger = ledger
-	a.loop.open(work, settingsOf(o))
+	a.loop.open(work, a.settings(o, c))
 	if err := a.loop.openPolicies(policies.Options{}); err != nil {
 		return err
 	}
 	a.metrics.registry.MustRegister(liveCollector{a.loop})
 	close(a.configured)
 	return nil
-}
-
-func settingsOf(o Options) *settings {
-	return &settings{
-		containerdNamespaces: o.ContainerdNamespaces, protectedNamespaces: o.ProtectedNamespaces,
-		startBudget: o.StartBudget, defaults: policy.Defaults{TTL: o.DefaultTTL, MaxTTL: o.MaxTTL},
-	}
 }
 
 func (a *agent) applyLog(c Config, stateDir string) error {
@@ -184,40 +176,6 @@ func (a *agent) applyLog(c Config, stateDir string) error {
 		}
 		a.logFile = f
 		a.handler.set(newHandler(f, format, &a.level))
-	}
-	return nil
-}
-
-// configure takes the configuration that the runtime sends: all of it the first
-// time for an agent that the runtime launched, later what can change at run time.
-func (a *agent) configure(c Config) error {
-	a.configureOnce.Lock()
-	defer a.configureOnce.Unlock()
-	select {
-	case <-a.configured:
-	default:
-		return a.setup(c)
-	}
-	o := a.base.merge(c).withDefaults()
-	if err := o.validate(); err != nil {
-		return err
-	}
-	for _, f := range []struct{ name, is, asked string }{
-		{"stateDir", a.opts.StateDir, o.StateDir}, {"containerdAddress", a.opts.ContainerdAddress, o.ContainerdAddress},
-	} {
-		if f.is != f.asked {
-			return fmt.Errorf("configuration: %s is %s, but this agent runs with %s: start it with the same, or take the line out", f.name, f.asked, f.is)
-		}
-	}
-	if err := a.applyLog(c, o.StateDir); err != nil {
-		return err
-	}
-	old := a.loop.settings.Swap(settingsOf(o))
-	if !slices.Equal(old.containerdNamespaces, o.ContainerdNamespaces) {
-		select {
-		case a.kick <- struct{}{}:
-		default: // already on its way
-		}
 	}
 	return nil
 }
@@ -321,6 +279,7 @@ func (a *agent) run(ctx context.Context, body func(context.Context) error) error
 		}
 		wg.Go(func() { a.loop.policies.store.Run(ctx) })
 		defer time.AfterFunc(knownAfter, a.loop.containersKnown).Stop()
+		wg.Go(func() { a.reloadWhenAsked(ctx) })
 		wg.Go(func() {
 			defer cancel()
 			errs <- body(ctx)

@@ -31,6 +31,9 @@ func startAgent(t *testing.T, o Options) *agentRun {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	a := &agentRun{cancel: cancel, ended: make(chan error, 1), client: NewClient(o.StateDir)}
+	if o.Limits == nil && o.ConfigFile == "" {
+		o.Limits = optedIn()
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
@@ -253,7 +256,7 @@ func TestRunLaunchedByTheRuntime(t *testing.T) {
 	}
 	launchedConn(t, r)
 	ended := make(chan error, 1)
-	go func() { ended <- Run(t.Context(), Options{Grafter: n}) }()
+	go func() { ended <- Run(t.Context(), Options{Grafter: n, Limits: optedIn()}) }()
 	r.waitSync(t)
 	a := &agentRun{client: NewClient(state), ended: ended}
 	until(t, "grafted", func() bool { return a.state(t, "running") == StateActive })
@@ -298,8 +301,8 @@ func TestConfigurationOfARunningAgent(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	for text, want := range map[string]string{"containerdAddress: /other.sock": "containerdAddress is /other.sock", "rules: {defaultTTL: 1h, maxTTL: 1m}": "longer"} {
-		c, err := ParseConfig(text)
+	for text, want := range map[string]string{"containerdAddress: /other.sock": "containerdAddress is /other.sock", "limits: {defaultTTL: 1h, maxTTL: 1m}": "longer"} {
+		c, err := ParseConfig("test.yaml", text)
 		if err == nil {
 			err = a.configure(c)
 		}
@@ -307,7 +310,7 @@ func TestConfigurationOfARunningAgent(t *testing.T) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
-	c, err := ParseConfig("containerdNamespaces: [lab]\nprotectedNamespaces: [infra]\n")
+	c, err := ParseConfig("test.yaml", "containerdNamespaces: [lab]\nprotected: {namespaces: [infra]}\n")
 	if err == nil {
 		err = a.configure(c)
 	}
@@ -315,7 +318,7 @@ func TestConfigurationOfARunningAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := a.loop.settings.Load()
-	if !s.watches("lab") || s.watches("default") || s.protectedNamespaces[0] != "infra" {
+	if !s.watches("lab") || s.watches("default") || s.limits.Protected.Namespaces[0] != "infra" {
 		t.Errorf("%+v", s)
 	}
 	select {

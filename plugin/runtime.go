@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 )
 
@@ -184,6 +185,21 @@ func (d *containerdRuntime) sandboxNamed(ctx context.Context, only []string, ref
 		}
 	}
 	return Key{}, ErrNotFound
+}
+
+// imageLabels gives the labels of an image's own configuration; errNoImage if there is no such image.
+func (d *containerdRuntime) imageLabels(ctx context.Context, namespace, name string) (map[string]string, error) {
+	image, err := d.client.GetImage(namespaces.WithNamespace(ctx, namespace), name)
+	if err == nil {
+		var spec ocispec.Image
+		if spec, err = image.Spec(namespaces.WithNamespace(ctx, namespace)); err == nil {
+			return spec.Config.Labels, nil
+		}
+	}
+	if errdefs.IsNotFound(err) {
+		return nil, errNoImage
+	}
+	return nil, fmt.Errorf("containerd: image %s: %w", name, err)
 }
 
 func isSandbox(c containers.Container) bool { return c.Labels[labelCRIKind] == "sandbox" }

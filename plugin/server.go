@@ -92,6 +92,7 @@ func (s *server) handler() http.Handler {
 	s.kernelRoutes(mux)
 	s.stopRoutes(mux)
 	s.policyRoutes(mux)
+	mux.HandleFunc("GET /v1/config", func(w http.ResponseWriter, _ *http.Request) { s.write(w, s.loop.settings.Load().effective) })
 	mux.HandleFunc("GET /v1/healthz", func(w http.ResponseWriter, _ *http.Request) { s.write(w, s.health()) })
 	healthRoutes(mux, s.health, s.ready)
 	mux.Handle("GET /metrics", s.loop.metrics.handler(s.log))

@@ -112,7 +112,11 @@ func (o *injectOptions) run(c *cobra.Command, args []string) error {
 	if ref != "" {
 		ctx, cancel := context.WithTimeout(c.Context(), 10*time.Second)
 		defer cancel()
-		if target, err = plugin.Resolve(ctx, o.containerd, o.namespaces, ref); err != nil {
+		limits, err := o.limitsOfNode(ctx)
+		if err != nil {
+			return err
+		}
+		if target, err = plugin.Resolve(ctx, plugin.ResolveOptions{Address: o.containerd, Namespaces: o.namespaces, Limits: limits}, ref); err != nil {
 			return err
 		}
 	}

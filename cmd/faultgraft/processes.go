@@ -3,6 +3,8 @@ package main
 import (
 	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/faultgraft/faultgraft/plugin"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
@@ -67,9 +69,17 @@ func newPluginCommand(g *global) *cobra.Command {
 the containers whose labels or annotations ask for faults, and leaves everything
 that is grafted in place when it ends. containerd starts it by itself when the
 binary is installed as /opt/nri/plugins/10-faultgraft; by hand and from systemd
-it connects to the NRI socket.`,
+it connects to the NRI socket.
+
+The node's configuration says what labels and policies may ask for; without one,
+labels may ask for nothing. SIGHUP reads it anew. "faultgraft check-config" checks it.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			o.ConfigFile, o.ConfigFileOptional = g.configFile()
+			reload := make(chan os.Signal, 1)
+			signal.Notify(reload, syscall.SIGHUP)
+			defer signal.Stop(reload)
+			o.Reload = reload
 			o.ContainerdAddress, o.ContainerdNamespaces = g.containerd, g.namespaces
 			if c.Flags().Changed("state-dir") || os.Getenv("FAULTGRAFT_STATE") != "" {
 				o.StateDir = g.stateDir

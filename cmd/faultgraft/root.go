@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 
+	"github.com/faultgraft/faultgraft/plugin"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/spf13/cobra"
 )
@@ -10,6 +11,7 @@ import (
 // global are the flags that all commands share.
 type global struct {
 	stateDir   string
+	config     string
 	output     string
 	containerd string
 	namespaces []string
@@ -37,10 +39,11 @@ On kernels that can carry it, it also fails calls of the kernel in a container's
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&g.stateDir, "state-dir", envOr("FAULTGRAFT_STATE", keeper.DefaultStateDir), "where keepers and the event log live (env FAULTGRAFT_STATE)")
+	f.StringVar(&g.config, "config", os.Getenv("FAULTGRAFT_CONFIG"), "the node's configuration (env FAULTGRAFT_CONFIG; default "+plugin.DefaultConfigFile+", if it is there)")
 	root.AddCommand(
 		newInjectCommand(g), newUpdateCommand(g), newReleaseCommand(g), newStopCommand(g),
 		newApplyCommand(g), newDeleteCommand(g), newPauseCommand(g), newResumeCommand(g), newPsCommand(g), newShowCommand(g), newEventsCommand(g), newRecoverCommand(g),
-		newValidateCommand(g), newSchemaCommand(), newDoctorCommand(g), newPluginCommand(g), newHookCommand(g), newRuncCommand(), newCDICommand(g),
+		newValidateCommand(g), newSchemaCommand(), newDoctorCommand(g), newPluginCommand(g), newCheckConfigCommand(g), newHookCommand(g), newRuncCommand(), newCDICommand(g),
 		newKeeperCommand(g), newServerCommand(g), newSwapCommand(),
 	)
 	root.AddCommand(newTopCommand(g), newManCommand(root))

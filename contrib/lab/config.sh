@@ -95,7 +95,10 @@ cgroup_manager = 'cgroupfs'
 cdi_spec_dirs = ['$LAB/cdi']
 EOF
   # containerd launches the plugin with stdout and stderr on /dev/null
-  printf 'log: {file: %s}\n' "$LAB/log/faultgraft.log" >"$LAB/nri/conf.d/10-faultgraft.conf"
+  local labels
+  labels="labels: {namespaces: [$NAMESPACE, default]}" # of nerdctl and ctr, and of pods
+  printf '%s\nlog: {file: %s}\n%s' "$labels" "$LAB/log/faultgraft.log" "${FAULTGRAFT_LAB_CONFIG:-}" >"$LAB/nri/conf.d/10-faultgraft.conf"
+  printf '%s\n%s' "$labels" "${FAULTGRAFT_LAB_CONFIG:-}" >"$LAB/etc/faultgraft.yaml" # of agents that are started by hand
 }
 
 # install_plugin: copies the binary into the lab; succeeds if that changed what containerd has to launch.

@@ -20,6 +20,7 @@
 #
 # FAULTGRAFT_BIN       the binary that becomes the plugin (default: bin/faultgraft of this tree)
 # FAULTGRAFT_LAB_WRAPPER  1: every container goes through `faultgraft runc`; else only with --runtime $FAULTGRAFT_LAB/wrapper/runc
+# FAULTGRAFT_LAB_CONFIG  lines for faultgraft's configuration, beside those that opt the lab's namespaces in
 # FAULTGRAFT_LAB_CGROUP  host: the machine's cgroups (default); v2: a cgroup2 view on /sys/fs/cgroup
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -67,6 +68,7 @@ enter() {
   pid=$(containerd_pid) || die "the lab is down; start it with: $0 up"
   exec nsenter -m -n -t "$pid" -- env -C "$PWD" "PATH=$LAB/bin:$PATH" "NERDCTL_TOML=$LAB/etc/nerdctl.toml" \
     CONTAINERD_ADDRESS=/run/containerd/containerd.sock CONTAINERD_NAMESPACE="$NAMESPACE" \
+    "FAULTGRAFT_CONFIG=$LAB/etc/faultgraft.yaml" \
     CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1 "$@"
 }
 inside() { (enter "$@"); }
@@ -239,6 +241,6 @@ case ${1:-} in
   status) status ;;
   nerdctl | ctr) enter "$@" ;;
   ns) shift; enter "$@" ;;
-  -h | --help | help) sed -n '2,25s/^# \{0,1\}//p' "$0" ;;
-  *) sed -n '2,25s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  -h | --help | help) sed -n '2,26s/^# \{0,1\}//p' "$0" ;;
+  *) sed -n '2,26s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

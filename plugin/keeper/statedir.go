@@ -92,8 +92,8 @@ func Purge(dir string) error {
 			return fmt.Errorf("purge %s: keeper %s still runs; recover its grafts first", dir, k)
 		}
 	}
-	names := []string{"events.jsonl", "events.jsonl.1", "daemon.json", "stopped.json", "daemon.log", "daemon.log.1", "counters.json", "counters.json.corrupt", "audit.json", "audit.jsonl"}
-	for _, pattern := range []string{"daemon.json.corrupt-*", "audit.jsonl.*"} {
+	names := []string{"events.jsonl", "events.jsonl.1", "daemon.json", "policies.json", "stopped.json", "daemon.log", "daemon.log.1", "counters.json", "counters.json.corrupt", "audit.json", "audit.jsonl"}
+	for _, pattern := range []string{"daemon.json.corrupt-*", "policies.json.corrupt-*", "audit.jsonl.*"} {
 		found, err := filepath.Glob(filepath.Join(escapeGlob(dir), pattern))
 		if err != nil {
 			return err

@@ -88,6 +88,9 @@ func (a *Account[K]) Len() int {
 	return len(a.holders)
 }
 
+// BySharing reports whether how many containers may have faults depends on how many run.
+func (l *Limits) BySharing() bool { return l.maxPercent() < DefaultMaxPercent }
+
 // allowsCount checks that n of the running containers may have faults.
 func (l *Limits) allowsCount(n, running int) error {
 	if most := int(l.Node.MaxContainers); most > 0 && n > most {

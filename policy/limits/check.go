@@ -164,17 +164,21 @@ func quoted(s string) string {
 	return s
 }
 
-// Check says what in the limits makes no sense; each error is an *Error, joined.
+// Check says what in the limits makes no sense.
 // What single values can get wrong was refused when they were read.
-func (l *Limits) Check() []error {
-	var errs []error
+func (l *Limits) Check() []*Error {
+	var errs []*Error
 	bad := func(field, fix, format string, args ...any) {
 		errs = append(errs, &Error{Limit: field, Message: fmt.Sprintf(format, args...), Fix: fix})
 	}
 	if l.Node.DefaultTTL != 0 && l.defaultTTL() > l.maxTTL() {
 		bad("limits.defaultTTL", "make it shorter, or limits.maxTTL longer", "a default ttl of %v is longer than the longest one allowed, %v", l.defaultTTL(), l.maxTTL())
 	}
-	for who, ttl := range map[Asker]Duration{Labels: l.Labels.MaxTTL, Policies: l.Policies.MaxTTL} {
+	for _, who := range []Asker{Labels, Policies} {
+		ttl := l.Labels.MaxTTL
+		if who == Policies {
+			ttl = l.Policies.MaxTTL
+		}
 		if time.Duration(ttl) > l.maxTTL() {
 			bad(string(who)+".maxTTL", "make it shorter, or limits.maxTTL longer", "a ttl of %v is longer than the node allows, %v", time.Duration(ttl), l.maxTTL())
 		}

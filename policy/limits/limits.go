@@ -47,38 +47,38 @@ type Scope struct {
 	// Namespaces are those whose containers may be asked about: the namespace of
 	// its pod for a container of a pod, else its containerd namespace.
 	// Default: none for labels, all for policies.
-	Namespaces []Namespaces `json:"namespaces,omitempty"`
+	Namespaces []Namespaces `json:"namespaces,omitzero"`
 	// Actions of io rules: default all.
-	Actions []Action `json:"actions,omitempty"`
+	Actions []Action `json:"actions,omitzero"`
 	// Hooks are hook points of kernel rules: default none for labels, all for policies.
-	Hooks []Hooks `json:"hooks,omitempty"`
+	Hooks []Hooks `json:"hooks,omitzero"`
 	// MaxTTL is the longest ttl; default DefaultLabelsMaxTTL for labels, for policies that of the node.
-	MaxTTL Duration `json:"maxTTL,omitempty"`
+	MaxTTL Duration `json:"maxTTL,omitzero"`
 }
 
 // Node are the limits of the whole node.
 type Node struct {
 	// MaxTTL is the longest ttl of anything; default policy.DefaultMaxTTL.
-	MaxTTL Duration `json:"maxTTL,omitempty"`
+	MaxTTL Duration `json:"maxTTL,omitzero"`
 	// DefaultTTL is the ttl of what gives none; default policy.DefaultTTL.
-	DefaultTTL Duration `json:"defaultTTL,omitempty"`
+	DefaultTTL Duration `json:"defaultTTL,omitzero"`
 	// MaxContainers is how many containers can have faults at a time; 0 means any number.
-	MaxContainers Count `json:"maxContainers,omitempty"`
+	MaxContainers Count `json:"maxContainers"`
 	// MaxPercent is which share of the running containers that are not protected can have faults
 	// at a time, rounded down; default DefaultMaxPercent.
-	MaxPercent *Percent `json:"maxPercent,omitempty"`
+	MaxPercent *Percent `json:"maxPercent,omitzero"`
 }
 
 // Protected are containers that no fault may touch. One match suffices.
 type Protected struct {
 	// Namespaces are containerd namespaces or namespaces of pods; default kube-system.
-	Namespaces []Glob `json:"namespaces,omitempty"`
+	Namespaces []Glob `json:"namespaces,omitzero"`
 	// Labels are labels or annotations of the container or its pod, each with a glob over its value.
-	Labels map[string]Glob `json:"labels,omitempty"`
+	Labels map[string]Glob `json:"labels,omitzero"`
 	// Names are names of containers, of pods, or POD/CONTAINER.
-	Names []Glob `json:"names,omitempty"`
+	Names []Glob `json:"names,omitzero"`
 	// Images are images as the container names them, with or without registry and tag.
-	Images []Glob `json:"images,omitempty"`
+	Images []Glob `json:"images,omitzero"`
 }
 
 // DefaultProtectedNamespaces are never touched unless the configuration says otherwise.

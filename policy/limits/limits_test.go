@@ -228,8 +228,7 @@ func TestCheck(t *testing.T) {
 	l := Limits{Labels: Scope{MaxTTL: Duration(25 * time.Hour)}, Node: Node{DefaultTTL: Duration(30 * time.Hour), MaxPercent: &percent}}
 	errs := l.Check()
 	for i, field := range []string{"limits.defaultTTL", "labels.maxTTL", "limits.maxPercent"} {
-		var e *Error
-		if len(errs) != 3 || !errors.As(errs[i], &e) || e.Limit != field {
+		if len(errs) != 3 || errs[i].Limit != field {
 			t.Errorf("%v; want one about %s", errs, field)
 		}
 	}

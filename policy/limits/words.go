@@ -157,20 +157,9 @@ type Percent uint8
 
 // near says which known word was probably meant, or what there is.
 func near[T ~string](word string, known []T, otherwise string) string {
-	best, distance := "", 3
-	if len(word) <= 64 {
-		for _, k := range known {
-			if d := policy.EditDistance(strings.ToLower(word), string(k)); d < distance && 2*d <= max(len(word), len(k)) {
-				best, distance = string(k), d
-			}
-		}
-	}
-	if best != "" {
-		return "did you mean " + best + "?"
-	}
 	all := make([]string, 0, len(known))
 	for _, k := range known {
 		all = append(all, string(k))
 	}
-	return otherwise + strings.Join(all, ", ")
+	return policy.Suggest(word, all, otherwise+strings.Join(all, ", "))
 }

@@ -149,7 +149,11 @@ func (d *demo) startPlugin(ctx context.Context) (stop func() error, err error) {
 	if c, err := net.Dial("unix", socket); err == nil {
 		return c.Close, nil
 	}
-	cmd, err := d.lab.FaultgraftCommand(context.WithoutCancel(ctx), "plugin")
+	config := filepath.Join(d.dir, "config.yaml")
+	if err := os.WriteFile(config, []byte("labels: {namespaces: [\"*\"]}\n"), 0o600); err != nil {
+		return nil, err
+	}
+	cmd, err := d.lab.FaultgraftCommand(context.WithoutCancel(ctx), "plugin", "--config", config)
 	if err != nil {
 		return nil, err
 	}

@@ -53,7 +53,9 @@ func (n *node) again() {
 		n.t.Fatal(err)
 	}
 	defer func() { _ = log.Close() }()
-	n.cmd = exec.Command(os.Getenv("FAULTGRAFT_BIN"), "--state-dir", n.state, "plugin", "--disable-nri")
+	config := n.state + ".yaml"
+	write(n.t, config, "labels: {namespaces: [default], hooks: [\"syscall:mount\"]}\n")
+	n.cmd = exec.Command(os.Getenv("FAULTGRAFT_BIN"), "--state-dir", n.state, "--config", config, "plugin", "--disable-nri")
 	n.cmd.Stdout, n.cmd.Stderr = log, log
 	if err := n.cmd.Start(); err != nil {
 		n.t.Fatal(err)

@@ -63,6 +63,7 @@ func (l *Lab) Command(ctx context.Context, name string, args ...string) (*exec.C
 			"NERDCTL_TOML=" + filepath.Join(l.dir, "etc", "nerdctl.toml"),
 			"CONTAINERD_ADDRESS=/run/containerd/containerd.sock",
 			"CONTAINERD_NAMESPACE=" + Namespace,
+			"FAULTGRAFT_CONFIG=" + l.Config(),
 			"CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1",
 			name,
 		}
@@ -72,6 +73,10 @@ func (l *Lab) Command(ctx context.Context, name string, args ...string) (*exec.C
 	cmd.WaitDelay = 5 * time.Second
 	return cmd, nil
 }
+
+// Config is the configuration of agents that are started by hand in the private
+// lab; it opts in the namespaces of nerdctl, ctr and RunPod.
+func (l *Lab) Config() string { return filepath.Join(l.dir, "etc", "faultgraft.yaml") }
 
 // Run runs a command inside the lab and returns what it wrote to standard
 // output, without white space at its ends. An error is a *CommandError.
