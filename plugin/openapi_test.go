@@ -160,7 +160,7 @@ func muxOf(sel *ast.SelectorExpr) (string, bool) {
 
 // openAPITypes are what the control socket reads and writes. Types that these have as fields are described too.
 var openAPITypes = []any{
-	Containers{}, Health{}, Readiness{}, KernelFault{}, KernelRequest{}, StartRequest{}, StartAnswer{}, StopReport{}, StopRequest{}, policies.Status{}, policies.Result{}, apiError{},
+	Containers{}, Config{}, Health{}, Readiness{}, KernelFault{}, KernelRequest{}, StartRequest{}, StartAnswer{}, StopReport{}, StopRequest{}, policies.Status{}, policies.Result{}, apiError{},
 }
 
 // The schemas of docs/openapi.yaml are those of the types; UPDATE_OPENAPI=1 writes them anew.
