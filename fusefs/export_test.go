@@ -55,7 +55,7 @@ func TestFileHandles(t *testing.T) {
 		for _, k := range all {
 			_ = l.notify.dropEntry(k.dir.id, k.name) // gone with its directory
 		}
-		for end := time.Now().Add(10 * time.Second); l.nodes.count() > 1; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(30 * time.Second); l.nodes.count() > 1; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("the kernel keeps %d nodes", l.nodes.count())
 			}

@@ -203,7 +203,7 @@ func over(t testing.TB, s setup) *bench {
 		go func() { b.Wait(); close(done) }()
 		select {
 		case <-done:
-		case <-time.After(3 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Error("the connection did not end: something still has a file of the mount open\n" + openFiles(b.mnt))
 		}
 	})

@@ -255,7 +255,7 @@ func (b *bench) wait(t *testing.T, k Key) Container {
 	t.Helper()
 	select {
 	case <-b.queue.add(k, false):
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatalf("%s: not reconciled within 10 s", k)
 	}
 	return b.get(k)
@@ -273,7 +273,7 @@ func (b *bench) get(k Key) Container {
 // until waits for a condition that background work brings about.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not within 10 s: %s", what)
 		}

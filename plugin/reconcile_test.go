@@ -369,7 +369,7 @@ func TestSlowContainerDelaysNoOther(t *testing.T) {
 	c := labelled("quick", map[string]string{"wal.faultgraft.io": dataRule})
 	select {
 	case <-b.observe(c, true):
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("a container's start waits for other containers")
 	}
 	if got := b.get(c.Key); got.State != StateActive {

@@ -136,7 +136,7 @@ func TestRollbackWhenLockIsTaken(t *testing.T) {
 // transaction notices and rolls back.
 func TestSilence(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes 4 s")
+		t.Skip("takes 6 s")
 	}
 	at := newPlace(t)
 	p := start(t, "target", "files", at.a, "50", "3")
@@ -145,7 +145,7 @@ func TestSilence(t *testing.T) {
 	o := s.forward()
 	o.Step = func(step string) error {
 		if step == tracer.StepCommit {
-			time.Sleep(4 * time.Second)
+			time.Sleep(6 * time.Second)
 		}
 		return nil
 	}

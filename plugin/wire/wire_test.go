@@ -202,7 +202,7 @@ func connect(path string) error {
 	defer func() { _ = c.Close() }()
 	println("connected")
 	_, _ = c.Write([]byte("evil")) // may already be refused
-	if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		return err
 	}
 	if _, err := c.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {

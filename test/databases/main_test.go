@@ -218,7 +218,7 @@ func (s *scene) nothingLeft() {
 		s.Fatal(err)
 	}
 	var left []string
-	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if left, err = filepath.Glob(filepath.Join(state, "[^.]*")); err != nil { // but the lock on the folder
 			s.Fatal(err)
 		}

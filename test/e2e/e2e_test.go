@@ -31,7 +31,7 @@ type scene struct {
 
 func newScene(t *testing.T) *scene {
 	l := lab.Require(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	s := &scene{T: t, lab: l, ctx: ctx}
 	before, err := l.Snapshot()
 	if err != nil {
@@ -47,7 +47,7 @@ func newScene(t *testing.T) *scene {
 		if _, err := l.Faultgraft(ctx, "recover", "--all"); err != nil {
 			t.Errorf("recover --all: %v", err)
 		}
-		wait, stop := context.WithTimeout(ctx, 15*time.Second)
+		wait, stop := context.WithTimeout(ctx, time.Minute)
 		defer stop()
 		left, err := l.Settle(wait, s.before)
 		if err != nil {
@@ -121,7 +121,7 @@ func (s *scene) grafts() []keeper.Graft {
 func (s *scene) await(id string, state keeper.State) keeper.Graft {
 	s.Helper()
 	var last []keeper.Graft
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		last = s.grafts()
 		for _, g := range last {
 			if g.Target.ID == id && g.State == state {
@@ -224,7 +224,7 @@ func TestLabelsChangeInPlace(t *testing.T) {
 	if _, err := s.lab.Ctr(s.ctx, "containers", "label", id, "full.faultgraft.io=io error=ENOSPC op=create path=/data/** ttl=5m"); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		now := s.await(id, keeper.StateActive)
 		if len(now.Rules) == 2 {
 			if now.ID != g.ID {
@@ -517,7 +517,7 @@ func stop(t *testing.T, pid int, sig syscall.Signal) {
 	if err := syscall.Kill(pid, sig); err != nil {
 		t.Fatalf("signal %d: %v", pid, err)
 	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil || strings.Contains(string(b), ") Z ") {
 			return

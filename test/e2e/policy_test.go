@@ -51,7 +51,7 @@ func (s *scene) policy(name string) (st policies.Status) {
 func (s *scene) targets(name string, want map[policies.TargetState]int) (active []string) {
 	s.Helper()
 	var st policies.Status
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		st = s.policy(name)
 		if fmt.Sprint(st.States) == fmt.Sprint(want) {
 			for _, t := range st.Targets {
@@ -139,7 +139,7 @@ func TestPolicy(t *testing.T) {
 	faulted(chosen...)
 
 	s.faultgraft("delete", "e2e-half")
-	for end := time.Now().Add(20 * time.Second); len(s.grafts()) > 0; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); len(s.grafts()) > 0; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("left: %+v", s.grafts())
 		}

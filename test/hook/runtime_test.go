@@ -100,7 +100,7 @@ func (r *runtime) clean() {
 	if err != nil {
 		r.Errorf("remove cgroups: %v", err)
 	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		left := r.processes()
 		if len(left) == 0 {
 			return

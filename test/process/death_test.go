@@ -83,7 +83,7 @@ func signalled(t *testing.T, role string, sig syscall.Signal) {
 	r.signal(role, sig)
 	if role == "keeper" {
 		// The server hears of it when the socket closes, and ends the rules then.
-		for end := time.Now().Add(10 * time.Second); h.do("fsync f") != "ok" && time.Now().Before(end); {
+		for end := time.Now().Add(30 * time.Second); h.do("fsync f") != "ok" && time.Now().Before(end); {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}

@@ -23,11 +23,17 @@ func TestIdleServer(t *testing.T) {
 	if kib := rss(t, servers[0]); kib > 25<<10 {
 		t.Errorf("VmRSS of the server is %d KiB", kib)
 	}
-	time.Sleep(500 * time.Millisecond) // what came before may be tidied up
-	before := ticks(t, servers[0])
-	time.Sleep(2 * time.Second)
-	if used := ticks(t, servers[0]) - before; used > 1 {
-		t.Errorf("%d clock ticks of processor time in 2 s", used)
+	// what came before may be tidied up first
+	for end := time.Now().Add(time.Minute); ; {
+		before := ticks(t, servers[0])
+		time.Sleep(2 * time.Second)
+		used := ticks(t, servers[0]) - before
+		if used <= 1 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d clock ticks of processor time in 2 s, for a minute", used)
+		}
 	}
 	r.recover(g)
 }

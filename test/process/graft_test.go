@@ -173,7 +173,7 @@ func TestLocksAreKept(t *testing.T) {
 	// On the layer a close lets go of the lock too, whoever else holds the description for safety.
 	g = r.inject(h, r.data, "io error=EIO op=fsync ttl=1m")
 	h.ok("close f")
-	for end := time.Now().Add(10 * time.Second); h.do("trylock %s", p) != "ok"; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); h.do("trylock %s", p) != "ok"; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Error("a closed file's lock is still held")
 			break

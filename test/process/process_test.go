@@ -78,7 +78,7 @@ func newRig(t testing.TB) *rig {
 			t.Errorf("state is left: %v", log)
 		}
 		var after []string
-		for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 			if after = leftovers(t); len(after) <= len(before) {
 				break
 			}
@@ -271,7 +271,7 @@ func (h *holder) stop() {
 	go func() { _ = h.cmd.Wait(); close(done) }()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		h.t.Errorf("the target does not end")
 		_ = h.cmd.Process.Kill()
 		<-done

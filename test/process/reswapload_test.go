@@ -72,7 +72,7 @@ func TestRuleChangesUnderLoad(t *testing.T) {
 		}()
 	}
 	moved := 0
-	for range 5 {
+	for n := 0; n < 5 || n < 50 && moved == 0; n++ {
 		moved += len(r.update(g, "io error=EIO op=read+write p=0 ttl=5m").Report.Swapped)
 		r.update(g, "io error=EIO op=mkdir ttl=5m")
 		time.Sleep(1200 * time.Millisecond) // files are closed, and the next ones are passed through again

@@ -134,7 +134,7 @@ func TestChangedRulesMoveTheEnd(t *testing.T) {
 	h := r.start()
 	h.ok("open f %s rdwr", p)
 	before := h.snapshot()
-	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=3s")
+	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=8s") // long enough for the update on a slow machine
 	r.update(g, "--keep", "io error=EIO op=fdatasync ttl=1h")
 	for end := time.Now().Add(20 * time.Second); h.do("fsync f") != "ok"; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {

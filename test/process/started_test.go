@@ -235,7 +235,7 @@ func TestWhatCannotBeMovedGoesOn(t *testing.T) {
 	p.is("ok 150", "sealed 150")
 	// Without its keeper the server goes on by itself.
 	r.signal("keeper", syscall.SIGKILL)
-	for end := time.Now().Add(10 * time.Second); len(r.processes("keeper")) > 0 && time.Now().Before(end); {
+	for end := time.Now().Add(30 * time.Second); len(r.processes("keeper")) > 0 && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	p.is("ok 250", "sealed 250")

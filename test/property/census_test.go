@@ -142,7 +142,7 @@ func gone(t testing.TB, what string, grace time.Duration, pids func() []int, wan
 func undisturbed(t testing.TB, pids func() []int) {
 	t.Helper()
 	var bad string
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if bad = disturbed(pids()); bad == "" {
 			return
 		}

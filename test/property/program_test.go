@@ -118,7 +118,7 @@ func (p *program) ask(word string) string {
 
 // lastWords waits until a target that ends by itself has told all that it has to tell.
 func (p *program) lastWords() {
-	for end := time.After(5 * time.Second); ; {
+	for end := time.After(30 * time.Second); ; {
 		select {
 		case _, ok := <-p.lines:
 			if !ok {
