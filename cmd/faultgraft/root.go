@@ -43,7 +43,7 @@ On kernels that can carry it, it also fails calls of the kernel in a container's
 	root.AddCommand(
 		newInjectCommand(g), newUpdateCommand(g), newReleaseCommand(g), newStopCommand(g),
 		newApplyCommand(g), newDeleteCommand(g), newPauseCommand(g), newResumeCommand(g), newPsCommand(g), newShowCommand(g), newEventsCommand(g), newRecoverCommand(g),
-		newValidateCommand(g), newSchemaCommand(), newDoctorCommand(g), newPluginCommand(g), newCheckConfigCommand(g), newHookCommand(g), newRuncCommand(), newCDICommand(g),
+		newValidateCommand(g), newSchemaCommand(), newDoctorCommand(g), newPluginCommand(g), newCheckConfigCommand(g), newHookCommand(g), newRuncCommand(), newCDICommand(g), newPurgeCommand(g),
 		newKeeperCommand(g), newServerCommand(g), newSwapCommand(),
 	)
 	root.AddCommand(newTopCommand(g), newManCommand(root))

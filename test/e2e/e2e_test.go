@@ -467,8 +467,11 @@ func TestAgentComesAndGoes(t *testing.T) {
 	if seen != 1 {
 		t.Errorf("%d grafts on the first container", seen)
 	}
+	if _, err := s.lab.Faultgraft(s.ctx, "purge"); err == nil || !strings.Contains(err.Error(), "still runs") {
+		t.Errorf("purge beside an agent: %v", err)
+	}
 	stop(t, agent, syscall.SIGTERM)
-	if _, err := s.lab.Faultgraft(s.ctx, "recover", "--all", "--purge"); err != nil {
+	if _, err := s.lab.Faultgraft(s.ctx, "purge"); err != nil {
 		t.Fatal(err)
 	}
 	if entries, err := os.ReadDir(state); err == nil && len(entries) > 0 {
