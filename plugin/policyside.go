@@ -191,26 +191,30 @@ func (r *reconciler) ask(c *Container, result policy.Result) asked {
 	for _, rule := range a.rules {
 		a.runs[rule.Policy] = rule.Run
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if rec := r.records[c.Key]; rec != nil {
+		rec.c.Required = a.required // known before anything is done: that may take longer than the start can wait
+	}
 	return a
 }
 
 // wanted reports whether a policy asks for anything in a container that was just
-// seen, and whether it must not start without. It is called while the start waits.
-func (r *reconciler) wanted(c Container) (asks, required bool) {
+// seen. It is called while the start waits.
+func (r *reconciler) wanted(c Container) bool {
 	if r.policies == nil {
-		return false, false
+		return false
 	}
 	r.examine(&c)
 	var labels policy.Result
 	if hasRules(c.Labels) {
-		fromImage, err := r.rulesOfImage(context.Background(), &c)
-		if err != nil { // the run that is to come says so
-			return true, false
+		labels = allowedRules(&c, &r.settings.Load().limits, nil)
+		if len(labels.Policies) > 0 && !c.annotated["policy"+domain] && !c.annotated["policy"+domain+"/pod"] {
+			return false // an image may have brought the label along: the loop looks at that first
 		}
-		labels = allowedRules(&c, &r.settings.Load().limits, fromImage)
 	}
 	a := r.ask(&c, labels)
-	return len(a.rules) > 0 || a.required, a.required
+	return len(a.rules) > 0 || a.required
 }
 
 // unknownPolicies are those of policy.faultgraft.io that the node does not know, as problems of the label.

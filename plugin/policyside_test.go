@@ -12,11 +12,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/nri/pkg/api"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/plugin/policies"
 	"github.com/faultgraft/faultgraft/policy"
+	"github.com/faultgraft/faultgraft/policy/limits"
 )
 
 // manifestOf is a policy for containers with the label app=pg; spec has more lines of the spec.
@@ -145,6 +147,36 @@ func TestContainerNamesAPolicy(t *testing.T) {
 	b.target(t, "pg-wal", c.Key, policies.TargetActive)
 	if got := b.wait(t, c.Key); got.State != StateActive || len(got.Problems) != 1 || len(n.all()) != 1 {
 		t.Errorf("%s (%s), problems %q, grafts %v", got.State, got.Reason, got.Problems, n.all())
+	}
+}
+
+// P10: where labels may ask for nothing, a container cannot name a policy either, not even to begin its run.
+func TestNamedPolicyNeedsOptIn(t *testing.T) {
+	n := &node{}
+	b := newBench(t, n, t.TempDir(), nil)
+	set := *b.settings.Load()
+	set.limits.Labels.Namespaces = []limits.Namespaces{"default"}
+	b.settings.Store(&set)
+	b.apply(t, manifestOf("pg-wal"))
+	named := map[string]string{"policy.faultgraft.io": "pg-wal"}
+	p := &nriPlugin{loop: func() *reconciler { return b.reconciler }, metrics: b.metrics, log: b.log, requestTimeout: func() time.Duration { return 0 }}
+	in := func(namespace string) *api.PodSandbox {
+		return &api.PodSandbox{Id: namespace, Name: "web", Namespace: namespace}
+	}
+	if err := p.StartContainer(t.Context(), in("prod"), ctr("not", os.Getpid(), named)); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.get(Key{criNamespace, "not"}); got.State != StateRefused || len(n.all()) != 0 {
+		t.Errorf("%s (%s), grafts %v", got.State, got.Reason, n.all())
+	}
+	if st, err := b.policies.store.Get("pg-wal"); err != nil || st.Run != 0 || st.Matching != 0 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	if err := p.StartContainer(t.Context(), in("default"), ctr("may", os.Getpid(), named)); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.get(Key{criNamespace, "may"}); got.State != StateActive || len(n.all()) != 1 {
+		t.Errorf("%s (%s), grafts %v", got.State, got.Reason, n.all())
 	}
 }
 

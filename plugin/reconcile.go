@@ -117,11 +117,7 @@ func (r *reconciler) observe(c Container, urgent bool) <-chan struct{} {
 	rec.version++
 	needs := hasRules(c.Labels) || rec.c.State != StateNone
 	r.mu.Unlock()
-	asks, required := r.wanted(c)
-	r.mu.Lock()
-	rec.c.Required = required
-	r.mu.Unlock()
-	if !needs && !asks {
+	if asks := r.wanted(c); !needs && !asks {
 		return nil
 	}
 	return r.queue.add(c.Key, urgent)
