@@ -8,7 +8,7 @@ GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 SCRIPTS     := $(wildcard contrib/lab/*.sh contrib/testkernel/*.sh) $(addprefix contrib/testkernel/,init testrun arm64run) tracer/parasite/build.sh contrib/ci/need-go .ci/run
 export FAULTGRAFT_BIN := $(CURDIR)/bin/faultgraft
 
-.PHONY: help build test test-vm test-arm64 demo bench lint man install lab lab-down clean go
+.PHONY: help build test test-vm test-arm64 demo bench lint man install uninstall lab lab-down clean go
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,11 @@ endif
 ifdef SYSTEMD
 	install -D -m 644 contrib/systemd/faultgraft.service $(DESTDIR)/etc/systemd/system/faultgraft.service
 endif
+
+uninstall: ## end all faults and remove what install put there; stop the agent first
+	@[ -n '$(DESTDIR)' ] || [ ! -x $(PREFIX)/bin/faultgraft ] || $(PREFIX)/bin/faultgraft purge
+	rm -f $(DESTDIR)$(PREFIX)/bin/faultgraft $(DESTDIR)$(PREFIX)/share/man/man8/faultgraft*.8
+	rm -f $(DESTDIR)/opt/nri/plugins/10-faultgraft $(DESTDIR)/etc/systemd/system/faultgraft.service
 
 lab: build ## start the private containerd lab (root); see contrib/lab/README.md
 	@contrib/lab/lab.sh up

@@ -27,9 +27,11 @@ func newRootCommand() *cobra.Command {
 		Long: `faultgraft grafts a fault layer over a path of a running container or process
 tree, moves the files that are open there onto it, and takes it off again. The
 target is not restarted and holds the same descriptors before, during and after.
-On kernels that can carry it, it also fails calls of the kernel in a container's cgroup.`,
+On kernels that can carry it, it also fails calls of the kernel in a container's cgroup.
+Labels of containers and policies say what a node agent (faultgraft plugin) puts where.`,
 		Example: `  faultgraft inject pg --path /var/lib/postgresql 'io error=EIO op=fsync p=5% ttl=1m'
   faultgraft inject --pid 4711 --path /data 'io error=ENOSPC op=write'
+  faultgraft apply -f pg-wal.yaml
   faultgraft ps
   faultgraft events -f
   faultgraft recover --all`,
