@@ -280,6 +280,18 @@ func eventLine(e keeper.Event) string {
 			s += " -> " + e.Errno
 		}
 		return s
+	case e.Type == keeper.EventPolicy:
+		s = fmt.Sprintf("%s  %-8s %s", e.Time.Local().Format("15:04:05.000000"), e.Type, strings.TrimSpace(e.Policy+" "+e.Action))
+		if e.Run > 0 {
+			s += fmt.Sprintf("  run %d", e.Run)
+		}
+		if e.Who != "" {
+			s += "  (" + e.Who + ")"
+		}
+		if e.Message != "" {
+			s += "  " + e.Message
+		}
+		return s
 	}
 	if e.Path != "" {
 		s += "  " + e.Path

@@ -35,4 +35,8 @@ func TestEventLine(t *testing.T) {
 	if got := eventLine(keeper.Event{Time: at, Type: keeper.EventGraft, Graft: "g-1", Name: "pg", Path: "/data"}); !strings.HasSuffix(got, "g-1 pg  /data") {
 		t.Error(got)
 	}
+	paused := keeper.Event{Time: at, Type: keeper.EventPolicy, Policy: "pg-wal", Run: 2, Action: "stopped", By: keeper.OriginPolicy, Who: "uid 0, pid 7", Message: "site is red"}
+	if got := eventLine(paused); got != "12:00:03.118243  policy   pg-wal stopped  run 2  (uid 0, pid 7)  site is red" {
+		t.Error(got)
+	}
 }
