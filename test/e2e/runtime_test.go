@@ -41,14 +41,14 @@ func (s *scene) awaitEvent(id string, kind keeper.EventType) (all []keeper.Event
 func TestRuntimeEvents(t *testing.T) {
 	s := newScene(t)
 	hit, _ := s.run("e2e-hit")
-	other, _ := s.run("e2e-other")
+	other, _ := s.run("e2e-bystander")
 	if _, err := s.lab.Faultgraft(s.ctx, "inject", "e2e-hit", "--path", "/data", "io error=EIO op=read ttl=1m"); err != nil {
 		t.Fatal(err)
 	}
 	if out, ok := s.cat("e2e-hit"); ok {
 		t.Errorf("grafted: read %q", out)
 	}
-	s.nerdctl("kill", "e2e-other")
+	s.nerdctl("kill", "e2e-bystander")
 	s.nerdctl("kill", "e2e-hit")
 	faults := 0
 	for _, e := range s.awaitEvent(hit, keeper.EventExit) {
@@ -65,13 +65,13 @@ func TestRuntimeEvents(t *testing.T) {
 		t.Error("no fault before the end")
 	}
 	out, err := s.lab.Faultgraft(s.ctx, "events")
-	if err != nil || strings.Contains(out, other) || strings.Contains(out, "e2e-other") {
+	if err != nil || strings.Contains(out, other) || strings.Contains(out, "e2e-bystander") {
 		t.Errorf("a container without faults is in the events: %s, %v", out, err)
 	}
 	if !strings.Contains(out, "exit status 137") {
 		t.Errorf("events: %s", out)
 	}
-	s.nerdctl("rm", "-f", "e2e-other", "e2e-hit")
+	s.nerdctl("rm", "-f", "e2e-bystander", "e2e-hit")
 
 	// The label's container has its memory used up by a session.
 	data := s.volume()
