@@ -127,7 +127,8 @@ func TestExampleConfig(t *testing.T) {
 	}
 	var whole []string
 	for _, l := range lines { // words begin with a blank
-		if !strings.HasPrefix(l, " #") && !strings.HasPrefix(l, "# ") && !(strings.HasPrefix(l, " ") && !strings.HasPrefix(l, "  ")) {
+		words := strings.HasPrefix(l, " ") && !strings.HasPrefix(l, "  ")
+		if !words && !strings.HasPrefix(l, "# ") {
 			whole = append(whole, l)
 		}
 	}
