@@ -44,6 +44,9 @@ func ReadStopped(dir string) (*Stopped, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("%w: faultgraft needs root", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("is this node stopped? %w", err)
 	}
