@@ -58,6 +58,9 @@ type CreateOptions struct {
 	Record func(keeper.Event) error
 	// Stderr is where a refusal is said, as runc says its errors.
 	Stderr io.Writer
+	// Refuse says whether no container starts on this node that the agent gives no
+	// answer for. It is asked where the invocation does not say.
+	Refuse func() (bool, error)
 }
 
 // ofContainerd takes a task's bundle apart: STATE/io.containerd.runtime.v2.task/NAMESPACE/ID
@@ -135,8 +138,8 @@ func (c *creation) bring(ctx context.Context) error {
 			err = fmt.Errorf("after %v: %w", budget, err)
 		}
 		missing = err.Error()
-		if required = c.inv.Refuse; required {
-			missing += "; on this node no container starts without the agent's answer (--without-agent=refuse)"
+		if required = c.refuses(); required {
+			missing += "; on this node no container starts without the agent's answer (runtime.withoutAgent, or --without-agent)"
 		}
 	}
 	if !required {
@@ -150,6 +153,18 @@ func (c *creation) bring(ctx context.Context) error {
 		refusal = fmt.Errorf("%w; and it could not be removed: %w", refusal, err)
 	}
 	return refusal
+}
+
+// refuses says whether a container without an answer must not start.
+func (c *creation) refuses() bool {
+	if c.inv.WithoutAgent != "" || c.o.Refuse == nil {
+		return c.inv.WithoutAgent == "refuse"
+	}
+	refuse, err := c.o.Refuse()
+	if err != nil {
+		c.say("warning", fmt.Sprintf("faultgraft: the node's configuration, which may say that no container starts without the agent, cannot be read: %v", err))
+	}
+	return refuse
 }
 
 // pid is the container's first process: from the file that the runtime wrote, or from its state.

@@ -37,6 +37,8 @@ type Config struct {
 	ContainerdNamespaces []string  `json:"containerdNamespaces,omitzero"`
 	Log                  LogConfig `json:"log,omitzero"`
 	NRI                  NRIConfig `json:"nri,omitzero"`
+	// Runtime is about `faultgraft runc`, which reads it where the agent does not answer.
+	Runtime RuntimeConfig `json:"runtime,omitzero"`
 
 	Metrics MetricsConfig `json:"metrics,omitzero"`
 	Audit   AuditConfig   `json:"audit,omitzero"`
@@ -84,6 +86,26 @@ func (c Config) level() (*slog.Level, error) {
 type NRIConfig struct {
 	// StartBudget bounds how long a container's start waits for its grafts, as in 1500ms.
 	StartBudget limits.Duration `json:"startBudget,omitempty"`
+}
+
+// RuntimeConfig is about the runc wrapper.
+type RuntimeConfig struct {
+	// WithoutAgent is what a container does that the agent gives no answer for; default start.
+	WithoutAgent WithoutAgent `json:"withoutAgent,omitempty"`
+}
+
+// WithoutAgent is what a container does that the agent gives no answer for.
+type WithoutAgent string
+
+// A container without an answer starts, or is refused.
+const (
+	WithoutAgentStart  WithoutAgent = "start"
+	WithoutAgentRefuse WithoutAgent = "refuse"
+)
+
+// Values lists them.
+func (WithoutAgent) Values() []string {
+	return []string{string(WithoutAgentStart), string(WithoutAgentRefuse)}
 }
 
 // NodeLimits are the limits of the configuration.
@@ -204,6 +226,7 @@ func (c Config) Effective() Config {
 	}
 	c.Log.Format = cmp.Or(c.Log.Format, "text")
 	c.NRI.StartBudget = limits.Duration(o.StartBudget)
+	c.Runtime.WithoutAgent = cmp.Or(c.Runtime.WithoutAgent, WithoutAgentStart)
 	return c
 }
 

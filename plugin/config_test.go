@@ -100,7 +100,7 @@ func TestEffective(t *testing.T) {
 	if err != nil || !cmp.Equal(again.Effective(), e, noFile) {
 		t.Errorf("%v\n%s\n%s", err, b, cmp.Diff(e, again.Effective(), noFile))
 	}
-	for _, want := range []string{"labels:\n", "  namespaces: []", "  hooks: []", "maxTTL: 1h0m0s", "- kube-system", "maxContainers: 0", "maxPercent: 100", "startBudget: 1.5s", "level: info", "stateDir: /run/faultgraft"} {
+	for _, want := range []string{"labels:\n", "  namespaces: []", "  hooks: []", "maxTTL: 1h0m0s", "- kube-system", "maxContainers: 0", "maxPercent: 100", "startBudget: 1.5s", "level: info", "withoutAgent: start", "stateDir: /run/faultgraft"} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("no %q in\n%s", want, b)
 		}

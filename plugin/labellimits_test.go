@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -244,4 +245,17 @@ func TestPlaces(t *testing.T) {
 	}
 	b.remove(both[0].Key)
 	until(t, "the other one has its turn", func() bool { return b.get(both[1].Key).State == StateActive })
+}
+
+// TestRuntimeSectionIsNotHandedOver: the runc wrapper reads the node's own file only,
+// so what containerd hands to its plugin must not seem to say what it does.
+func TestRuntimeSectionIsNotHandedOver(t *testing.T) {
+	p := &nriPlugin{
+		metrics: newMetrics("test"), log: slog.New(slog.DiscardHandler),
+		configure: func(Config) error { t.Error("it was configured"); return nil },
+	}
+	_, err := p.Configure(t.Context(), "runtime: {withoutAgent: refuse}", "containerd", "2.4")
+	if err == nil || !strings.Contains(err.Error(), DefaultConfigFile) {
+		t.Errorf("Configure: %v", err)
+	}
 }

@@ -40,6 +40,9 @@ func (p *nriPlugin) Configure(_ context.Context, text, runtime, version string) 
 	if text == "" {
 		c.File = "" // there is none; the node's own is the place to write to
 	}
+	if err == nil && c.Runtime.WithoutAgent != "" {
+		err = fmt.Errorf("%s: runtime.withoutAgent: the runc wrapper does not see this file; write it to %s", handedFile, DefaultConfigFile)
+	}
 	if err == nil {
 		err = p.configure(c)
 	}

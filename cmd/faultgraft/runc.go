@@ -27,7 +27,8 @@ its rules, and create returns when that is done or when the budget is used up.
 A link named runc (or crun, faultgraft-runc, …) to faultgraft does the same. The real
 runtime is the next one of that name on PATH, unless --real or FAULTGRAFT_RUNTIME names it.
 A container that asks for no faults starts in any case, also without an agent, unless
---without-agent=refuse (FAULTGRAFT_WITHOUT_AGENT=refuse) says that none starts without the agent's answer.`,
+the node's configuration (runtime: {withoutAgent: refuse}) or --without-agent=refuse
+(FAULTGRAFT_WITHOUT_AGENT) says that none starts without the agent's answer.`,
 		Example: `  ln -s /usr/local/bin/faultgraft /usr/local/lib/faultgraft/runc   # a folder that comes first in the shim's PATH
   nerdctl run --runtime /usr/local/lib/faultgraft/runc …`,
 		DisableFlagParsing: true,
@@ -62,7 +63,15 @@ func runtimeMain(ctx context.Context, inv wrapper.Invocation) int {
 		Agent:  agentOf{plugin.NewClient(inv.StateDir)},
 		Record: func(e keeper.Event) error { return recordIfThere(inv.StateDir, e) },
 		Stderr: os.Stderr,
+		Refuse: refusesWithoutAgent,
 	})
+}
+
+// refusesWithoutAgent is what the node's configuration says. The wrapper has no flag for its file.
+func refusesWithoutAgent() (bool, error) {
+	file, optional := (&global{config: os.Getenv("FAULTGRAFT_CONFIG")}).configFile()
+	c, err := plugin.LoadConfig(file, optional)
+	return c.Runtime.WithoutAgent == plugin.WithoutAgentRefuse, err
 }
 
 // recordIfThere leaves a node alone on which there has been no agent.

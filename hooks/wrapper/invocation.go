@@ -26,8 +26,9 @@ type Options struct {
 	StateDir string
 	// Budget bounds the wait for the agent; 0: the default. Env FAULTGRAFT_RUNTIME_BUDGET.
 	Budget time.Duration
-	// Refuse: no container starts that the agent gave no answer for. Env FAULTGRAFT_WITHOUT_AGENT=refuse.
-	Refuse bool
+	// WithoutAgent is start or refuse: what a container does that the agent gives no
+	// answer for; empty: what the node's configuration says. Env FAULTGRAFT_WITHOUT_AGENT.
+	WithoutAgent string
 }
 
 // Invocation is one call of a runtime.
@@ -101,7 +102,7 @@ func (inv *Invocation) setWithoutAgent(where, text string) {
 		inv.Problems = append(inv.Problems, fmt.Sprintf("%s %q: give start or refuse", where, text))
 		return
 	}
-	inv.Refuse = text == "refuse"
+	inv.WithoutAgent = text
 }
 
 // ownFlags takes the wrapper's flags from the front. They are written with two

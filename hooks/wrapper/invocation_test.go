@@ -48,10 +48,10 @@ func TestParse(t *testing.T) {
 			line: "runc list", env: map[string]string{"FAULTGRAFT_RUNTIME": "crun", "FAULTGRAFT_RUNTIME_BUDGET": "soon"},
 			want: &Invocation{Name: "runc", Command: "list", Options: Options{Real: "crun"}, Problems: []string{`FAULTGRAFT_RUNTIME_BUDGET "soon": give a duration above zero, as in 5s`}},
 		},
-		{line: "runc --without-agent refuse list", want: &Invocation{Name: "runc", Command: "list", Options: Options{Refuse: true}}},
+		{line: "runc --without-agent refuse list", want: &Invocation{Name: "runc", Command: "list", Options: Options{WithoutAgent: "refuse"}}},
 		{
 			line: "runc --without-agent=start list", env: map[string]string{"FAULTGRAFT_WITHOUT_AGENT": "refuse"},
-			want: &Invocation{Name: "runc", Command: "list"},
+			want: &Invocation{Name: "runc", Command: "list", Options: Options{WithoutAgent: "start"}},
 		},
 		{line: "runc --without-agent=stop list", want: &Invocation{Name: "runc", Command: "list", Problems: []string{`--without-agent "stop": give start or refuse`}}},
 		{line: "faultgraft runc --real", want: &Invocation{Name: "runc", Problems: []string{"--real needs a value"}}},

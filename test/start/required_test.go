@@ -78,7 +78,11 @@ func TestRequiredAndThere(t *testing.T) {
 func TestRefusedWithoutAgent(t *testing.T) {
 	s := newScene(t)
 	script := filepath.Join(s.TempDir(), "runtime")
-	text := "#!/bin/sh\nexec " + filepath.Join(s.lab.Dir(), "bin", "faultgraft") + " runc --without-agent=refuse \"$@\"\n"
+	config := filepath.Join(s.TempDir(), "config.yaml")
+	if err := os.WriteFile(config, []byte("runtime: {withoutAgent: refuse}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	text := "#!/bin/sh\nexec env FAULTGRAFT_CONFIG=" + config + " " + filepath.Join(s.lab.Dir(), "bin", "faultgraft") + " runc \"$@\"\n"
 	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
