@@ -11,6 +11,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/plugin"
 	"github.com/faultgraft/faultgraft/plugin/policies"
+	"github.com/faultgraft/faultgraft/policy/faultpolicy"
 )
 
 // Without an agent the commands that need one say how to start it; ps and stop work all the same.
@@ -51,7 +52,7 @@ func TestPolicyTable(t *testing.T) {
 		return policies.TargetStatus{Target: policies.Target{Name: name, Pod: "web", PodNamespace: "shop"}, State: s, Reason: reason, Since: now, PauseMS: 1.25, Hits: 3}
 	}
 	all := []policies.Status{{
-		Name: "pg-wal", Phase: policies.Running, Since: now, Left: 90 * time.Second, Selected: 2, Matching: 4, Hits: 6,
+		Name: "pg-wal", Phase: policies.Running, Since: now, Left: faultpolicy.Duration(90 * time.Second), Selected: 2, Matching: 4, Hits: 6,
 		States:  map[policies.TargetState]int{policies.TargetActive: 1, policies.TargetFailed: 1},
 		Targets: []policies.TargetStatus{target("a", policies.TargetActive, ""), target("b", policies.TargetFailed, "no /data")},
 	}}

@@ -22,7 +22,7 @@ func printPolicies(w io.Writer, all []policies.Status) error {
 	for _, p := range all {
 		left, next := "-", "-"
 		if p.Left > 0 {
-			left = p.Left.Round(time.Second).String()
+			left = p.Left.String()
 		}
 		if !p.Next.IsZero() {
 			next = p.Next.Local().Format(time.DateTime)

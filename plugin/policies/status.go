@@ -17,10 +17,10 @@ type Status struct {
 	Reason string `json:"reason,omitempty"`
 	// Since is when phase and reason last changed.
 	Since time.Time `json:"since"`
-	// Run is the number of the run, 0 before the first; TTL is how long it lives, and Left what is left of that.
-	Run  uint64        `json:"run"`
-	TTL  time.Duration `json:"ttl,omitempty"`
-	Left time.Duration `json:"left,omitempty"`
+	// Run is the number of the run, 0 before the first; TTL is how long it lives, and Left what is left of that, in whole seconds.
+	Run  uint64               `json:"run"`
+	TTL  faultpolicy.Duration `json:"ttl,omitempty"`
+	Left faultpolicy.Duration `json:"left,omitempty"`
 	// Next is when the schedule is due.
 	Next    time.Time `json:"next,omitzero"`
 	Seed    uint64    `json:"seed"`
@@ -157,7 +157,8 @@ func (s *Store) status(x *live, hits map[string]uint64, targets bool) Status {
 		Matching: x.choice.n, Selected: x.choice.len(), Hits: count.Total, States: map[TargetState]int{}, Policy: x.Policy,
 	}
 	if x.Phase == Running || x.Phase == Paused && x.TTL > 0 {
-		st.TTL, st.Left = x.TTL, max(0, x.rest(&s.clock))
+		left := max(0, x.rest(&s.clock)).Round(time.Second)
+		st.TTL, st.Left = faultpolicy.Duration(x.TTL), faultpolicy.Duration(left)
 	}
 	if x.Phase == Waiting || x.Phase == Running {
 		st.Next = x.next

@@ -115,7 +115,7 @@ func TestPauseAndResume(t *testing.T) {
 	n.pass(time.Hour)
 	n.open() // and stays so over a restart
 	n.run("a")
-	if st := n.phase("pg", Paused); st.Left != 6*time.Minute {
+	if st := n.phase("pg", Paused); time.Duration(st.Left) != 6*time.Minute {
 		t.Errorf("%v are left, want 6m", st.Left)
 	}
 	n.must(n.s.Resume("pg", "root"))
