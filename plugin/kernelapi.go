@@ -83,6 +83,21 @@ func (s *server) kernelRoutes(mux *http.ServeMux) {
 	})
 }
 
+// request is what a body of the control socket asks for.
+type request interface{ check() error }
+
+// read takes a request from a body; false: it was refused, and answered.
+func (s *server) read(w http.ResponseWriter, r *http.Request, into request) bool {
+	err := decodeStrictly(http.MaxBytesReader(w, r.Body, maxRequest), into)
+	if err == nil {
+		err = into.check()
+	}
+	if err != nil {
+		s.fail(w, http.StatusBadRequest, fmt.Errorf("request: %w", err))
+	}
+	return err == nil
+}
+
 // decodeStrictly reads one JSON value and nothing else.
 func decodeStrictly(r io.Reader, into any) error {
 	d := json.NewDecoder(r)

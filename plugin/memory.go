@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -95,13 +94,8 @@ func loadMemory(dir string, now time.Time) (m *memory, warning, err error) {
 
 func parseMemory(b []byte) (memoryForm, error) {
 	var form memoryForm
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&form); err != nil {
+	if err := decodeStrictly(bytes.NewReader(b), &form); err != nil {
 		return form, err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return form, errors.New("something follows the end")
 	}
 	if form.Version != 1 {
 		return form, fmt.Errorf("version %d: this agent knows version 1", form.Version)

@@ -63,12 +63,7 @@ func (c *Client) Start(ctx context.Context, req StartRequest) (StartAnswer, erro
 // start answers POST /v1/start.
 func (s *server) start(w http.ResponseWriter, r *http.Request) {
 	var req StartRequest
-	err := decodeStrictly(http.MaxBytesReader(w, r.Body, maxRequest), &req)
-	if err == nil {
-		err = req.check()
-	}
-	if err != nil {
-		s.fail(w, http.StatusBadRequest, fmt.Errorf("request: %w", err))
+	if !s.read(w, r, &req) {
 		return
 	}
 	wait := startTimeout

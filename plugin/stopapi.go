@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"strings"
 	"time"
@@ -49,12 +48,7 @@ func (s *server) stopRoutes(mux *http.ServeMux) {
 	})
 	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
 		var req StopRequest
-		err := decodeStrictly(http.MaxBytesReader(w, r.Body, maxRequest), &req)
-		if err == nil {
-			err = req.check()
-		}
-		if err != nil {
-			s.fail(w, http.StatusBadRequest, fmt.Errorf("request: %w", err))
+		if !s.read(w, r, &req) {
 			return
 		}
 		// Whoever asked may hang up: what was begun is brought to its end.

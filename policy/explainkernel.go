@@ -10,12 +10,12 @@ func (e *explainer) kernel(f *KernelFault) {
 	errno := syscall.Errno(f.Error)
 	e.say("does", "fails with "+ErrnoName(errno)+" ("+errno.Error()+")")
 	e.say("on", f.Hook.words())
-	e.say("where", printable(f.Where))
+	e.say("where", Printable(f.Where))
 	var chain []string
 	for _, frame := range f.Within {
 		s := frame.Function
 		if frame.Predicate != "" {
-			s += " where " + printable(frame.Predicate)
+			s += " where " + Printable(frame.Predicate)
 		}
 		chain = append(chain, s)
 	}

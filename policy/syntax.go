@@ -33,7 +33,7 @@ func (e *SyntaxError) Error() string {
 	if e.Kind != "" {
 		b.WriteString(e.Kind + " ")
 	}
-	b.WriteString(printable(e.Source))
+	b.WriteString(Printable(e.Source))
 	if e.Column > 0 {
 		fmt.Fprintf(&b, ": column %d", e.Column)
 	}
@@ -50,12 +50,12 @@ func (e *SyntaxError) Detail() string {
 	if e.Column <= 0 || e.Text == "" {
 		return e.Error()
 	}
-	return e.Error() + "\n  " + printable(e.Text) + "\n  " + strings.Repeat(" ", e.Column-1) + "^"
+	return e.Error() + "\n  " + Printable(e.Text) + "\n  " + strings.Repeat(" ", e.Column-1) + "^"
 }
 
-// printable replaces what would move a terminal's cursor, rune by rune so that
+// Printable replaces what would move a terminal's cursor, rune by rune so that
 // columns stay where they are.
-func printable(s string) string {
+func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\t' || r == '\n' || r == '\r':

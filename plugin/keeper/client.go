@@ -173,6 +173,20 @@ func lastLine(b []byte) string {
 
 // List returns all grafts of all keepers on this node, oldest first.
 func (c *Client) List(ctx context.Context) ([]Graft, error) {
+	all, err := c.fromEach(func(key string) (grafts []Graft, err error) {
+		ctx, cancel := context.WithTimeout(ctx, listWait) // one that hangs does not hide the others
+		defer cancel()
+		err = c.call(ctx, key, http.MethodGet, "/v1/grafts", nil, &grafts)
+		return grafts, err
+	})
+	sort.Slice(all, func(i, j int) bool { return all[i].Since.Before(all[j].Since) })
+	return all, err
+}
+
+// fromEach asks all keepers at once and joins what they say. One that has ended
+// meanwhile has nothing to say; the error of another takes nothing from the rest.
+// The answer is nil only where it is not known which keepers there are.
+func (c *Client) fromEach(ask func(key string) ([]Graft, error)) ([]Graft, error) {
 	keys, err := c.dir().keys()
 	if err != nil {
 		return nil, err
@@ -182,23 +196,17 @@ func (c *Client) List(ctx context.Context) ([]Graft, error) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, key := range keys {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			ctx, cancel := context.WithTimeout(ctx, listWait) // one that hangs does not hide the others
-			defer cancel()
-			var grafts []Graft
-			err := c.call(ctx, key, http.MethodGet, "/v1/grafts", nil, &grafts)
+		wg.Go(func() {
+			grafts, err := ask(key)
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil && !isGone(err) {
 				errs = append(errs, fmt.Errorf("keeper %s: %w", key, err))
 			}
 			all = append(all, grafts...)
-		}()
+		})
 	}
 	wg.Wait()
-	sort.Slice(all, func(i, j int) bool { return all[i].Since.Before(all[j].Since) })
 	return all, errors.Join(errs...)
 }
 

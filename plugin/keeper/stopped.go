@@ -122,28 +122,10 @@ func orDefault(dir string) stateDir {
 // not be taken off yet with their reason: their faults have ended, and their keepers
 // try again. The error is about keepers that do not answer.
 func (c *Client) StopAll(ctx context.Context, reason string) ([]Graft, error) {
-	keys, err := c.dir().keys()
-	if err != nil {
-		return nil, err
-	}
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	var all []Graft
-	var errs []error
-	for _, key := range keys {
-		wg.Go(func() {
-			var grafts []Graft
-			err := c.call(ctx, key, http.MethodPost, "/v1/stop", stopCall{Reason: reason}, &grafts)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil && !isGone(err) {
-				errs = append(errs, fmt.Errorf("keeper %s: %w", key, err))
-			}
-			all = append(all, grafts...)
-		})
-	}
-	wg.Wait()
-	return all, errors.Join(errs...)
+	return c.fromEach(func(key string) (grafts []Graft, err error) {
+		err = c.call(ctx, key, http.MethodPost, "/v1/stop", stopCall{Reason: reason}, &grafts)
+		return grafts, err
+	})
 }
 
 // stopCall asks a keeper to take everything off.

@@ -9,8 +9,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/faultgraft/faultgraft/policy"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/faultgraft/faultgraft/policy"
 )
 
 // Enumeration is a string type that has one of some values. The error about
@@ -55,7 +56,7 @@ func (c *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 	case t.Kind() == reflect.Interface && t.NumMethod() == 0:
 		var free any
 		if err := n.Decode(&free); err != nil {
-			c.fail(n, path, "", "%s", printable(err.Error()))
+			c.fail(n, path, "", "%s", policy.Printable(err.Error()))
 			return
 		}
 		if free != nil {

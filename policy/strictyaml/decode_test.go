@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/faultgraft/faultgraft/policy"
 )
 
 type colour string
@@ -298,7 +300,7 @@ func FuzzDecode(f *testing.F) {
 			if e.Line > 0 && e.Column > len(lines[e.Line-1])+1 {
 				t.Errorf("%+v is after the line %q", e, lines[e.Line-1])
 			}
-			if s := strings.ReplaceAll(e.Detail(), "\n", ""); s != printable(s) {
+			if s := strings.ReplaceAll(e.Detail(), "\n", ""); s != policy.Printable(s) {
 				t.Errorf("the error would write %q to a terminal", s)
 			}
 		}

@@ -6,7 +6,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/faultgraft/faultgraft/policy"
@@ -33,7 +32,7 @@ type Error struct {
 //	a.yaml:7:9: spec.mode: unknown mode "fixd"; did you mean fixed?
 func (e *Error) Error() string {
 	var parts []string
-	place := printable(e.File)
+	place := policy.Printable(e.File)
 	if e.Line > 0 {
 		if place == "" {
 			place = "line " + strconv.Itoa(e.Line)
@@ -44,7 +43,7 @@ func (e *Error) Error() string {
 			place += ":" + strconv.Itoa(e.Column)
 		}
 	}
-	for _, part := range []string{place, printable(e.Path), e.Message} {
+	for _, part := range []string{place, policy.Printable(e.Path), e.Message} {
 		if part != "" {
 			parts = append(parts, part)
 		}
@@ -61,7 +60,7 @@ func (e *Error) Detail() string {
 	if e.Column <= 0 || strings.TrimSpace(e.Source) == "" || e.Column > utf8.RuneCountInString(e.Source)+1 {
 		return e.Error()
 	}
-	return e.Error() + "\n  " + printable(e.Source) + "\n  " + strings.Repeat(" ", e.Column-1) + "^"
+	return e.Error() + "\n  " + policy.Printable(e.Source) + "\n  " + strings.Repeat(" ", e.Column-1) + "^"
 }
 
 // Errors are all that is wrong with a text.
@@ -137,19 +136,6 @@ func brief(s string) string {
 	return strconv.Quote(s)
 }
 
-// printable replaces what would move a terminal's cursor.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\t' || r == '\n' || r == '\r':
-			return ' '
-		case !unicode.IsPrint(r) || r == utf8.RuneError:
-			return '?'
-		}
-		return r
-	}, s)
-}
-
 var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
 
 // syntaxHints are ways out of what the YAML parser says.
@@ -171,7 +157,7 @@ func syntaxError(file string, lines []string, err error) *Error {
 	if m := yamlLine.FindStringSubmatch(strings.TrimSpace(err.Error())); m != nil {
 		e.Line, _ = strconv.Atoi(m[1]) // without a line: 0
 		e.Line = min(e.Line, len(lines))
-		e.Message = fmt.Sprintf("not YAML: %s", printable(m[2]))
+		e.Message = fmt.Sprintf("not YAML: %s", policy.Printable(m[2]))
 	}
 	for _, h := range syntaxHints {
 		if strings.Contains(e.Message, h.message) {
