@@ -183,7 +183,7 @@ func (l *Layer) protocolOptions() *fuse.MountOptions {
 		// Atomic O_TRUNC: an open that truncates is one operation, as for the file system below. KILLPRIV_V2: the kernel neither asks for
 		// security.capability before each write nor chmods; it says when suid and sgid have to go. DONT_MASK: the umask belongs to us, as default ACLs replace it.
 		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_SETXATTR_EXT | fuse.CAP_DONT_MASK |
-			fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_HAS_EXPIRE_ONLY | fuse.CAP_EXPORT_SUPPORT | fuse.CAP_ASYNC_DIO,
+			fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_HAS_EXPIRE_ONLY | fuse.CAP_EXPORT_SUPPORT | fuse.CAP_ASYNC_DIO | fuse.CAP_HAS_RESEND,
 		Logger: newProtocolLog(l.o.Logger),
 	}
 }

@@ -37,6 +37,9 @@ type Options struct {
 	// Mounted, when set, is asked whether something is mounted on the layer at a path, as the target sees it, or at a path
 	// below it. Such names are looked up without faults and never dropped: the kernel would take off what is mounted there.
 	Mounted func(path string) bool
+	// State, when set, is kept up to date, so that another process can serve the layer on when this one dies: see Restore. It is
+	// for this layer alone, which does not close it.
+	State *State
 	// Logger is where the layer says what it could not do; nil discards.
 	Logger *slog.Logger
 }
@@ -90,6 +93,9 @@ func New(o Options) (*Layer, error) {
 		_ = unix.Close(o.Device) // nothing was done with either
 		_ = unix.Close(o.Root)
 		return nil, fmt.Errorf("fault layer of %q: %w", o.Prefix, err)
+	}
+	if o.State != nil {
+		o.State.own()
 	}
 	return l, nil
 }

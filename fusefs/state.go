@@ -1,0 +1,153 @@
+package fusefs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// State is what a layer needs to be served on by another process: memory that outlives the one that serves (memfds), and in it
+// the numbers of that one's descriptors. It is written while requests are answered, so that it is true at any instruction at
+// which the process may be killed. A State is for one layer.
+type State struct {
+	files [stateFiles]int // memfds
+	head  *stateHead
+	log   []byte // resent requests, see stateLedger
+}
+
+// The memfds of a State.
+const (
+	stateControl = iota // which of the tables is in force
+	stateTable0         // what the layer knows; the other one is written by Restore
+	stateTable1
+	stateLedger // what was done about requests that may be sent again
+	stateFiles
+)
+
+const (
+	stateMagic   = 0x66617567726166 // "faugraf"
+	stateVersion = 1
+	headBytes    = 4096
+	// ledgerBytes is the room for what was done about requests.
+	ledgerBytes = 1 << 20
+)
+
+// stateHead is the first memfd.
+type stateHead struct {
+	magic, version uint64
+	active         atomic.Uint64    // the table in force: 0 or 1
+	owner          [2]atomic.Uint64 // process whose descriptors a table numbers
+}
+
+// NewState makes the memory for the state of one layer.
+func NewState() (*State, error) {
+	s := &State{}
+	for i := range s.files {
+		s.files[i] = -1
+	}
+	for i, size := range [stateFiles]int64{headBytes, tableBytes, tableBytes, ledgerBytes} {
+		fd, err := unix.MemfdCreate("faultgraft-state", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+		if err == nil {
+			s.files[i] = fd
+			if err = unix.Ftruncate(fd, size); err == nil { // sparse: what was never written takes no memory
+				_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
+			}
+		}
+		if err != nil {
+			s.closeFiles()
+			return nil, fmt.Errorf("state of a fault layer: make shared memory: %w", err)
+		}
+	}
+	if err := s.open(); err != nil {
+		s.closeFiles()
+		return nil, err
+	}
+	s.head.magic, s.head.version = stateMagic, stateVersion
+	return s, nil
+}
+
+// OpenState is for another process: files are the descriptors of State.Files there, duplicated or inherited, in their order. The State owns them from a successful call on.
+func OpenState(files []int) (*State, error) {
+	if len(files) != stateFiles {
+		return nil, fmt.Errorf("state of a fault layer: it has %d files, not %d", stateFiles, len(files))
+	}
+	s := &State{files: [stateFiles]int(files)}
+	for i, size := range [stateFiles]int64{headBytes, tableBytes, tableBytes, ledgerBytes} {
+		var st unix.Stat_t
+		if err := unix.Fstat(s.files[i], &st); err != nil {
+			return nil, fmt.Errorf("state of a fault layer: look at its file %d: %w", i, err)
+		}
+		if st.Size != size {
+			return nil, fmt.Errorf("state of a fault layer: its file %d has %d bytes, not %d: it is of another version of faultgraft", i, st.Size, size)
+		}
+	}
+	if err := s.open(); err != nil {
+		return nil, err
+	}
+	if s.head.magic != stateMagic || s.head.version != stateVersion || s.head.active.Load() > 1 {
+		_ = s.unmap()
+		return nil, errors.New("state of a fault layer: this is not one, or one of another version of faultgraft")
+	}
+	return s, nil
+}
+
+func (s *State) open() error {
+	head, err := unix.Mmap(s.files[stateControl], 0, headBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("state of a fault layer: map it: %w", err)
+	}
+	s.head = (*stateHead)(unsafe.Pointer(&head[0]))
+	s.log, err = unix.Mmap(s.files[stateLedger], 0, ledgerBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		_ = s.unmap()
+		return fmt.Errorf("state of a fault layer: map it: %w", err)
+	}
+	return nil
+}
+
+// Files are the state's memfds, to be passed to another process.
+func (s *State) Files() []int { return s.files[:] }
+
+// Owner is the process (PID) whose descriptors the state numbers: the one that served the layer last, or, once Restore has
+// returned there, the one that is going to. 0: no layer was made with it yet. Whoever takes the descriptors from a
+// process that shares the owner's table asks this first: a server may be killed right after its Restore.
+func (s *State) Owner() int { return int(s.head.owner[s.head.active.Load()].Load()) }
+
+// own says that the table in force numbers descriptors of this process.
+func (s *State) own() { s.head.owner[s.head.active.Load()].Store(uint64(os.Getpid())) }
+
+// ledger is the memory for what was done about requests. It outlives every Restore.
+func (s *State) ledger() []byte { return s.log }
+
+// Close gives the memory back in this process. The layer that uses it, if any, has ended.
+func (s *State) Close() error {
+	err := s.unmap()
+	s.closeFiles()
+	return err
+}
+
+func (s *State) unmap() error {
+	var err error
+	if s.head != nil {
+		err = unix.Munmap(unsafe.Slice((*byte)(unsafe.Pointer(s.head)), headBytes))
+		s.head = nil
+	}
+	if s.log != nil {
+		err = errors.Join(err, unix.Munmap(s.log))
+		s.log = nil
+	}
+	return err
+}
+
+func (s *State) closeFiles() {
+	for i, fd := range s.files {
+		if fd >= 0 {
+			_ = unix.Close(fd) // a memfd: nothing to report
+		}
+		s.files[i] = -1
+	}
+}
