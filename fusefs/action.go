@@ -84,6 +84,7 @@ type change struct {
 	attr  policy.Attr    // of ActionAttr: all that is overridden
 	src   *policy.Source // what the rule draws for this operation, in the order of use
 	then  syscall.Errno  // of ActionTorn: the answer when the part is written
+	draw  *draw          // where it is booked; nil if it is not
 }
 
 func (r *liveRule) fired(q *request, path string, n uint64, now time.Time) *change {

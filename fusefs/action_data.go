@@ -76,5 +76,5 @@ func (l *Layer) answerWith(c *change, data []byte, at int64) {
 	case ActionShort:
 		c.event.Bytes = int64(len(data))
 	}
-	l.record(c.event)
+	l.record(c)
 }

@@ -75,12 +75,12 @@ func (l *Layer) refuse(q *request, n *node, r *liveRule, who *caller) *change {
 	if !ok || !r.IO.MatchRequest(q.place()) || !l.faultable(q.header.Pid) || !who.matches(&r.IO.Caller) {
 		return nil
 	}
-	now := time.Now()
-	number, fire := r.counter.Fire(now, q.bytes())
+	number, at, d, fire := l.fire(q, r)
 	if !fire {
 		return nil
 	}
-	c := r.fired(q, path, number, now)
+	c := r.fired(q, path, number, at)
+	c.draw = d
 	c.settle()
 	return c
 }
@@ -110,13 +110,16 @@ func (l *Layer) end(c *claim, n int64, whole bool) syscall.Errno {
 		if errno == 0 {
 			errno = by.event.Errno
 		}
-		l.record(by.event)
+		l.record(by)
 	}
 	return errno
 }
 
 // put writes data at the operation's place, as far as there is space.
 func (w *write) put(data []byte) (int, error) {
+	if n, done := w.doneBefore(data); done {
+		return n, nil
+	}
 	rules := w.l.spaces(w.h.node)
 	if len(rules) == 0 || len(data) == 0 {
 		return w.store(data)

@@ -22,7 +22,7 @@ func (w *write) as(c *change, data []byte) (n int, err error) {
 	if c == nil {
 		return w.put(data)
 	}
-	defer func() { w.l.record(c.event) }()
+	defer func() { w.l.record(c) }()
 	switch c.event.Action {
 	case ActionShort:
 		n, err = w.put(data[:c.short(len(data))])
@@ -44,7 +44,7 @@ func (w *write) store(data []byte) (n int, err error) {
 		}
 	}
 	err = w.l.creds.asWriter(w.q.header, func() error {
-		n, err = w.h.write(data, w.q.offset, w.flags, w.back, int64(len(data)) == w.q.size)
+		n, err = w.h.write(data, w.q.offset, w.flags, w.back, int64(len(data)) == w.q.size, w.l.ledger.slot(w.q.header), w.q.header)
 		return err
 	})
 	return n, err
@@ -57,11 +57,10 @@ func (w *write) tear(c *change, data []byte) (int, error) {
 	at := w.q.offset
 	appends := !w.back && w.flags&unix.O_APPEND != 0
 	if appends { // the kernel names the end that it knows of; it lets one writer in at a time
-		var st unix.Statx_t
-		if err := statx(w.h.fd, &st); err != nil {
+		var err error
+		if at, err = w.end(); err != nil {
 			return 0, err
 		}
-		at = int64(st.Size)
 	}
 	for _, p := range c.tornParts(at, int64(len(data))) {
 		n, err := w.putAt(data[p.Offset-at:][:p.Size], p.Offset, appends)
@@ -75,6 +74,23 @@ func (w *write) tear(c *change, data []byte) (int, error) {
 		return 0, c.then
 	}
 	return len(data), nil
+}
+
+// end is the end of the file before anything of the write was done.
+func (w *write) end() (int64, error) {
+	s := w.l.ledger.slot(w.q.header)
+	if s.begunBefore(w.q.header) {
+		return s.position, nil
+	}
+	var st unix.Statx_t
+	if err := statx(w.h.fd, &st); err != nil {
+		return 0, err
+	}
+	if s != nil {
+		s.book(w.q.header)
+		s.position = int64(st.Size)
+	}
+	return int64(st.Size), nil
 }
 
 // putAt writes one part of a torn write. A part of an append that leaves a gap is no append any more.

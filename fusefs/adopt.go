@@ -151,7 +151,7 @@ func (l *Layer) adopt(tid uint32, n *node, flags uint32, dir bool) (*handle, err
 	}
 	h.flags.Store(uint32(have))
 	h.ofd = holdsOFDLock(a.Description)
-	l.handles.add(h)
+	l.handles.add(h, nil, nil)
 	a.handle, a.taken = h.id, true
 	return h, nil, true
 }

@@ -43,6 +43,7 @@ func (l *Layer) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if h.dir || h.flags.Load()&unix.O_ACCMODE == unix.O_RDONLY || !l.answersClose(h.node) {
 		return fuse.OK
 	}
+	l.ledger.slot(&in.InHeader).begin(&in.InHeader, inodeID{}, inodeID{})
 	// Closing a duplicate makes a file system below that reports errors at close (NFS, FUSE) report them now.
 	d, err := unix.FcntlInt(uintptr(h.fd), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
@@ -100,7 +101,7 @@ func (l *Layer) fsync(cancel <-chan struct{}, in *fuse.FsyncIn, op policy.Op) fu
 		return fuse.Status(e)
 	}
 	if c.is(ActionLost) {
-		l.record(c.event)
+		l.record(c)
 		return fuse.OK
 	}
 	fd, err := h.file()
@@ -108,6 +109,7 @@ func (l *Layer) fsync(cancel <-chan struct{}, in *fuse.FsyncIn, op policy.Op) fu
 		return status(err)
 	}
 	l.blocking(&in.InHeader)
+	l.ledger.slot(&in.InHeader).begin(&in.InHeader, inodeID{}, inodeID{}) // an error of write-back is reported once
 	if in.FsyncFlags&fsyncData != 0 {
 		return status(retry(func() error { return unix.Fdatasync(fd) }))
 	}
@@ -121,11 +123,22 @@ func (l *Layer) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
 func (l *Layer) ReleaseDir(in *fuse.ReleaseIn) { l.release(nil, in, policy.OpReleasedir) }
 
 func (l *Layer) release(cancel <-chan struct{}, in *fuse.ReleaseIn, op policy.Op) {
+	s := l.ledger.slot(&in.InHeader)
 	h := l.handles.get(in.Fh)
 	if h == nil {
+		if s.begunBefore(&in.InHeader) && s.position == releasesAdopted { // by a server that may have died before it said so
+			l.released(in.Fh)
+		}
 		return
 	}
 	_ = l.node(request{cancel: cancel, header: &in.InHeader, op: op}, h.node) // nobody waits for a release
+	if s != nil {
+		s.book(&in.InHeader)
+		if h.adopted {
+			s.position = releasesAdopted
+		}
+		s.begin(&in.InHeader, inodeID{}, inodeID{})
+	}
 	if l.handles.remove(in.Fh) == nil {
 		return
 	}
@@ -140,7 +153,17 @@ func (l *Layer) release(cancel <-chan struct{}, in *fuse.ReleaseIn, op policy.Op
 	l.leaveMode(h)
 	l.vanished(h.node)
 	h.close()
-	if h.adopted && l.o.Released != nil {
-		l.o.Released(h.id)
+	reach(placeDone, &in.InHeader)
+	if h.adopted {
+		l.released(h.id)
+	}
+}
+
+// releasesAdopted, in ledgerSlot.position, says that a RELEASE is about an adopted description.
+const releasesAdopted = 1
+
+func (l *Layer) released(handle uint64) {
+	if l.o.Released != nil {
+		l.o.Released(handle)
 	}
 }

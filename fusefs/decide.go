@@ -3,7 +3,6 @@ package fusefs
 import (
 	"math/bits"
 	"syscall"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -93,12 +92,12 @@ func (l *Layer) ask(set *ruleSet, q request, paths func() []string) (*change, sy
 		if !who.matches(&r.IO.Caller) {
 			continue
 		}
-		now := time.Now()
-		n, fire := r.counter.Fire(now, q.bytes())
+		n, at, d, fire := l.fire(&q, r)
 		if !fire {
 			continue
 		}
-		c := r.fired(&q, path, n, now)
+		c := r.fired(&q, path, n, at)
+		c.draw = d
 		how := l.wait(&q, r, c)
 		if how == interrupted && l.settling() {
 			// A swapper stops the caller's process, which arrives here as a signal does. No program is to see EINTR
@@ -108,17 +107,17 @@ func (l *Layer) ask(set *ruleSet, q request, paths func() []string) (*change, sy
 		switch how {
 		case interrupted:
 			c.event.Errno = syscall.EINTR
-			l.record(c.event)
+			l.record(c)
 			return nil, syscall.EINTR
 		case ruleOver: // the fault has ended: the operation goes on as if it had never been
-			l.record(c.event)
+			l.record(c)
 			continue
 		}
 		c.settle()
 		if c.pending() {
 			return c, 0
 		}
-		l.record(c.event)
+		l.record(c)
 		if c.event.Errno != 0 {
 			return nil, c.event.Errno
 		}
@@ -139,11 +138,14 @@ func match(r *liveRule, ops policy.OpSet, paths []string) (string, bool) {
 	return "", false
 }
 
-// record counts a fault that has happened and puts it into the log.
-func (l *Layer) record(e Event) {
-	l.counted.add(&e)
+// record counts a fault that has happened and puts it into the log, unless a server before this one has.
+func (l *Layer) record(c *change) {
+	if !c.draw.report() {
+		return
+	}
+	l.counted.add(&c.event)
 	if l.o.Record != nil {
-		l.o.Record(e)
+		l.o.Record(c.event)
 	}
 }
 

@@ -28,7 +28,7 @@ func (l *Layer) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenO
 		if err != nil {
 			return status(err)
 		}
-		l.handles.add(h)
+		l.handles.add(h, l.ledger.slot(&in.InHeader), &in.InHeader)
 	}
 	out.Fh = h.id
 	return fuse.OK
@@ -46,7 +46,7 @@ func (l *Layer) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.D
 		}
 		// Node 0 tells the kernel to look the name up by itself when it needs it.
 		if e.Name != "." && e.Name != ".." && !l.crowded() {
-			if st := l.find(h.node, e.Name, entry); !st.Ok() {
+			if st := l.found(&in.InHeader, h.node, e.Name, entry); !st.Ok() {
 				*entry = fuse.EntryOut{}
 			}
 		}

@@ -26,9 +26,13 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 	if in.Flags&(unix.O_ACCMODE|unix.O_TRUNC|unix.O_DIRECT) == unix.O_RDONLY { // the file system below has a say in O_DIRECT
 		return l.openToRead(n, in, out)
 	}
+	if in.Flags&unix.O_TRUNC != 0 {
+		l.ledger.slot(&in.InHeader).begin(&in.InHeader, inodeID{}, inodeID{})
+	}
 	t := l.truncating(n, in.Flags)
 	fd, err := reopen(n, in.Flags)
 	t.done()
+	reach(placeDone, &in.InHeader)
 	if err != nil {
 		return status(err)
 	}
@@ -40,7 +44,7 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 	}
 	h := newHandle(fd, in.Flags)
 	h.node, h.exact = n, needsLayer(n, in.Flags)
-	l.handles.add(h)
+	l.handles.add(h, l.ledger.slot(&in.InHeader), &in.InHeader)
 	l.enterMode(h, &in.InHeader, out)
 	return fuse.OK
 }
@@ -52,7 +56,7 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 func (l *Layer) openToRead(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	h := newHandle(-1, in.Flags)
 	h.node = n
-	l.handles.add(h)
+	l.handles.add(h, l.ledger.slot(&in.InHeader), &in.InHeader)
 	l.enterMode(h, &in.InHeader, out)
 	if h.mode == modePassthrough {
 		return fuse.OK
@@ -160,7 +164,7 @@ func (l *Layer) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 		return 0, fuse.Status(e)
 	}
 	if c.is(ActionLost) {
-		l.record(c.event)
+		l.record(c)
 		return uint32(len(data)), fuse.OK
 	}
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
@@ -175,9 +179,10 @@ func (l *Layer) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 }
 
 // write writes at an offset, as the file's status flags of this moment say.
-// whole is true if it is all that was asked for.
-func (h *handle) write(data []byte, off int64, flags uint32, back, whole bool) (n int, err error) {
+// whole is true if it is all that was asked for. s is where the request by is booked, nil if it is not.
+func (h *handle) write(data []byte, off int64, flags uint32, back, whole bool, s *ledgerSlot, by *fuse.InHeader) (n int, err error) {
 	if back {
+		s.begin(by, inodeID{}, inodeID{})
 		fd := h.fd
 		if h.flags.Load()&(unix.O_APPEND|unix.O_DIRECT) != 0 {
 			if fd, err = h.alias(true); err != nil {
@@ -195,7 +200,12 @@ func (h *handle) write(data []byte, off int64, flags uint32, back, whole bool) (
 	case flags&unix.O_DSYNC != 0 && have&unix.O_DSYNC == 0:
 		rwf = unix.RWF_DSYNC
 	}
-	n, err = pwrite(h.fd, data, off, rwf)
+	if s != nil && have&unix.O_APPEND != 0 {
+		n, err = h.append(s, by, data, rwf)
+	} else {
+		s.begin(by, inodeID{}, inodeID{})
+		n, err = pwrite(h.fd, data, off, rwf)
+	}
 	if err == unix.EINVAL && h.refusedPart(off, int64(len(data)), whole) {
 		fd, aerr := h.alias(true)
 		if aerr != nil {
@@ -206,6 +216,7 @@ func (h *handle) write(data []byte, off int64, flags uint32, back, whole bool) (
 		}
 		n, err = pwrite(fd, data, off, rwf)
 	}
+	reach(placeDone, by)
 	return n, err
 }
 
@@ -251,7 +262,10 @@ func (l *Layer) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Sta
 	if e := l.node(q, h.node); e != 0 {
 		return fuse.Status(e)
 	}
-	return status(l.fallocate(&q, h, in.Mode))
+	l.ledger.slot(&in.InHeader).begin(&in.InHeader, inodeID{}, inodeID{})
+	err := l.fallocate(&q, h, in.Mode)
+	reach(placeDone, &in.InHeader)
+	return status(err)
 }
 
 func (l *Layer) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
@@ -268,6 +282,7 @@ func (l *Layer) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) 
 		return 0, status(err)
 	}
 	to.follow(to.flags.Load() &^ unix.O_APPEND) // which the kernel has looked for (generic_file_rw_checks in fs/read_write.c)
+	l.ledger.slot(&in.InHeader).begin(&in.InHeader, inodeID{}, inodeID{})
 	offIn, offOut := int64(in.OffIn), int64(in.OffOut)
 	n, err := l.copyRange(&q, from, to, offOut, func(size int) (n int, err error) {
 		err = l.creds.asWriter(&in.InHeader, func() error {
@@ -276,6 +291,7 @@ func (l *Layer) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) 
 		})
 		return n, err
 	})
+	reach(placeDone, &in.InHeader)
 	if err != nil {
 		return 0, status(err)
 	}

@@ -50,10 +50,12 @@ type handleTable struct {
 
 func (t *handleTable) init() { t.m = map[uint64]*handle{} }
 
-func (t *handleTable) add(h *handle) {
+// add enters a handle. The request that made it has it booked, if it is booked anywhere.
+func (t *handleTable) add(h *handle, s *ledgerSlot, by *fuse.InHeader) {
 	t.mu.Lock()
 	t.last++
 	h.id = t.last
+	s.opens(by, h.id)
 	t.m[h.id] = h
 	t.mu.Unlock()
 }

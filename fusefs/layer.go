@@ -51,6 +51,7 @@ type Layer struct {
 	o      Options
 	device *device   // nil until Serve
 	notify *notifier // nil until Serve
+	ledger *ledger   // nil: no state is kept
 	creds  *credentials
 
 	directMap   bool // the kernel maps direct-I/O files shared (FUSE_DIRECT_IO_ALLOW_MMAP, Linux 6.6)
@@ -123,7 +124,7 @@ func newLayer(o Options) (*Layer, error) {
 		return nil, err
 	}
 	l := &Layer{
-		RawFileSystem: fuse.NewDefaultRawFileSystem(), o: o, creds: creds, closed: make(chan struct{}),
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), o: o, creds: creds, closed: make(chan struct{}), ledger: keep(o.State),
 	}
 	l.nodes.init(o.Root, &st, o.Prefix)
 	l.handles.init()

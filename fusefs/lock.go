@@ -94,13 +94,18 @@ func (l *Layer) setLock(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fuse.S
 	if wait {
 		l.blocking(&in.InHeader)
 	}
+	l.ledger.slot(&in.InHeader).begin(&in.InHeader, inodeID{}, inodeID{})
+	var err error
 	switch {
 	case in.LkFlags&fuse.FUSE_LK_FLOCK != 0:
-		return status(h.flock(cancel, in.Lk.Typ, wait))
+		err = h.flock(cancel, in.Lk.Typ, wait)
 	case h.ofdLock(in):
-		return status(h.setOFD(cancel, spanOf(&in.Lk), wait))
+		err = h.setOFD(cancel, spanOf(&in.Lk), wait)
+	default:
+		err = l.setPosix(cancel, h, in, wait)
 	}
-	return status(l.setPosix(cancel, h, in, wait))
+	reach(placeDone, &in.InHeader)
+	return status(err)
 }
 
 func (h *handle) flock(cancel <-chan struct{}, typ uint32, wait bool) error {

@@ -132,7 +132,7 @@ func (l *Layer) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, ou
 			return fuse.Status(e)
 		}
 	}
-	return l.find(dir, name, out)
+	return l.found(h, dir, name, out)
 }
 
 // mounted reports whether something is mounted on a name of the layer, or below it: after a look-up that fails the kernel

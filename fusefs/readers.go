@@ -21,6 +21,7 @@ type reader struct {
 	out    []byte        // room for an answer without data
 	inMap  []byte        // what in is part of
 	data   []byte        // room for the largest answer with data; nil until needed
+	slot   uint16        // in the ledger; 0 for none
 
 	mu          sync.Mutex
 	cancel      chan struct{} // closed by an interrupt
@@ -42,7 +43,7 @@ func (d *device) newReader() (*reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &reader{d: d, in: in[pageSize-writeStart:], inMap: in, out: make([]byte, outBytes), cancel: make(chan struct{})}
+	r := &reader{d: d, in: in[pageSize-writeStart:], inMap: in, out: make([]byte, outBytes), cancel: make(chan struct{}), slot: d.layer.ledger.take()}
 	d.mu.Lock()
 	d.all[r] = struct{}{}
 	d.mu.Unlock()
@@ -72,6 +73,7 @@ func (r *reader) free() {
 	r.d.mu.Lock()
 	delete(r.d.all, r)
 	r.d.mu.Unlock()
+	r.d.layer.ledger.give(r.slot)
 	_ = unix.Munmap(r.inMap) // only fails for what is not mapped
 	if r.data != nil {
 		_ = unix.Munmap(r.data)
@@ -224,7 +226,13 @@ func (d *device) next(r *reader) (int, syscall.Errno) {
 	if d.active.Load() == 1 {
 		d.polling.wait(d, began)
 	}
-	n, e := r.readDevice()
+	var n int
+	var e syscall.Errno
+	if l := d.layer.ledger; l != nil && l.resuming.Load() {
+		n, e = d.nextResent(r)
+	} else {
+		n, e = r.readDevice()
+	}
 	if nanotime()-began > int64(immediate) {
 		d.backlog.Store(0)
 	} else if d.backlog.Add(1) >= backlogLimit && int(d.active.Load()) < runtime.NumCPU() {

@@ -25,6 +25,7 @@ type RuleStatus struct {
 // liveRule is a rule with its state.
 type liveRule struct {
 	policy.Rule
+	id      uint64       // see ruleID
 	acts    policy.OpSet // what decide asks it about
 	sees    policy.OpSet // what has to reach the layer because of it
 	counter *policy.Counter
@@ -44,7 +45,7 @@ func newLiveRule(r policy.Rule, start time.Time) *liveRule {
 
 // idleRule is a rule that is only asked what it could act on; nobody has to end it.
 func idleRule(r policy.Rule, start time.Time) *liveRule {
-	v := &liveRule{Rule: r, acts: actsOn(r.IO), counter: policy.NewCounter(r.Trigger, start), over: make(chan struct{})}
+	v := &liveRule{Rule: r, id: ruleID(&r), acts: actsOn(r.IO), counter: policy.NewCounter(r.Trigger, start), over: make(chan struct{})}
 	v.sees = v.acts
 	if r.IO.Space != nil {
 		v.sees = r.IO.Ops | takes

@@ -23,9 +23,11 @@ func (l *Layer) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.At
 	if in.Valid&fuse.FATTR_FH != 0 {
 		h = l.handles.get(in.Fh)
 	}
+	l.ledger.slot(&in.InHeader).begin(&in.InHeader, inodeID{}, inodeID{})
 	if err := l.change(&in.InHeader, n, h, &in.SetAttrInCommon); err != nil {
 		return status(err)
 	}
+	reach(placeDone, &in.InHeader)
 	var st unix.Statx_t
 	if err := statx(n.fd, &st); err != nil {
 		return status(err)

@@ -33,7 +33,7 @@ const (
 	stateVersion = 1
 	headBytes    = 4096
 	// ledgerBytes is the room for what was done about requests.
-	ledgerBytes = 1 << 20
+	ledgerBytes = 16 << 20
 )
 
 // stateHead is the first memfd.

@@ -21,15 +21,16 @@ func (l *Layer) wait(q *request, r *liveRule, c *change) ended {
 	f, e := r.IO, &c.event
 	if f.Throttle != nil {
 		e.Action = ActionThrottle
-		turn := r.bucket.take(e.Time, q.bytes())
-		if how := r.sleep(q, e, turn); how != served {
+		how := r.sleep(q, c, waitThrottle, func() time.Duration { return r.bucket.take(e.Time, q.bytes()) })
+		if how != served {
 			r.bucket.putBack(q.bytes())
 			return how
 		}
 	}
 	if f.Latency != nil {
 		e.Action = ActionLatency
-		if how := r.sleep(q, e, f.Latency.Draw(c.src)); how != served {
+		d := f.Latency.Draw(c.src)
+		if how := r.sleep(q, c, waitLatency, func() time.Duration { return d }); how != served {
 			return how
 		}
 	}
@@ -40,14 +41,21 @@ func (l *Layer) wait(q *request, r *liveRule, c *change) ended {
 	return served
 }
 
-// sleep waits for a time and adds it to the event's latency.
-func (r *liveRule) sleep(q *request, e *Event, d time.Duration) ended {
+// sleep waits for a time and adds it to the event's latency; for what is left of it if the request has waited before.
+func (r *liveRule) sleep(q *request, c *change, kind uint32, length func() time.Duration) ended {
+	e := &c.event
+	start := time.Now()
+	d, had, begun := c.draw.rest(kind, start)
+	if !begun {
+		d = length()
+		c.draw.waits(kind, start, d)
+	}
+	e.Latency += had
 	if d <= 0 {
 		return served
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()
-	start := time.Now()
 	how := served
 	select {
 	case <-t.C:

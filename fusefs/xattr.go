@@ -82,7 +82,10 @@ func (l *Layer) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name strin
 	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpSetxattr, size: int64(len(data))}, n); e != 0 {
 		return fuse.Status(e)
 	}
-	if err := retry(func() error { return unix.Setxattr(magic(n.fd), name, data, int(in.Flags)) }); err != nil {
+	again := l.ledger.slot(&in.InHeader).begin(&in.InHeader, inodeID{}, inodeID{})
+	err := retry(func() error { return unix.Setxattr(magic(n.fd), name, data, int(in.Flags)) })
+	reach(placeDone, &in.InHeader)
+	if err != nil && (err != unix.EEXIST || !again || !hasAttr(n, name, data)) {
 		return status(err)
 	}
 	if in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 && name == accessACL { // set for default lists, too, which leave the mode alone
@@ -111,5 +114,18 @@ func (l *Layer) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	if e := l.node(request{cancel: cancel, header: h, op: policy.OpRemovexattr}, n); e != 0 {
 		return fuse.Status(e)
 	}
-	return status(retry(func() error { return unix.Removexattr(magic(n.fd), name) }))
+	again := l.ledger.slot(h).begin(h, inodeID{}, inodeID{})
+	err := retry(func() error { return unix.Removexattr(magic(n.fd), name) })
+	reach(placeDone, h)
+	if err == unix.ENODATA && again { // it is gone, as was asked for
+		return fuse.OK
+	}
+	return status(err)
+}
+
+// hasAttr reports whether an attribute has this value.
+func hasAttr(n *node, name string, value []byte) bool {
+	have := make([]byte, len(value)+1)
+	size, err := unix.Getxattr(magic(n.fd), name, have)
+	return err == nil && bytes.Equal(have[:size], value)
 }
