@@ -93,9 +93,12 @@ func (n *notifier) start(f func()) (done chan struct{}) {
 // resend has the kernel send all requests again that were read and not answered, before those that it has not sent yet.
 // They are marked by resentMark (FUSE_NOTIFY_RESEND, Linux 6.9; fuse_resend in fs/fuse/dev.c).
 func (n *notifier) resend() error {
+	n.device.layer.awaitResent()
 	b := make([]byte, headerSize)
 	*(*fuse.OutHeader)(unsafe.Pointer(&b[0])) = fuse.OutHeader{Length: uint32(headerSize), Status: -fuse.NOTIFY_RESEND}
-	return n.send(b)
+	err := n.send(b)
+	reach(placeAsked, &fuse.InHeader{})
+	return err
 }
 
 var dataOps = policy.OpSet(0).With(policy.OpRead).With(policy.OpMmapRead)

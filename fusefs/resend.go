@@ -18,6 +18,7 @@ const (
 	placeRecorded place = "recorded" // nodes and handles are recorded, its answer is not
 	placeAnswered place = "answered" // its answer is booked and not sent
 	placeSent     place = "sent"
+	placeAsked    place = "asked" // the kernel was asked to send requests again, and none was read
 )
 
 // reached, when set, is told which places requests come to. Tests kill the server there.
