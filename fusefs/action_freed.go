@@ -199,6 +199,7 @@ func (t *nodeTable) free(n *node) bool {
 	}
 	for _, o := range all {
 		o.freed = true
+		o.kept.freed.Store(true)
 	}
 	return true
 }

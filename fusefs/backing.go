@@ -48,6 +48,12 @@ func (d *device) closeBacking(id int32) {
 	}
 }
 
+// dropBackingID gives back a name that may not be one.
+func (d *device) dropBackingID(id int32) {
+	v := uint32(id)
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd), backingClose, uintptr(unsafe.Pointer(&v))) // ENOENT mostly
+}
+
 func errnoOrNil(e unix.Errno) error {
 	if e != 0 {
 		return e

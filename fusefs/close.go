@@ -18,6 +18,7 @@ func (l *Layer) EndFlushes() bool {
 		return false
 	}
 	l.ending.Store(true)
+	l.nodes.kept.numbers(func(h *tableHead) { h.ending.Store(true) })
 	return true
 }
 
@@ -32,7 +33,9 @@ func (l *Layer) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	closing := func(o *lockOwner) bool { return o.id == in.LockOwner }
 	if !l.moving(h.node, closing) && !h.node.locks.stays(closing) {
 		h.node.locks.drop(closing)
-		h.posixOwner.CompareAndSwap(in.LockOwner, 0) // the name may be used again
+		if h.posixOwner.CompareAndSwap(in.LockOwner, 0) { // the name may be used again
+			h.keep(func(s *handleSlot) { s.posixOwner.CompareAndSwap(in.LockOwner, 0) })
+		}
 	}
 	if l.ending.Load() {
 		return fuse.ENOSYS

@@ -280,5 +280,6 @@ func (l *Layer) created(h *handle, dir *node, name, path string, by *fuse.InHead
 	}
 	l.handles.add(h, s, by)
 	l.enterMode(h, by, &out.OpenOut)
+	l.handles.kept.handle(h)
 	return fuse.OK
 }

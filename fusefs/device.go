@@ -53,31 +53,45 @@ type device struct {
 // kernel's own limit, FUSE_MAX_MAX_PAGES (fs/fuse/fuse_i.h).
 const maxRequest = 1 << 20
 
-// newDevice completes the handshake on fd, which stays the caller's until it succeeds.
-func newDevice(fd int, l *Layer, o *fuse.MountOptions) (*device, error) {
-	d := &device{
-		fd: fd, layer: l, proto: fuse.NewProtocolServer(l, o), log: l.o.Logger,
+// newDevice is the device of a layer; nothing has been read yet.
+func newDevice(l *Layer) *device {
+	return &device{
+		fd: l.o.Device, layer: l, proto: fuse.NewProtocolServer(l, l.protocolOptions()), log: l.o.Logger,
 		awake: make(chan struct{}, 1), all: map[*reader]struct{}{}, spare: make(chan *reader, maxSpare), ended: make(chan struct{}),
 		polling: polling{off: runtime.NumCPU() == 1},
 	}
+}
+
+// begin completes the handshake, and starts to answer.
+func (d *device) begin() error {
 	r, err := d.newReader()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := d.handshake(r); err != nil {
 		r.free()
-		return nil, err
+		return err
 	}
-	// Everything that answers may need is there before the first request.
+	d.agreed()
+	d.start(r)
+	return nil
+}
+
+// agreed gives the layer what answers may need, before the first request.
+func (d *device) agreed() {
+	l := d.layer
 	l.directMap = d.flags&fuse.CAP_DIRECT_IO_ALLOW_MMAP != 0
 	l.passthrough = d.flags&fuse.CAP_PASSTHROUGH != 0
 	l.expireOnly = d.flags&fuse.CAP_HAS_EXPIRE_ONLY != 0
 	l.device = d
 	l.notify = &notifier{device: d, expire: l.expireOnly, log: l.o.Logger}
+}
+
+// start has a reader read and answer requests.
+func (d *device) start(r *reader) {
 	d.activate(r)
 	d.wg.Add(1)
 	go d.watch()
-	return d, nil
 }
 
 // handshake answers INIT, the first request of every connection.
@@ -90,18 +104,30 @@ func (d *device) handshake(r *reader) error {
 	if h := r.header(); n < int(unsafe.Sizeof(fuse.InHeader{})) || h.Opcode != opInit {
 		return fmt.Errorf("the first request is not INIT but opcode %d", h.Opcode)
 	}
+	size, err := d.negotiate(in, r.out)
+	if err != nil {
+		return err
+	}
+	if _, err = d.write(r.out[:size]); err != nil {
+		return err
+	}
+	d.layer.handles.kept.handshake(in, d.flags)
+	return nil
+}
+
+// negotiate makes the answer to INIT.
+func (d *device) negotiate(in, out []byte) (size int, err error) {
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&d.init)), unsafe.Sizeof(d.init)), in)
-	size, st := d.proto.HandleRequest([][]byte{in}, [][]byte{r.out})
+	size, st := d.proto.HandleRequest([][]byte{in}, [][]byte{out})
 	if !st.Ok() {
-		return syscall.Errno(st)
+		return 0, syscall.Errno(st)
 	}
-	head := (*fuse.OutHeader)(unsafe.Pointer(&r.out[0]))
+	head := (*fuse.OutHeader)(unsafe.Pointer(&out[0]))
 	if head.Status != 0 {
-		return fmt.Errorf("protocol %d.%d of this kernel is refused: %w", d.init.Major, d.init.Minor, syscall.Errno(-head.Status))
+		return 0, fmt.Errorf("protocol %d.%d of this kernel is refused: %w", d.init.Major, d.init.Minor, syscall.Errno(-head.Status))
 	}
-	d.flags = (*fuse.InitOut)(unsafe.Pointer(&r.out[unsafe.Sizeof(fuse.OutHeader{})])).Flags64()
-	_, err := d.write(r.out[:size])
-	return err
+	d.flags = (*fuse.InitOut)(unsafe.Pointer(&out[unsafe.Sizeof(fuse.OutHeader{})])).Flags64()
+	return size, nil
 }
 
 // write sends an answer or a notification.

@@ -30,6 +30,7 @@ func (l *Layer) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenO
 		}
 		l.handles.add(h, l.ledger.slot(&in.InHeader), &in.InHeader)
 	}
+	l.handles.kept.handle(h)
 	out.Fh = h.id
 	return fuse.OK
 }

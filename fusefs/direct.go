@@ -30,6 +30,7 @@ func (h *handle) cutShort(off, size int64) bool {
 	}
 	if full {
 		h.cut.Store(off + size)
+		h.keep(func(s *handleSlot) { s.cut.Store(off + size) })
 	}
 	return true
 }

@@ -23,6 +23,7 @@ type forgottenNode struct {
 	key    key
 	handle unix.FileHandle
 	path   string // the last one
+	kept   *forgottenSlot
 }
 
 // forgottenTable remembers nodes that have gone, the latest ones.
@@ -32,6 +33,7 @@ type forgottenTable struct {
 	byKey map[key]*forgottenNode
 	ring  [maxForgotten]uint64
 	next  int
+	kept  *stateTable
 }
 
 // add remembers a node that has gone. Its descriptor is still open.
@@ -44,14 +46,18 @@ func (t *forgottenTable) add(n *node, path string) {
 	if err != nil {
 		return // the file system below has no handles
 	}
+	t.remember(&forgottenNode{id: n.id, key: n.key, handle: handle, path: path})
+}
+
+func (t *forgottenTable) remember(f *forgottenNode) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.byID == nil {
 		t.byID, t.byKey = map[uint64]*forgottenNode{}, map[key]*forgottenNode{}
 	}
 	t.remove(t.byID[t.ring[t.next]])
-	t.remove(t.byKey[n.key]) // an object that had the same inode number
-	f := &forgottenNode{id: n.id, key: n.key, handle: handle, path: path}
+	t.remove(t.byKey[f.key]) // an object that had the same inode number
+	f.kept = t.kept.forgotten(f)
 	t.byID[f.id], t.byKey[f.key] = f, f
 	t.ring[t.next] = f.id
 	t.next = (t.next + 1) % maxForgotten
@@ -62,6 +68,7 @@ func (t *forgottenTable) remove(f *forgottenNode) {
 	if f != nil {
 		delete(t.byID, f.id)
 		delete(t.byKey, f.key)
+		t.kept.dropForgotten(f.kept)
 	}
 }
 

@@ -10,6 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// DropNames has the kernel drop all names, as it does when memory is short.
+func DropNames(l *Layer) {
+	l.nodes.mu.RLock()
+	var all []link
+	for _, n := range l.nodes.byID {
+		all = append(all, n.names...)
+	}
+	l.nodes.mu.RUnlock()
+	for _, k := range all {
+		_ = l.notify.dropEntry(k.dir.id, k.name) // gone with its directory
+	}
+}
+
 // A file handle is good as long as its object is there, whether or not the kernel has
 // forgotten it meanwhile, and stale afterwards, though its inode number is used again.
 func TestFileHandles(t *testing.T) {
@@ -44,17 +57,9 @@ func TestFileHandles(t *testing.T) {
 		n, err := unix.Read(fd, buf)
 		return string(buf[:max(n, 0)]), err
 	}
-	forget := func() { // has the kernel drop all names, as it does when memory is short
+	forget := func() {
 		t.Helper()
-		l.nodes.mu.RLock()
-		var all []link
-		for _, n := range l.nodes.byID {
-			all = append(all, n.names...)
-		}
-		l.nodes.mu.RUnlock()
-		for _, k := range all {
-			_ = l.notify.dropEntry(k.dir.id, k.name) // gone with its directory
-		}
+		DropNames(l)
 		for end := time.Now().Add(30 * time.Second); l.nodes.count() > 1; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("the kernel keeps %d nodes", l.nodes.count())

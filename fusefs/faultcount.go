@@ -26,7 +26,13 @@ type FaultCount struct {
 // outlives them, so that what it says never goes down as long as the layer lives.
 type faultTally struct {
 	mu   sync.Mutex
-	rows map[FaultCount]*FaultCount // by all but N and Delay
+	rows map[FaultCount]*faultRow // by all but N and Delay
+	kept *stateTable
+}
+
+type faultRow struct {
+	FaultCount
+	kept *faultSlot
 }
 
 func (t *faultTally) add(e *Event) {
@@ -39,14 +45,24 @@ func (t *faultTally) add(e *Event) {
 	row := t.rows[key]
 	if row == nil {
 		if t.rows == nil {
-			t.rows = map[FaultCount]*FaultCount{}
+			t.rows = map[FaultCount]*faultRow{}
 		}
-		row = &FaultCount{}
-		*row = key
+		row = &faultRow{FaultCount: key, kept: t.kept.fault(&key)}
 		t.rows[key] = row
 	}
 	row.N++
 	row.Delay += e.Latency
+	row.kept.count(row.N, row.Delay)
+}
+
+// restore takes in what a process before has counted.
+func (t *faultTally) restore(c FaultCount) {
+	key := c
+	key.N, key.Delay = 0, 0
+	if t.rows == nil {
+		t.rows = map[FaultCount]*faultRow{}
+	}
+	t.rows[key] = &faultRow{FaultCount: c, kept: t.kept.fault(&c)}
 }
 
 // Faults tells what the layer's rules have done, those that are gone included. A
@@ -56,7 +72,7 @@ func (l *Layer) Faults() []FaultCount {
 	defer l.counted.mu.Unlock()
 	out := make([]FaultCount, 0, len(l.counted.rows))
 	for _, row := range l.counted.rows {
-		out = append(out, *row)
+		out = append(out, row.FaultCount)
 	}
 	slices.SortFunc(out, func(a, b FaultCount) int {
 		return cmp.Or(cmp.Compare(a.Policy, b.Policy), cmp.Compare(a.Rule, b.Rule), cmp.Compare(a.Op, b.Op), cmp.Compare(a.Action, b.Action), cmp.Compare(a.Errno, b.Errno))

@@ -17,6 +17,7 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 			return status(err)
 		}
 		l.enterMode(h, &in.InHeader, out)
+		l.handles.kept.handle(h)
 		return fuse.OK
 	}
 	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpOpen}, n); e != 0 {
@@ -46,6 +47,7 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 	h.node, h.exact = n, needsLayer(n, in.Flags)
 	l.handles.add(h, l.ledger.slot(&in.InHeader), &in.InHeader)
 	l.enterMode(h, &in.InHeader, out)
+	l.handles.kept.handle(h)
 	return fuse.OK
 }
 
@@ -58,14 +60,14 @@ func (l *Layer) openToRead(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Sta
 	h.node = n
 	l.handles.add(h, l.ledger.slot(&in.InHeader), &in.InHeader)
 	l.enterMode(h, &in.InHeader, out)
-	if h.mode == modePassthrough {
-		return fuse.OK
+	if h.mode != modePassthrough {
+		if _, err := h.file(); err != nil {
+			l.handles.remove(h.id)
+			l.leaveMode(h)
+			return status(err)
+		}
 	}
-	if _, err := h.file(); err != nil {
-		l.handles.remove(h.id)
-		l.leaveMode(h)
-		return status(err)
-	}
+	l.handles.kept.handle(h)
 	return fuse.OK
 }
 

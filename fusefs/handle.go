@@ -20,6 +20,8 @@ type handle struct {
 	exact   bool          // see needsLayer
 	flags   atomic.Uint32 // the description's status flags (F_GETFL)
 	learned sync.Once     // see learn
+	known   bool          // another process has learned the flags
+	kept    atomic.Pointer[handleSlot]
 
 	cut atomic.Int64 // where a transfer by O_DIRECT goes on, see cutShort
 
@@ -46,15 +48,20 @@ type handleTable struct {
 	mu   sync.RWMutex
 	m    map[uint64]*handle
 	last uint64
+	kept *stateTable
 }
 
-func (t *handleTable) init() { t.m = map[uint64]*handle{} }
+func (t *handleTable) init(kept *stateTable) {
+	t.m = map[uint64]*handle{}
+	t.kept = kept
+}
 
 // add enters a handle. The request that made it has it booked, if it is booked anywhere.
 func (t *handleTable) add(h *handle, s *ledgerSlot, by *fuse.InHeader) {
 	t.mu.Lock()
 	t.last++
 	h.id = t.last
+	t.kept.numbers(func(d *tableHead) { d.lastHandle.Store(t.last) })
 	s.opens(by, h.id)
 	t.m[h.id] = h
 	t.mu.Unlock()
@@ -71,6 +78,9 @@ func (t *handleTable) remove(id uint64) *handle {
 	defer t.mu.Unlock()
 	h := t.m[id]
 	delete(t.m, id)
+	if h != nil {
+		t.kept.dropHandle(h)
+	}
 	return h
 }
 
@@ -95,6 +105,7 @@ func (h *handle) file() (int, error) {
 		return -1, err
 	}
 	h.fd = fd
+	h.keep(func(s *handleSlot) { s.fd.Store(int32(fd)) })
 	return fd, nil
 }
 
@@ -115,12 +126,13 @@ func (h *handle) close() {
 // learn reads the status flags of an adopted description once it is the layer's
 // alone: between its adoption and the exchange the target may have changed them.
 func (h *handle) learn() {
-	if !h.adopted {
+	if !h.adopted || h.known {
 		return
 	}
 	h.learned.Do(func() {
 		if is, err := unix.FcntlInt(uintptr(h.fd), unix.F_GETFL, 0); err == nil {
-			h.flags.Store(h.flags.Load()&^mutable | uint32(is)&mutable)
+			h.setFlags(h.flags.Load()&^mutable | uint32(is)&mutable)
+			h.keep(func(s *handleSlot) { s.learned.Store(true) })
 		}
 	})
 }
@@ -138,8 +150,13 @@ func (h *handle) follow(flags uint32) {
 		_, err = unix.FcntlInt(uintptr(h.fd), unix.F_SETFL, int(want))
 	}
 	if err == nil {
-		h.flags.Store(want)
+		h.setFlags(want)
 	}
+}
+
+func (h *handle) setFlags(flags uint32) {
+	h.flags.Store(flags)
+	h.keep(func(s *handleSlot) { s.flags.Store(flags) })
 }
 
 // alias is a descriptor of the same file that takes any offset and length: page

@@ -78,6 +78,8 @@ type Layer struct {
 	ending atomic.Bool // see EndFlushes
 	moved  movedLocks
 	moves  moveTable
+
+	keptRules keptRules // guarded by setting
 }
 
 const (
@@ -95,21 +97,12 @@ func New(o Options) (*Layer, error) {
 		_ = unix.Close(o.Root)
 		return nil, fmt.Errorf("fault layer of %q: %w", o.Prefix, err)
 	}
-	if o.State != nil {
-		o.State.own()
-	}
 	return l, nil
 }
 
 func newLayer(o Options) (*Layer, error) {
-	if o.Prefix == "" || o.Prefix[0] != '/' {
-		return nil, errors.New("the prefix must be an absolute path")
-	}
-	if len(o.Prefix) > 1 {
-		o.Prefix = strings.TrimRight(o.Prefix, "/")
-	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
+	if err := o.complete(); err != nil {
+		return nil, err
 	}
 	var st unix.Statx_t
 	if err := statx(o.Root, &st); err != nil {
@@ -119,6 +112,38 @@ func newLayer(o Options) (*Layer, error) {
 	if kind != unix.S_IFDIR && kind != unix.S_IFREG {
 		return nil, errors.New("neither a directory nor a regular file lies under it; only these can carry a layer")
 	}
+	var kept *stateTable
+	if o.State != nil {
+		var err error
+		if kept, err = o.State.begin(); err != nil {
+			return nil, err
+		}
+		kept.head.device.Store(int64(o.Device))
+	}
+	l, err := emptyLayer(o, kept)
+	if err != nil {
+		return nil, err
+	}
+	l.nodes.init(o.Root, &st, o.Prefix, kept)
+	return l, nil
+}
+
+// complete checks the options, and fills in what is not set.
+func (o *Options) complete() error {
+	if o.Prefix == "" || o.Prefix[0] != '/' {
+		return errors.New("the prefix must be an absolute path")
+	}
+	if len(o.Prefix) > 1 {
+		o.Prefix = strings.TrimRight(o.Prefix, "/")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// emptyLayer is a layer without nodes, of which the state is kept in a table if there is one.
+func emptyLayer(o Options, kept *stateTable) (*Layer, error) {
 	creds, err := newCredentials()
 	if err != nil {
 		return nil, err
@@ -126,10 +151,11 @@ func newLayer(o Options) (*Layer, error) {
 	l := &Layer{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(), o: o, creds: creds, closed: make(chan struct{}), ledger: keep(o.State),
 	}
-	l.nodes.init(o.Root, &st, o.Prefix)
-	l.handles.init()
+	l.handles.init(kept)
 	l.armed.init()
 	l.trusted.init()
+	l.counted.kept = kept
+	l.keptRules.table = kept
 	l.rules.Store(&ruleSet{})
 	l.coming.Store(&ruleSet{})
 	return l, nil
@@ -147,17 +173,22 @@ func (l *Layer) Serve() error {
 	raiseFileLimit(l.o.Logger)
 	dropResource(l.o.Logger)
 	unix.Umask(0)
-	d, err := newDevice(l.o.Device, l, l.protocolOptions())
-	if err != nil {
+	d := newDevice(l)
+	if err := d.begin(); err != nil {
 		_ = unix.Close(l.o.Device)
 		l.finish()
 		return fmt.Errorf("fault layer of %q: FUSE handshake (is the mount of this /dev/fuse descriptor made?): %w", l.o.Prefix, err)
 	}
-	go func() {
-		d.wait() // returns when all its readers have ended, and with them all requests
-		l.finish()
-	}()
+	go l.await(d)
 	return nil
+}
+
+// await ends the layer when its connection has ended.
+func (l *Layer) await(d *device) {
+	d.wait() // returns when all its readers have ended, and with them all requests
+	l.closeAll()
+	l.o.State.discard() // nobody can serve it on
+	close(l.closed)
 }
 
 // Wait returns when the connection has ended, because the file system is
@@ -171,13 +202,22 @@ func (l *Layer) Close() error {
 	if !l.state.CompareAndSwap(stateNew, stateClosed) {
 		return errors.New("fault layer: it was served; it ends when its mount does")
 	}
-	err := unix.Close(l.o.Device)
+	var err error
+	if l.device == nil { // else finish does it
+		err = unix.Close(l.o.Device)
+	}
 	l.finish()
 	return err
 }
 
-// finish closes what the layer holds. No request is running any more.
+// finish is the end of a layer that was not served.
 func (l *Layer) finish() {
+	l.closeAll()
+	close(l.closed)
+}
+
+// closeAll closes what the layer holds. No request is running any more.
+func (l *Layer) closeAll() {
 	l.endRules()
 	l.armed.close()
 	l.handles.close()
@@ -186,7 +226,6 @@ func (l *Layer) finish() {
 		l.notify.close()
 		_ = unix.Close(l.o.Device) // the connection has ended
 	}
-	close(l.closed)
 }
 
 // endRules ends all rules, and lets none come after them.

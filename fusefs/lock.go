@@ -34,9 +34,11 @@ func (h *handle) ofdLock(in *fuse.LkIn) bool {
 	}
 	if firstOFD <= c.args[1] && c.args[1] <= lastOFD {
 		h.ofdOwner.Store(in.Owner)
+		h.keep(func(s *handleSlot) { s.ofdOwner.Store(in.Owner) })
 		return true
 	}
 	h.posixOwner.Store(in.Owner)
+	h.keep(func(s *handleSlot) { s.posixOwner.Store(in.Owner) })
 	return false
 }
 

@@ -22,6 +22,7 @@ type lockOwner struct {
 	fh      uint64 // handle of the last request
 	spans   []span
 	waiting int // requests that wait on fd
+	kept    *ownerSlot
 }
 
 // lockTable holds the POSIX locks of a node.
@@ -30,9 +31,10 @@ type lockTable struct {
 	mu     sync.Mutex
 	owners map[uint64]*lockOwner
 	guards []*lockGuard
+	kept   *stateTable
 }
 
-func newLockTable() *lockTable { return &lockTable{shared: 1} }
+func newLockTable(kept *stateTable) *lockTable { return &lockTable{shared: 1, kept: kept} }
 
 // share counts the nodes that have the table, and reports whether none is left.
 func (t *lockTable) share(by int) bool {
@@ -72,6 +74,7 @@ func (t *lockTable) drop(match func(*lockOwner) bool) {
 // tidy ends an owner that holds nothing and waits for nothing. The caller holds mu.
 func (t *lockTable) tidy(o *lockOwner) {
 	if len(o.spans) == 0 && o.waiting == 0 {
+		t.kept.dropOwner(o.kept)
 		_ = unix.Close(o.fd) // the description's last descriptor: its locks go with it
 		delete(t.owners, o.id)
 	}
@@ -87,6 +90,7 @@ func (t *lockTable) owner(n *node, id uint64) (*lockOwner, error) {
 		return nil, err
 	}
 	o := &lockOwner{id: id, fd: fd}
+	o.kept = t.kept.owner(o, n.key) // before it has locks: a request that is sent again has to find them to be its own
 	if t.owners == nil {
 		t.owners = map[uint64]*lockOwner{}
 	}
@@ -115,6 +119,8 @@ func (t *lockTable) set(n *node, in *fuse.LkIn, s span) error {
 	}
 	if s.typ != unix.F_UNLCK { // an unlock says no process
 		o.pid, o.fh = in.Lk.Pid, in.Fh
+		o.kept.pid.Store(o.pid)
+		o.kept.fh.Store(o.fh)
 	}
 	o.spans = withSpan(o.spans, s)
 	return nil

@@ -160,6 +160,7 @@ func (l *Layer) findToken(a *armedAdoption, out *fuse.EntryOut) fuse.Status {
 func (l *Layer) Forget(id, lookups uint64) {
 	if n := l.nodes.forget(id, lookups); n != nil {
 		l.dropBacking(n)
+		l.nodes.leave(n)
 	}
 }
 

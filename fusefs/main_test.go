@@ -34,6 +34,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(actorEnv) != "" {
 		os.Exit(act())
 	}
+	if os.Getenv(serverEnv) != "" {
+		os.Exit(serveForTest())
+	}
 	flag.Parse()
 	if os.Getenv(inner) != "" || unusable() != "" {
 		runtime.LockOSThread() // keeps tests off the main thread, whose descriptors /proc/self shows even if it has its own
@@ -210,14 +213,19 @@ func over(t testing.TB, s setup) *bench {
 	must(t, b.Serve())
 	must(t, unix.MoveMount(mount, "", unix.AT_FDCWD, b.mnt, unix.MOVE_MOUNT_F_EMPTY_PATH))
 	noPoll(t, b.mnt, b.back, fi.IsDir())
+	report(b.mnt)
+	return b
+}
+
+// report tells the process that supervises this one which connection a mount has, so that a hang can be ended.
+func report(mnt string) {
 	if f := os.NewFile(3, "report"); f != nil {
 		var st unix.Stat_t
-		if unix.Stat(b.mnt, &st) == nil {
-			_, _ = fmt.Fprintln(f, unix.Minor(st.Dev)) // lets a hang be ended
+		if unix.Stat(mnt, &st) == nil {
+			_, _ = fmt.Fprintln(f, unix.Minor(st.Dev))
 		}
 		reports = append(reports, f)
 	}
-	return b
 }
 
 // noPoll makes the kernel learn that the file system has no poll. Go registers

@@ -93,7 +93,7 @@ func (l *Layer) enterMode(h *handle, by *fuse.InHeader, out *fuse.OpenOut) {
 	seen := l.o.Direct || l.mustSee(h.node)
 	foreign := o.owner != by.Owner && h.flags.Load()&unix.O_ACCMODE != unix.O_RDONLY
 	if foreign && o.none() {
-		l.unname(o)
+		l.unname(h.node)
 	}
 	switch {
 	case o.through.Load() > 0 && (seen || h.exact || foreign || o.retired.Load()):
@@ -120,7 +120,10 @@ func (l *Layer) enterMode(h *handle, by *fuse.InHeader, out *fuse.OpenOut) {
 		o.direct.Add(1)
 	} else {
 		o.through.Add(1)
-		o.passed = true
+		if !o.passed {
+			o.passed = true
+			h.node.kept.passed.Store(true)
+		}
 		out.BackingID = o.backing
 	}
 	out.OpenFlags |= h.mode.flags()
@@ -136,7 +139,7 @@ func (l *Layer) mapped(n *node) bool {
 	if !o.passed || !o.none() {
 		return o.passed
 	}
-	l.unname(o) // before Linux 6.16 it keeps the file open
+	l.unname(n) // before Linux 6.16 it keeps the file open
 	fd, err := unix.Open(magic(n.fd), unix.O_RDONLY|unix.O_NOATIME|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return true
@@ -146,6 +149,7 @@ func (l *Layer) mapped(n *node) bool {
 		return true
 	}
 	o.passed = false
+	n.kept.passed.Store(false)
 	return false
 }
 
@@ -207,10 +211,12 @@ func (l *Layer) passes(n *node, by *fuse.InHeader) bool {
 	if err != nil {
 		// ELOOP: too many file systems on top of each other. EOPNOTSUPP: it cannot do reads and writes like that.
 		o.refused = true
+		n.kept.refused.Store(true)
 		l.o.Logger.Debug("a file is not passed through", "ino", n.key.ino, "err", err)
 		return false
 	}
 	o.backing, o.owner = id, by.Owner
+	n.kept.named(id, by.Owner)
 	return true
 }
 
@@ -249,15 +255,17 @@ func (l *Layer) dropBacking(n *node) {
 	n.open.mu.Lock()
 	defer n.open.mu.Unlock()
 	if n.open.none() {
-		l.unname(&n.open)
+		l.unname(n)
 	}
 }
 
-// unname gives the kernel's name of a file back. The caller holds the lock, and nobody has the file open.
-func (l *Layer) unname(o *openFiles) {
-	if o.backing != 0 {
+// unname gives the kernel's name of a file back. The caller holds the lock of n.open, and nobody has the file open.
+func (l *Layer) unname(n *node) {
+	if o := &n.open; o.backing != 0 {
+		n.kept.backing.Store(-int64(o.backing)) // not to be used from here on, and to be given back by whoever finds it
 		l.device.closeBacking(o.backing)
 		o.backing = 0
+		n.kept.backing.Store(0)
 	}
 }
 
@@ -270,7 +278,7 @@ func (l *Layer) Expect(rules []policy.Rule) error {
 		if err := checkRule(&rules[i]); err != nil {
 			return err
 		}
-		set.add(idleRule(rules[i], now))
+		set.add(idleRule(rules[i], now, &keptRule{slot: &ruleSlot{}}))
 	}
 	l.coming.Store(set)
 	return nil

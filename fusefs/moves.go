@@ -60,6 +60,7 @@ func (l *Layer) Moved(before time.Time) {
 		for _, n := range all {
 			if n.open.unmoved.Load() && n.open.since.Before(before) {
 				n.open.unmoved.Store(false)
+				n.kept.unmoved.Store(false)
 			}
 		}
 	}

@@ -8,6 +8,7 @@ import (
 type link struct {
 	dir  *node
 	name string
+	kept *textSlot
 }
 
 // maxNames bounds the hard links remembered of one node.
@@ -32,8 +33,15 @@ func (t *nodeTable) bind(dir *node, name string, n *node) {
 		dir.children = map[string]*node{}
 	}
 	dir.children[name] = n
-	n.names = append(n.names, link{dir, name})
-	n.gone = false
+	n.names = append(n.names, link{dir, name, t.kept.name(dir, name, n)})
+	t.setGone(n, false)
+}
+
+func (t *nodeTable) setGone(n *node, is bool) {
+	if n.gone != is {
+		n.gone = is
+		n.kept.gone.Store(is)
+	}
 }
 
 // remove is unbind for a name that was removed. The caller holds mu.
@@ -41,7 +49,7 @@ func (t *nodeTable) remove(dir *node, name string) {
 	n := dir.children[name]
 	t.unbind(dir, name)
 	if n != nil {
-		n.gone = len(n.names) == 0
+		t.setGone(n, len(n.names) == 0)
 	}
 }
 
@@ -53,10 +61,12 @@ func (t *nodeTable) unbind(dir *node, name string) {
 	}
 	if len(n.names) == 1 {
 		n.last = t.path(n)
+		t.kept.last(n)
 	}
 	delete(dir.children, name)
 	for i, l := range n.names {
 		if l.dir == dir && l.name == name {
+			t.kept.dropText(l.kept)
 			n.names = append(n.names[:i], n.names[i+1:]...)
 			break
 		}
@@ -127,7 +137,9 @@ func join(dir, name string) string {
 
 func (t *nodeTable) bound(dir *node, name string, n *node) {
 	t.mu.Lock()
+	done := t.kept.changing()
 	t.bind(dir, name, n)
+	done()
 	t.mu.Unlock()
 }
 
@@ -140,7 +152,9 @@ func (t *nodeTable) named(dir *node, name string) *node {
 
 func (t *nodeTable) unbound(dir *node, name string) {
 	t.mu.Lock()
+	done := t.kept.changing()
 	t.remove(dir, name)
+	done()
 	t.mu.Unlock()
 }
 
@@ -160,6 +174,7 @@ func (t *nodeTable) mountedOn(dir *node, name string) bool {
 func (t *nodeTable) renamed(from *node, name string, to *node, newName string, flags uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	defer t.kept.changing()()
 	a, b := from.children[name], to.children[newName]
 	if a == b && flags&unix.RENAME_EXCHANGE == 0 {
 		return // two links of one file: rename(2) does nothing
@@ -179,6 +194,7 @@ func (t *nodeTable) setLast(n *node, p string) {
 	t.mu.Lock()
 	if len(n.names) == 0 {
 		n.last = p
+		t.kept.last(n)
 	}
 	t.mu.Unlock()
 }

@@ -40,6 +40,9 @@ type node struct {
 
 	open  openFiles
 	locks *lockTable // shared with retired nodes of the same file
+
+	kept     *nodeSlot
+	keptLast *textSlot // of last
 }
 
 // nodeTable maps the kernel's node numbers to nodes. Numbers are never used
@@ -56,15 +59,24 @@ type nodeTable struct {
 	next    uint64
 
 	forgotten forgottenTable
+
+	kept *stateTable // nil: nothing is kept
 }
 
-func (t *nodeTable) init(root int, st *unix.Statx_t, prefix string) {
-	t.root = &node{id: fuse.FUSE_ROOT_ID, fd: root, key: keyOf(st), kind: uint32(st.Mode) & unix.S_IFMT, lookups: 1, locks: newLockTable()}
-	t.prefix = prefix
-	t.byID = map[uint64]*node{fuse.FUSE_ROOT_ID: t.root}
-	t.byKey = map[key]*node{t.root.key: t.root}
-	t.retired = map[key][]*node{}
+func (t *nodeTable) init(root int, st *unix.Statx_t, prefix string, kept *stateTable) {
+	t.start(prefix, kept)
+	t.root = &node{id: fuse.FUSE_ROOT_ID, fd: root, key: keyOf(st), kind: uint32(st.Mode) & unix.S_IFMT, lookups: 1, locks: newLockTable(kept)}
 	t.next = fuse.FUSE_ROOT_ID + 1
+	kept.numbers(func(h *tableHead) { h.nextNode.Store(t.next) })
+	t.root.kept = kept.node(t.root)
+	t.byID[t.root.id], t.byKey[t.root.key] = t.root, t.root
+}
+
+// start is for a table without nodes.
+func (t *nodeTable) start(prefix string, kept *stateTable) {
+	t.kept, t.prefix = kept, prefix
+	t.forgotten.kept = kept
+	t.byID, t.byKey, t.retired = map[uint64]*node{}, map[key]*node{}, map[key][]*node{}
 }
 
 func (t *nodeTable) close() {
@@ -104,16 +116,22 @@ func (t *nodeTable) enter(fd int, st *unix.Statx_t, dir *node, name string) *nod
 		if id == 0 || t.byID[id] != nil {
 			id = t.next
 			t.next++
+			t.kept.numbers(func(h *tableHead) { h.nextNode.Store(t.next) })
 		} else {
 			defer t.forgotten.back(id)
 		}
-		n = &node{id: id, fd: fd, key: k, kind: uint32(st.Mode) & unix.S_IFMT, locks: t.locksOf(k)}
+		n = &node{id: id, fd: fd, key: k, kind: uint32(st.Mode) & unix.S_IFMT, locks: t.locksOf(k), lookups: 1}
+		n.kept = t.kept.node(n)
 		t.byID[n.id], t.byKey[k] = n, n
 		fd = -1
+	} else {
+		n.lookups++
+		n.kept.lookups.Store(n.lookups)
 	}
-	n.lookups++
 	if dir != nil {
+		done := t.kept.changing()
 		t.bind(dir, name, n)
+		done()
 	}
 	t.mu.Unlock()
 	if fd >= 0 {
@@ -130,6 +148,7 @@ func (t *nodeTable) again(n *node) bool {
 		return false
 	}
 	n.lookups++
+	n.kept.lookups.Store(n.lookups)
 	return true
 }
 
@@ -143,7 +162,7 @@ func (t *nodeTable) split(n *node) bool {
 	return len(t.retired[n.key]) > 0
 }
 
-// forget takes back lookups; at none the node goes, and is returned.
+// forget takes back lookups; at none the node goes, and is returned: its descriptor is still open, see leave.
 func (t *nodeTable) forget(id, lookups uint64) *node {
 	t.mu.Lock()
 	n := t.byID[id]
@@ -151,7 +170,9 @@ func (t *nodeTable) forget(id, lookups uint64) *node {
 		t.mu.Unlock()
 		return nil
 	}
-	if n.lookups -= min(lookups, n.lookups); n.lookups > 0 {
+	n.lookups -= min(lookups, n.lookups)
+	n.kept.lookups.Store(n.lookups)
+	if n.lookups > 0 {
 		t.mu.Unlock()
 		return nil
 	}
@@ -169,16 +190,24 @@ func (t *nodeTable) forget(id, lookups uint64) *node {
 	for name := range n.children { // without a node here no path can be made of them
 		t.unbind(n, name)
 	}
-	last := n.locks.share(-1)
+	t.kept.dropText(n.keptLast)
 	t.mu.Unlock()
 	if remembered {
 		t.forgotten.add(n, path)
 	}
+	return n
+}
+
+// leave closes a node that was forgotten, after all that it stands for has been given back.
+func (t *nodeTable) leave(n *node) {
+	t.mu.Lock()
+	last := n.locks.share(-1)
+	t.mu.Unlock()
+	t.kept.dropNode(n.kept)
 	_ = unix.Close(n.fd) // O_PATH
 	if last {
 		n.locks.close()
 	}
-	return n
 }
 
 // locksOf are the locks of a file below. The caller holds mu.
@@ -187,7 +216,7 @@ func (t *nodeTable) locksOf(k key) *lockTable {
 		all[0].locks.share(1)
 		return all[0].locks
 	}
-	return newLockTable()
+	return newLockTable(t.kept)
 }
 
 // unretire takes a retired node out that goes. The caller holds mu.

@@ -124,7 +124,8 @@ func (n *notifier) drop(s stale) {
 
 // dropCaches drops what the kernel has cached and one of the rules could act on.
 func (l *Layer) dropCaches(set *ruleSet) {
-	if l.notify == nil || set.ops&(entryOps|attrOps|dataOps) == 0 && l.nodes.splits.Load() == 0 {
+	if l.notify == nil || l.state.Load() == stateNew || // see Resume
+		set.ops&(entryOps|attrOps|dataOps) == 0 && l.nodes.splits.Load() == 0 {
 		return
 	}
 	var all []stale

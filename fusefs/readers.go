@@ -46,9 +46,26 @@ func (d *device) newReader() (*reader, error) {
 	r := &reader{d: d, in: in[pageSize-writeStart:], inMap: in, out: make([]byte, outBytes), cancel: make(chan struct{}), slot: d.layer.ledger.take()}
 	d.mu.Lock()
 	d.all[r] = struct{}{}
+	n := len(d.all)
 	d.mu.Unlock()
+	if d.layer.handles.kept != nil {
+		if n > wholeReaders {
+			in = in[:someBytes]
+		}
+		_ = unix.Madvise(in, unix.MADV_POPULATE_WRITE) // Linux 5.14; else pages come as they are used
+	}
 	return r, nil
 }
+
+// The pages into which requests are read are there beforehand, if another process may have to serve on: a process that is
+// killed while a request is copied to it gets no pages any more, and the kernel answers the request with EIO (fatal signals
+// in faultin_page of mm/gup.c; fuse_dev_do_read in fs/fuse/dev.c). Where very many requests are
+// answered at a time, that would be much memory for those that wait: only wholeReaders are ready for the largest request,
+// the others for the first someBytes of one, until they have read a larger one.
+const (
+	wholeReaders = 8
+	someBytes    = 64 << 10
+)
 
 // mapBuffer allocates outside of Go's heap: pages that were never touched cost
 // nothing, and the garbage collector does not count them.

@@ -54,10 +54,12 @@ func (l *Layer) retireNode(n *node) bool {
 	}
 	n.open.since = time.Now()
 	n.open.unmoved.Store(true)
+	n.kept.unmoved.Store(true)
 	if l.o.Retire != nil {
 		l.moves.begin(n.open.since)
 	}
 	n.open.retired.Store(true)
+	n.kept.retired.Store(true)
 	l.nodes.retire(n)
 	return true
 }

@@ -35,24 +35,25 @@ type liveRule struct {
 	over    chan struct{} // closed when the rule was removed or its time to live is over
 	once    sync.Once
 	timer   *time.Timer
+	kept    *keptRule
 }
 
-func newLiveRule(r policy.Rule, start time.Time) *liveRule {
-	v := idleRule(r, start)
+func newLiveRule(r policy.Rule, start time.Time, k *keptRule) *liveRule {
+	v := idleRule(r, start, k)
 	v.timer = time.AfterFunc(time.Until(v.counter.Expires()), v.expire) // may run before it is assigned
 	return v
 }
 
 // idleRule is a rule that is only asked what it could act on; nobody has to end it.
-func idleRule(r policy.Rule, start time.Time) *liveRule {
-	v := &liveRule{Rule: r, id: ruleID(&r), acts: actsOn(r.IO), counter: policy.NewCounter(r.Trigger, start), over: make(chan struct{})}
+func idleRule(r policy.Rule, start time.Time, k *keptRule) *liveRule {
+	v := &liveRule{Rule: r, id: ruleID(&r), acts: actsOn(r.IO), counter: policy.CounterOf(r.Trigger, start, &k.slot.counts), over: make(chan struct{}), kept: k}
 	v.sees = v.acts
 	if r.IO.Space != nil {
 		v.sees = r.IO.Ops | takes
-		v.space = &budget{limit: r.IO.Space.Bytes}
+		v.space = &budget{limit: r.IO.Space.Bytes, used: &k.slot.used}
 	}
 	if r.IO.Throttle != nil {
-		v.bucket = newBucket(r.IO.Throttle, start)
+		v.bucket = newBucket(r.IO.Throttle, start, k.slot)
 	}
 	return v
 }
@@ -64,6 +65,7 @@ func (r *liveRule) expire() { r.once.Do(func() { close(r.over) }) }
 func (r *liveRule) end() {
 	r.timer.Stop()
 	r.expire()
+	r.kept.end()
 }
 
 // ruleSet is what is in force. It is never changed, only replaced.
@@ -127,7 +129,8 @@ func (l *Layer) SetRules(rules []policy.Rule, start time.Time) error {
 			v = left[i]
 			left = slices.Delete(left, i, i+1)
 		} else {
-			v = newLiveRule(r, start)
+			k, began := l.keptRules.rule(r, start)
+			v = newLiveRule(r, began, k)
 			fresh.add(v)
 		}
 		next.add(v)
@@ -136,6 +139,7 @@ func (l *Layer) SetRules(rules []policy.Rule, start time.Time) error {
 	for _, r := range left {
 		r.end()
 	}
+	l.keptRules.settle()
 	if l.state.Load() == stateClosed { // the mount went while we were at it: nobody else ends these
 		next.end()
 		return nil

@@ -29,7 +29,7 @@ var (
 // budget is the space that is left under one rule.
 type budget struct {
 	limit int64
-	used  atomic.Int64 // below 0 when more was freed than taken
+	used  *atomic.Int64 // below 0 when more was freed than taken
 }
 
 func (b *budget) left() int64 { return b.limit - b.used.Load() }

@@ -117,8 +117,34 @@ func (s *State) Files() []int { return s.files[:] }
 // process that shares the owner's table asks this first: a server may be killed right after its Restore.
 func (s *State) Owner() int { return int(s.head.owner[s.head.active.Load()].Load()) }
 
-// own says that the table in force numbers descriptors of this process.
-func (s *State) own() { s.head.owner[s.head.active.Load()].Store(uint64(os.Getpid())) }
+// begin gives the table for a layer that begins. It numbers descriptors of this process.
+func (s *State) begin() (*stateTable, error) {
+	at := s.head.active.Load()
+	s.head.owner[at].Store(uint64(os.Getpid()))
+	return s.newTable(int(at))
+}
+
+// next gives the table that is not in force, empty, for a layer that goes on in this process.
+func (s *State) next() (*stateTable, error) { return s.newTable(int(1 - s.head.active.Load())) }
+
+// turn puts the table that next gave in force. From here on the numbers of this process's descriptors count. The
+// other table, which nobody needs any more, is emptied.
+func (s *State) turn() error {
+	old := s.head.active.Load()
+	s.head.owner[1-old].Store(uint64(os.Getpid()))
+	s.head.active.Store(1 - old)
+	return punch(s.files[stateTable0+int(old)])
+}
+
+// discard empties the state of a layer that has ended.
+func (s *State) discard() {
+	if s == nil || s.head == nil {
+		return
+	}
+	for _, fd := range []int{s.files[stateTable0], s.files[stateTable1]} {
+		_ = punch(fd) // only gives memory back
+	}
+}
 
 // ledger is the memory for what was done about requests. It outlives every Restore.
 func (s *State) ledger() []byte { return s.log }

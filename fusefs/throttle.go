@@ -19,17 +19,19 @@ type bucket struct {
 
 // level is one bound.
 type level struct {
-	cost  float64      // ns for each unit; 0: no bound
-	burst int64        // ns
-	full  atomic.Int64 // when the level is drained, ns since zero
+	cost  float64       // ns for each unit; 0: no bound
+	burst int64         // ns
+	full  *atomic.Int64 // when the level is drained, ns since zero
 	zero  time.Time
 }
 
 // defaultBurst is how much time's worth may pass at once when the rule does not say.
 const defaultBurst = 100 * time.Millisecond
 
-func newBucket(t *policy.Throttle, start time.Time) *bucket {
+// newBucket makes a bucket of which the levels are in a rule's slot.
+func newBucket(t *policy.Throttle, start time.Time, s *ruleSlot) *bucket {
 	b := &bucket{}
+	b.bytes.full, b.ops.full = &s.bytes, &s.ops
 	b.bytes.init(float64(t.BytesPerSec), float64(t.BurstBytes), start)
 	b.ops.init(t.OpsPerSec, t.BurstOps, start)
 	if t.BurstOps == 0 {

@@ -21,7 +21,7 @@ func tree(t *testing.T) (*nodeTable, func(dir *node, name string, kind uint32) *
 		t.Fatal(err)
 	}
 	n := &nodeTable{}
-	n.init(fd, &st, "/")
+	n.init(fd, &st, "/", nil)
 	t.Cleanup(n.close)
 	ino := uint64(1 << 40)
 	return n, func(dir *node, name string, kind uint32) *node {

@@ -12,16 +12,32 @@ import (
 type Counter struct {
 	trigger Trigger
 	start   time.Time
-	stream  uint64        // where the draws of this seed begin
-	always  bool          // the draw cannot fail: which operations fire follows from their numbers alone
+	stream  uint64 // where the draws of this seed begin
+	always  bool   // the draw cannot fail: which operations fire follows from their numbers alone
+	*Counts
+}
+
+// Counts are all of a Counter that changes. They may lie in memory that other processes map: a counter that is made
+// of the counts of another, with its trigger and start, goes on where that one was.
+type Counts struct {
 	passed  atomic.Uint64 // bytes of the operations that afterBytes let pass, and of the one that crossed it
 	matched atomic.Uint64
 	fired   atomic.Uint64
 }
 
 // NewCounter makes the state of a trigger that became active at start.
-func NewCounter(t Trigger, start time.Time) *Counter {
-	return &Counter{trigger: t, start: start, stream: mix(t.Seed), always: t.P >= 1}
+func NewCounter(t Trigger, start time.Time) *Counter { return CounterOf(t, start, &Counts{}) }
+
+// CounterOf makes the state of a trigger that became active at start and has counted this much.
+func CounterOf(t Trigger, start time.Time, counts *Counts) *Counter {
+	return &Counter{trigger: t, start: start, stream: mix(t.Seed), always: t.P >= 1, Counts: counts}
+}
+
+// Set makes the counts those of another.
+func (c *Counts) Set(from *Counts) {
+	c.passed.Store(from.passed.Load())
+	c.matched.Store(from.matched.Load())
+	c.fired.Store(from.fired.Load())
 }
 
 // Fire counts one matching operation that transfers so many bytes and says
@@ -129,10 +145,10 @@ func (c *Counter) Spent() bool {
 }
 
 // Matched is the number of matching operations counted so far.
-func (c *Counter) Matched() uint64 { return c.matched.Load() }
+func (c *Counts) Matched() uint64 { return c.matched.Load() }
 
 // Fired is the number of them on which the rule fired.
-func (c *Counter) Fired() uint64 { return c.fired.Load() }
+func (c *Counts) Fired() uint64 { return c.fired.Load() }
 
 // draw gives the number in [0,1) that belongs to operation n. It is a function
 // of the seed and n (splitmix64, Steele, Lea and Flood 2014, in its counter
