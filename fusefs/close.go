@@ -113,10 +113,13 @@ func (l *Layer) fsync(cancel <-chan struct{}, in *fuse.FsyncIn, op policy.Op) fu
 	}
 	l.blocking(&in.InHeader)
 	l.ledger.slot(&in.InHeader).begin(&in.InHeader, inodeID{}, inodeID{}) // an error of write-back is reported once
+	sync := unix.Fsync
 	if in.FsyncFlags&fsyncData != 0 {
-		return status(retry(func() error { return unix.Fdatasync(fd) }))
+		sync = unix.Fdatasync
 	}
-	return status(retry(func() error { return unix.Fsync(fd) }))
+	err = retry(func() error { return sync(fd) })
+	reach(placeDone, &in.InHeader)
+	return status(err)
 }
 
 func (l *Layer) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {

@@ -69,7 +69,7 @@ const (
 	// maxDraws is for how many rules that match a request it is booked what they have drawn.
 	maxDraws = 6
 	// maxCounted is how many look-ups of one request are booked: READDIRPLUS counts many.
-	maxCounted = 64
+	maxCounted = 61
 )
 
 // inodeID names an object below, as long as a node pins it.
@@ -138,6 +138,7 @@ func (l *ledger) give(i uint16) {
 	if l == nil || i == 0 {
 		return
 	}
+	l.slots[i].phase.Store(phaseNone) // whoever finds the memory may use it at once
 	l.mu.Lock()
 	l.free = append(l.free, i)
 	l.mu.Unlock()

@@ -37,6 +37,12 @@ func TestMain(m *testing.M) {
 	if os.Getenv(serverEnv) != "" {
 		os.Exit(serveForTest())
 	}
+	if os.Getenv(victimEnv) != "" {
+		os.Exit(serveUntilKilled())
+	}
+	if os.Getenv(callerEnv) != "" {
+		os.Exit(makeCalls())
+	}
 	flag.Parse()
 	if os.Getenv(inner) != "" || unusable() != "" {
 		runtime.LockOSThread() // keeps tests off the main thread, whose descriptors /proc/self shows even if it has its own
