@@ -118,7 +118,7 @@ func (l *Layer) end(c *claim, n int64, whole bool) syscall.Errno {
 // put writes data at the operation's place, as far as there is space.
 func (w *write) put(data []byte) (int, error) {
 	if n, done := w.doneBefore(data); done {
-		return n, nil
+		return w.finish(data, n), nil
 	}
 	rules := w.l.spaces(w.h.node)
 	if len(rules) == 0 || len(data) == 0 {

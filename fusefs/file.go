@@ -194,14 +194,7 @@ func (h *handle) write(data []byte, off int64, flags uint32, back, whole bool, s
 		return pwrite(fd, data, off, 0)
 	}
 	h.follow(flags)
-	rwf := 0 // RWF_DSYNC and RWF_SYNC of pwritev2(2) arrive as flags that the file does not have
-	have := h.flags.Load()
-	switch {
-	case flags&unix.O_SYNC == unix.O_SYNC && have&unix.O_SYNC != unix.O_SYNC:
-		rwf = unix.RWF_SYNC
-	case flags&unix.O_DSYNC != 0 && have&unix.O_DSYNC == 0:
-		rwf = unix.RWF_DSYNC
-	}
+	rwf, have := h.syncing(flags), h.flags.Load()
 	if s != nil && have&unix.O_APPEND != 0 {
 		n, err = h.append(s, by, data, rwf)
 	} else {
@@ -220,6 +213,18 @@ func (h *handle) write(data []byte, off int64, flags uint32, back, whole bool, s
 	}
 	reach(placeDone, by)
 	return n, err
+}
+
+// syncing are the flags of pwritev2(2) RWF_DSYNC and RWF_SYNC, which arrive as flags that the file does not have.
+func (h *handle) syncing(flags uint32) int {
+	have := h.flags.Load()
+	switch {
+	case flags&unix.O_SYNC == unix.O_SYNC && have&unix.O_SYNC != unix.O_SYNC:
+		return unix.RWF_SYNC
+	case flags&unix.O_DSYNC != 0 && have&unix.O_DSYNC == 0:
+		return unix.RWF_DSYNC
+	}
+	return 0
 }
 
 func pwrite(fd int, b []byte, off int64, rwf int) (n int, err error) {

@@ -40,6 +40,7 @@ type victimCommand struct {
 	Place string         // for arm: stop when a request with this operation code comes to this place
 	Ops   []uint32
 	Again bool // only one that was sent before
+	Fresh bool // only one that was not
 	// Direct is Options.Direct, for new and restore.
 	Direct bool
 	Rules  []string
@@ -169,7 +170,7 @@ func stateFiles() (files []int) {
 func (s *victim) reached(place string, op uint32, again bool) {
 	s.mu.Lock()
 	a := s.armed
-	hit := a.Place == place && slices.Contains(a.Ops, op) && (again || !a.Again)
+	hit := a.Place == place && slices.Contains(a.Ops, op) && (again || !a.Again) && (!again || !a.Fresh)
 	if hit {
 		s.armed = victimCommand{}
 	}

@@ -234,7 +234,9 @@ func TestResentLockWait(t *testing.T) {
 		t.Fatal("it did not wait again")
 	}
 	f.replace(nil)
-	f.arm("begun", "setlkw")
+	fresh := armed("begun", "setlkw", false)
+	fresh.Fresh = true // the other one may come only now
+	f.tell(fresh)
 	dying := victim.begin("lock and wait", "act", dir)
 	if !f.comes(dying, 0) {
 		t.Fatal("the second did not wait")

@@ -57,6 +57,24 @@ func (w *write) doneBefore(data []byte) (n int, done bool) {
 	return w.h.appended(s.position, data)
 }
 
+// finish appends what is missing of an append that a server that died had begun: a fatal signal ends a write between two
+// pages (generic_perform_write in mm/filemap.c), where a program would be told of a short write for no reason. The
+// position stays behind what is there, so that yet another server finds that.
+func (w *write) finish(data []byte, n int) int {
+	if n == len(data) {
+		return n
+	}
+	var more int
+	err := w.l.creds.asWriter(w.q.header, func() (err error) {
+		more, err = writeOn(w.h.fd, data[n:], w.h.syncing(w.flags))
+		return err
+	})
+	if err != nil { // as for any write of which a part was done
+		return n
+	}
+	return n + more
+}
+
 // beforeAppend is the description's position before an append.
 func (h *handle) beforeAppend() (int64, error) {
 	if !h.adopted {
