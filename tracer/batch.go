@@ -107,11 +107,8 @@ func (b *batch) run() error {
 	if _, err := r.p.mem.WriteAt(image, int64(r.scratch+scratchHeader)); err != nil {
 		return r.memError("write", err)
 	}
-	var msg [16]byte
-	binary.LittleEndian.PutUint64(msg[:], uint64(len(b.calls)))
-	binary.LittleEndian.PutUint64(msg[8:], table)
-	if _, err := unix.Write(r.control, msg[:]); err != nil {
-		return r.lostContact(err)
+	if err := r.order(len(b.calls), table); err != nil {
+		return err
 	}
 	left, err := r.reply()
 	if err != nil {
@@ -135,11 +132,32 @@ func (b *batch) run() error {
 	return nil
 }
 
+// order tells the code to make n calls, whose table is at an offset of the scratch region.
+func (r *remote) order(n int, table uint64) error {
+	var msg [16]byte
+	binary.LittleEndian.PutUint64(msg[:], uint64(n))
+	binary.LittleEndian.PutUint64(msg[8:], table)
+	if _, err := unix.Write(r.control, msg[:]); err != nil {
+		return r.lostContact(err)
+	}
+	return nil
+}
+
 // spinTries is how often the control socket is looked at before we sleep on it.
 const spinTries = 200
 
 // reply waits for what a batch left undone.
 func (r *remote) reply() (left int, err error) {
+	for r.unread > 0 {
+		if _, err := r.message(); err != nil {
+			return 0, err
+		}
+		r.unread--
+	}
+	return r.message()
+}
+
+func (r *remote) message() (left int, err error) {
 	var msg [8]byte
 	deadline := time.Now().Add(batchTimeout)
 	for tries := 0; ; tries++ {

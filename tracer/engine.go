@@ -51,6 +51,7 @@ type engine struct {
 	order         []*process
 	left          []*process // that are still to be stopped
 	remotes       []*remote  // threads with code of ours, in the order in which they got it
+	insideSince   time.Time  // when a thread was first found in code of a dead tracer
 }
 
 func newEngine(restart []syscall.Errno) *engine {

@@ -27,6 +27,7 @@ type remote struct {
 	data    int    // our end of the socket over which files are sent
 	theirs  [2]int // the thread's ends
 	calls   int
+	unread  int     // replies that nobody has waited for
 	placed  bool    // the thread's registers point into our code
 	lender  *remote // has the page mapped that the code is in, nil: it is in slack
 }
@@ -268,6 +269,11 @@ func (r *remote) connect(g *getter) error {
 	// room for the files of all slots; SO_SNDBUFFORCE needs CAP_NET_ADMIN, and
 	// without it the default is enough for some 40,000 files
 	_ = unix.SetsockoptInt(r.data, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 4<<20)
+	// a batch of nothing: the code closes its copies of our ends, and from then on sees it when we die
+	if err := r.order(0, 0); err != nil {
+		return err
+	}
+	r.unread++
 	return nil
 }
 

@@ -31,6 +31,13 @@ func (s *scanner) scanMaps(pid, tid int, locked string, remember bool) (*memory,
 		return nil, fmt.Errorf("maps of process %d: %w", pid, err)
 	}
 	m.aio = s.lookMemory(pid, tid, lines)
+	var code []uint64
+	for _, l := range lines {
+		if mayHoldCode(l) {
+			code = append(code, l.end)
+		}
+	}
+	s.code[pid] = code
 	type file struct{ dev, ino uint64 }
 	executable := map[file]bool{}
 	for _, l := range lines {

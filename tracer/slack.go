@@ -1,13 +1,10 @@
 package tracer
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,13 +25,7 @@ func (e *engine) findSlack(p *process, t *thread, lines []mapLine, n uint64) (sp
 	page := make([]byte, pageSize)
 	for _, vdso := range []bool{true, false} {
 		for _, l := range lines {
-			if l.prot != unix.PROT_READ|unix.PROT_EXEC || l.shared || l.path == "[vsyscall]" || vdso != (l.path == "[vdso]") {
-				continue
-			}
-			if p.exchanges(l) {
-				continue
-			}
-			if !vdso && !strings.HasPrefix(l.path, "/") { // code made at run time may grow there
+			if !mayHoldCode(l) || l.path == "" || vdso != (l.path == "[vdso]") || p.exchanges(l) { // code made at run time may grow in a map without a name
 				continue
 			}
 			if k, err := p.mem.ReadAt(page, int64(l.end-pageSize)); err != nil || k != len(page) {
@@ -119,24 +110,17 @@ func (e *engine) slackOf(p *process, t *thread) []span {
 // dropResidue clears, in a copy of a page that is at base, code that a tracer
 // left which died: unless a thread is still in it.
 func (p *process) dropResidue(page []byte, base uint64, taken []span) {
-	mark := parasiteCode[:paraHeader-8]
 	for at := 0; ; {
-		i := bytes.Index(page[at:], mark)
-		if i < 0 || at+i+paraHeader > len(page) {
+		old, ok := nextResidue(page, base, at)
+		if !ok {
 			return
 		}
-		at += i
-		n := int(binary.LittleEndian.Uint64(page[at+len(mark):]))
-		if n < paraHeader || n > len(page)-at {
-			return
-		}
-		old := span{base + uint64(at), base + uint64(at+n)}
-		ours := slices.Contains(taken, old)
+		at = int(old.end - base)
+		ours := slices.Contains(taken, old.span)
 		inside := slices.ContainsFunc(p.order, func(t *thread) bool { return !t.gone && old.contains(pc(&t.regs)) })
 		if !ours && !inside {
-			clear(page[at : at+n])
+			clear(page[old.start-base : at])
 		}
-		at += n
 	}
 }
 

@@ -172,6 +172,7 @@ func (x *transaction) refresh() (lost int, err error) {
 func (x *transaction) stop(members []*process) error {
 	x.e.left = members
 	missed := 0
+	var patience pause
 	for first := true; ; first = false {
 		if err := x.alive(); err != nil {
 			return err
@@ -192,7 +193,11 @@ func (x *transaction) stop(members []*process) error {
 		if err := x.waitAll(); err != nil {
 			return err
 		}
-		if !first && caught+seized+deferred == 0 {
+		inside, err := x.comeOut(&patience)
+		if err != nil {
+			return err
+		}
+		if !first && caught+seized+deferred+inside == 0 {
 			if missed++; lost == 0 || missed > chases || time.Since(x.stopping) > x.o.Deadline/4 {
 				return nil
 			}
