@@ -114,6 +114,9 @@ func (b *batch) run() error {
 	if err != nil {
 		return err
 	}
+	if left > len(b.calls) {
+		return r.meddled(fmt.Sprintf("it left %d of %d calls", left, len(b.calls)))
+	}
 	done := len(b.calls) - left
 	if left > 0 {
 		done++ // the one that failed
@@ -137,7 +140,7 @@ func (r *remote) order(n int, table uint64) error {
 	var msg [16]byte
 	binary.LittleEndian.PutUint64(msg[:], uint64(n))
 	binary.LittleEndian.PutUint64(msg[8:], table)
-	if _, err := unix.Write(r.control, msg[:]); err != nil {
+	if err := r.tell(msg[:]); err != nil {
 		return r.lostContact(err)
 	}
 	return nil
@@ -146,7 +149,7 @@ func (r *remote) order(n int, table uint64) error {
 // spinTries is how often the control socket is looked at before we sleep on it.
 const spinTries = 200
 
-// reply waits for what a batch left undone.
+// reply waits for what a batch left undone: not negative.
 func (r *remote) reply() (left int, err error) {
 	for r.unread > 0 {
 		if _, err := r.message(); err != nil {
@@ -169,7 +172,7 @@ func (r *remote) message() (left int, err error) {
 			if err != nil || n != len(msg) {
 				return 0, r.lostContact(err)
 			}
-			return int(binary.LittleEndian.Uint64(msg[:])), nil
+			return r.leftOf(msg[:])
 		}
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(r.control), Events: unix.POLLIN}}, 20)
 		if n == 0 || errors.Is(err, syscall.EINTR) {
@@ -184,10 +187,14 @@ func (r *remote) message() (left int, err error) {
 		if err != nil {
 			return 0, fmt.Errorf("wait for thread %d (%s): %w", r.t.tid, r.p.comm, err)
 		}
-		if n, err = unix.Read(r.control, msg[:]); err != nil || n != len(msg) {
+		n, _, err = unix.Recvfrom(r.control, msg[:], unix.MSG_DONTWAIT)
+		if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil || n != len(msg) {
 			return 0, r.lostContact(err)
 		}
-		return int(binary.LittleEndian.Uint64(msg[:])), nil
+		return r.leftOf(msg[:])
 	}
 }
 

@@ -175,7 +175,7 @@ func (r *remote) meet(g *getter, fd int) (err error) {
 	start := time.Now()
 	for tries := 1; ; tries++ {
 		if r.control, err = g.get(fd); err == nil {
-			return nil
+			return r.ours(r.control)
 		}
 		r.control = -1
 		if !errors.Is(err, syscall.EBADF) {
@@ -266,6 +266,9 @@ func (r *remote) connect(g *getter) error {
 	if r.data, err = g.get(ends[2]); err != nil {
 		return err
 	}
+	if err := r.ours(r.data); err != nil {
+		return err
+	}
 	// room for the files of all slots; SO_SNDBUFFORCE needs CAP_NET_ADMIN, and
 	// without it the default is enough for some 40,000 files
 	_ = unix.SetsockoptInt(r.data, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 4<<20)
@@ -338,7 +341,7 @@ func (r *remote) finish() error {
 
 // dismiss has the code clean up: a message that is no command ends its service.
 func (r *remote) dismiss() error {
-	if _, err := unix.Write(r.control, []byte{0}); err != nil {
+	if err := r.tell([]byte{0}); err != nil {
 		return nil // it has ended already; finish looks where the thread is
 	}
 	return r.parted()
