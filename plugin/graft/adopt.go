@@ -92,7 +92,12 @@ func openFlags(d *tracer.Description) int {
 // adoptAs opens rel on the layer while the server is armed to adopt d.
 func (a *attachment) adoptAs(rel string, flags int, token string, d *tracer.Description) (int, error) {
 	below, _ := a.place.relative(d.Path)
-	return a.adoption(d, d.File, token, path.Join(a.place.path, below), func() (int, error) { return a.open(rel, flags) })
+	return a.adoption(d, d.File, token, path.Join(a.place.path, below), func() (int, error) {
+		if token != "" {
+			return unix.Openat(a.fuse.mount, token, flags, 0) // a name that the server made up for this thread
+		}
+		return a.open(rel, flags, d.Mode)
+	})
 }
 
 // adopter makes files of a layer that wrap descriptions that are there.
@@ -162,9 +167,9 @@ func (a *adopter) close() {
 	}
 }
 
-func (a *attachment) open(rel string, flags int) (int, error) {
+func (a *attachment) open(rel string, flags int, mode uint32) (int, error) {
 	if rel != "" {
-		return unix.Openat(a.fuse.mount, rel, flags, 0)
+		return openBelow(a.fuse.mount, rel, flags, mode, true)
 	}
 	if a.place.mode&unix.S_IFMT == unix.S_IFDIR {
 		return unix.Openat(a.fuse.mount, ".", flags, 0)
@@ -175,7 +180,7 @@ func (a *attachment) open(rel string, flags int) (int, error) {
 
 // openSame opens an object that holds no description worth adopting, and makes sure that it is the same inode.
 func (a *attachment) openSame(rel string, flags int, d *tracer.Description) (int, error) {
-	fd, err := a.open(rel, flags|unix.O_CLOEXEC)
+	fd, err := a.open(rel, flags|unix.O_CLOEXEC, d.Mode)
 	if err != nil {
 		return -1, fmt.Errorf("open on the layer: %w", err)
 	}
@@ -184,7 +189,7 @@ func (a *attachment) openSame(rel string, flags int, d *tracer.Description) (int
 		_ = unix.Close(fd)
 		return -1, err
 	}
-	if s.Ino != d.Ino {
+	if s.Ino != d.Ino || s.Dev != a.dev || s.Mode&unix.S_IFMT != d.Mode&unix.S_IFMT {
 		_ = unix.Close(fd)
 		return -1, errors.New("its path names another file now, and what is open as O_PATH or a working directory can only be found by its path")
 	}

@@ -108,6 +108,9 @@ func (d *detachment) run(ctx context.Context) error {
 		return partly(err, r)
 	}
 	d.rep.add(r)
+	if err := d.checkOff(); err != nil {
+		return err
+	}
 	swap.Stopped, swap.Seized, swap.Exchanged = nil, nil, nil
 	for range stragglerPasses {
 		r, err := swapEverywhere(ctx, d.Target, swap)
@@ -370,15 +373,14 @@ func (d *detachment) rescue(o *tracer.Description) (int, error) {
 		}
 		fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", d.Layer.Backing), flags|unix.O_CLOEXEC, 0)
 	} else {
-		fd, err = unix.Openat2(d.Layer.Backing, rel, &unix.OpenHow{
-			Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
-		})
+		// Mounts below are under the layer too.
+		fd, err = openBelow(d.Layer.Backing, rel, flags, o.Mode, false)
 	}
 	if err != nil {
 		return -1, fmt.Errorf("its server is dead; open the file under it by its path: %w", err)
 	}
 	var s unix.Stat_t
-	if err := unix.Fstat(fd, &s); err != nil || s.Ino != o.Ino {
+	if err := unix.Fstat(fd, &s); err != nil || s.Ino != o.Ino || s.Mode&unix.S_IFMT != o.Mode&unix.S_IFMT {
 		_ = unix.Close(fd)
 		return -1, errors.New("its server is dead and its path names another file")
 	}

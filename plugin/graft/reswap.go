@@ -208,9 +208,7 @@ func (r *reswap) replace(d *tracer.Description) (int, error) {
 
 // openNew opens a name below the layer that has to lead to the new inode.
 func (r *reswap) openNew(rel string, flags int) (int, error) {
-	fd, err := unix.Openat2(r.mount, rel, &unix.OpenHow{
-		Flags: uint64(flags), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
-	})
+	fd, err := openBelow(r.mount, rel, flags, unix.S_IFREG, true) // directories are never retired
 	if err != nil {
 		return -1, err
 	}

@@ -332,10 +332,7 @@ func (d *detachment) cover() rootCover {
 // detachLayer takes the mounts of the layer off the target's tree.
 func (d *detachment) detachLayer() error {
 	if !d.root() {
-		if err := d.keepMounts(); err != nil {
-			return err
-		}
-		return d.ns.do(func() error { return detachMount(d.Layer.Mount, d.procFD) })
+		return d.detachCovered()
 	}
 	notes, err := d.cover().off(d.Target, d.Layer.Info.Dev, d.Server == nil)
 	d.rep.Notes = append(d.rep.Notes, notes...)

@@ -85,16 +85,8 @@ func carryMounts(layer, backing int, left []mountOn) (notes []string) {
 	return notes
 }
 
-// keepMounts saves what the target mounted on the layer.
-func (d *detachment) keepMounts() error {
-	mounts, err := readMounts(d.ns.tid)
-	if err != nil {
-		return err
-	}
-	id, err := mountID(d.Layer.Mount)
-	if err != nil {
-		return err
-	}
+// keepMounts saves what the target mounted on the layer, among the mounts that there are.
+func (d *detachment) keepMounts(mounts []*mountinfo.Info, id uint64) error {
 	if d.Server != nil {
 		return d.ns.do(func() error {
 			d.rep.Notes = append(d.rep.Notes, carryMounts(d.Layer.Mount, d.Layer.Backing, mountsOn(mounts, id))...)
