@@ -3,17 +3,34 @@ package plugin
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/policy"
 )
 
+// maxProblems is how many labels of one container are refused with words of their own. Each of
+// them is in the log, in the events and in the audit log, which whoever labels a container must not
+// be able to fill.
+const maxProblems = 20
+
+// maxKey is how much of a key is shown in these words, bytes: a key of Kubernetes has 317 at most.
+const maxKey = 320
+
 // store keeps the outcome of a reconcile of the task pid, reports what is new in
 // it and arranges the next attempt.
 func (r *reconciler) store(pid int, c Container, out outcome, problems []*policy.SyntaxError) {
 	c.Problems = nil
-	for _, p := range problems {
-		c.Problems = append(c.Problems, p.Error())
+	for i, p := range problems {
+		if i == maxProblems {
+			c.Problems = append(c.Problems, fmt.Sprintf("and %d more labels that are refused", len(problems)-i))
+			break
+		}
+		short := *p
+		if len(short.Source) > maxKey {
+			short.Source = strings.ToValidUTF8(short.Source[:maxKey], "") + "…"
+		}
+		c.Problems = append(c.Problems, short.Error())
 	}
 	c.Problems = append(c.Problems, c.refusals...)
 	var fresh []string

@@ -85,7 +85,7 @@ func makePlan(c *Container, rules []policy.Rule, grafts []keeper.Graft, applied 
 			since = a.Since
 		}
 		if (known || lives) && r.Policy == "" { // a rule that is moved to another graft keeps its clock; those of policies come aged
-			r.Trigger = r.Trigger.Aged(now.Sub(since))
+			r.Trigger = r.Trigger.Aged(max(now.Sub(since), 0)) // not younger, should the clock or the memory be wrong
 		}
 		if known && !lives && (a.Done || r.Trigger.TTL <= 0) {
 			p.ended++

@@ -3,6 +3,7 @@ package tracer
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"sort"
 	"strconv"
@@ -40,6 +41,12 @@ func sleepsIn(tid int) (s sleeping, ok bool) {
 	return parseSyscall(b)
 }
 
+// maxProcText bounds what is read of one file of procfs. A program decides how long some of them get: it
+// has 65,530 maps, with a path of up to 4 KiB each, and any number of locks, watches and epoll entries.
+const maxProcText = 64 << 20
+
+var errTooLong = fmt.Errorf("longer than %d MiB", maxProcText>>20)
+
 // readProc is os.ReadFile for procfs, with fewer system calls: no look at the
 // size, which is 0, and no poller.
 func readProc(path string) ([]byte, error) {
@@ -61,6 +68,9 @@ func readProc(path string) ([]byte, error) {
 			return b, nil
 		}
 		if b = b[:len(b)+n]; len(b) == cap(b) {
+			if len(b) >= maxProcText {
+				return nil, &os.PathError{Op: "read", Path: path, Err: errTooLong}
+			}
 			b = append(b, make([]byte, cap(b))...)[:len(b)]
 		}
 	}
@@ -118,6 +128,9 @@ func fdInfoText(dir, fd int, buf []byte) ([]byte, error) {
 			return buf[:n], nil
 		}
 		if n == len(buf) { // a file with many locks
+			if n >= maxProcText {
+				return nil, errTooLong
+			}
 			buf = append(buf, make([]byte, len(buf))...)
 		}
 	}

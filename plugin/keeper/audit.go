@@ -75,7 +75,14 @@ func ReadAudit(dir string) (Audit, error) {
 	a := Audit{}
 	b, err := os.ReadFile(d.auditConfig())
 	if err == nil {
-		err = json.Unmarshal(b, &a)
+		if err := json.Unmarshal(b, &a); err != nil {
+			a = Audit{}
+			// What nobody can read names no other file: the log goes where it goes without. An agent says anew where.
+			lost := Event{Type: EventLost, Message: setAside("where the audit log goes", d.auditConfig(), err).Error()}
+			if err := WriteEvent(string(d), lost); err != nil {
+				return a, fmt.Errorf("audit log: %w", err)
+			}
+		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return a, fmt.Errorf("audit log: %s: %w", d.auditConfig(), err)

@@ -112,6 +112,7 @@ func (c *Client) start(ctx context.Context, key string, t Target) error {
 	if err := os.MkdirAll(dir.keeper(key), 0o700); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
+	t.Labels = shownLabels(t.Labels)
 	target, err := json.Marshal(t)
 	if err != nil {
 		return err

@@ -129,7 +129,7 @@ func (c *Client) Ended() ([]EndedGraft, error) {
 			err = fmt.Errorf("it speaks of graft %q", e.Graft)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("counts of ended graft %s: %s: %w; remove that file", id, d.endedFile(id), err))
+			errs = append(errs, setAside("counts of an ended graft", d.endedFile(id), err))
 			continue
 		}
 		out = append(out, e)

@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/faultgraft/faultgraft/fusefs"
 )
@@ -104,8 +107,15 @@ const maxEventLog = 64 << 20
 // line is one write(2) to a file opened O_APPEND, so lines do not mix.
 type EventLog struct {
 	dir stateDir
+	mu  sync.Mutex
 	f   *os.File
+	// written is how much this process has written since it last looked at the size of the file.
+	written int
+	limit   int64 // maxEventLog, less in tests
 }
+
+// sizeCheck is how much one process writes between two looks at the size of the log, bytes.
+const sizeCheck = 256 << 10
 
 // OpenEventLog opens the log in the state directory for appending.
 func OpenEventLog(dir string) (*EventLog, error) {
@@ -113,16 +123,53 @@ func OpenEventLog(dir string) (*EventLog, error) {
 	if err := d.make(); err != nil {
 		return nil, err
 	}
-	if s, err := os.Stat(d.events()); err == nil && s.Size() > maxEventLog {
-		if err := os.Rename(d.events(), d.events()+".1"); err != nil {
-			return nil, fmt.Errorf("rotate the event log: %w", err)
-		}
-	}
 	f, err := os.OpenFile(d.events(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("event log: %w", err)
 	}
-	return &EventLog{dir: d, f: f}, nil
+	l := &EventLog{dir: d, f: f, limit: maxEventLog}
+	if err := l.bound(); err != nil {
+		return nil, errors.Join(err, l.f.Close())
+	}
+	return l, nil
+}
+
+// bound moves a log aside that has grown too large, and goes on with the new one when another process
+// has done so. A target makes as many faults as it does operations, for as long as its rules last: the
+// log is in memory (tmpfs), and must not grow with them. The caller holds mu, or is alone.
+func (l *EventLog) bound() error {
+	l.written = 0
+	is, err := l.f.Stat()
+	if err != nil {
+		return fmt.Errorf("event log: %w", err)
+	}
+	name := l.dir.events()
+	now, err := os.Stat(name)
+	same := err == nil && os.SameFile(is, now)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("event log: %w", err)
+	}
+	if same && is.Size() <= l.limit {
+		return nil
+	}
+	if same {
+		// One of those that come here at once does it; the lock goes with the description.
+		if err := unix.Flock(int(l.f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			return nil // another process is at it, and this one looks again later
+		}
+		if now, err := os.Stat(name); err == nil && os.SameFile(is, now) {
+			if err := os.Rename(name, name+".1"); err != nil {
+				return fmt.Errorf("rotate the event log: %w", err)
+			}
+		}
+	}
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("event log: %w", err)
+	}
+	_ = l.f.Close() // every line is written
+	l.f = f
+	return nil
 }
 
 // Write appends one event, to the audit log too if it belongs there.
@@ -135,10 +182,22 @@ func (l *EventLog) Write(e Event) error {
 		return err
 	}
 	b = append(b, '\n')
-	_, err = l.f.Write(b)
+	err = l.append(b)
 	if e.Type.audited() {
 		err = errors.Join(err, writeAudit(l.dir, b))
 	}
+	return err
+}
+
+func (l *EventLog) append(line []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.written += len(line); l.written > sizeCheck {
+		if err := l.bound(); err != nil {
+			return err
+		}
+	}
+	_, err := l.f.Write(line)
 	return err
 }
 
@@ -152,7 +211,11 @@ func WriteEvent(dir string, e Event) error {
 }
 
 // Close closes the log.
-func (l *EventLog) Close() error { return l.f.Close() }
+func (l *EventLog) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.f.Close()
+}
 
 // faultEvent is the log's form of what a layer recorded.
 func faultEvent(graft string, t Target, e fusefs.Event) Event {

@@ -18,12 +18,16 @@ type faultLog struct {
 	logger *slog.Logger
 	mu     sync.Mutex
 	queue  []fusefs.Event
+	bytes  int // of paths in it
 	lost   uint64
 	closed bool
 }
 
 // faultQueue is how many faults may wait for the disk before they are only counted.
 const faultQueue = 1 << 16
+
+// faultQueueBytes is how many bytes their paths may have, which the target chooses.
+const faultQueueBytes = 16 << 20
 
 func newFaultLog(dir string, c serveCall, logger *slog.Logger) (*faultLog, error) {
 	l, err := OpenEventLog(dir)
@@ -41,11 +45,12 @@ func (f *faultLog) record(e fusefs.Event) {
 	switch {
 	case f.closed:
 		return
-	case len(f.queue) == faultQueue:
+	case len(f.queue) == faultQueue, f.bytes > faultQueueBytes:
 		f.lost++
 		return
 	}
 	f.queue = append(f.queue, e)
+	f.bytes += len(e.Path)
 	select {
 	case f.wake <- struct{}{}:
 	default: // it is awake
@@ -57,7 +62,7 @@ func (f *faultLog) run() {
 	for range f.wake {
 		f.mu.Lock()
 		all := f.queue
-		f.queue = nil
+		f.queue, f.bytes = nil, 0
 		f.mu.Unlock()
 		for _, e := range all {
 			if err := f.log.Write(faultEvent(f.call.Layer, f.call.Target, e)); err != nil {

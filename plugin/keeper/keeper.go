@@ -166,7 +166,7 @@ func (k *keeper) start() error {
 	if err != nil {
 		return err
 	}
-	k.http = &http.Server{Handler: k.routes(), ReadHeaderTimeout: 5 * time.Second, ConnContext: wire.WithPeer}
+	k.http = &http.Server{Handler: k.routes(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ConnContext: wire.WithPeer}
 	k.listen = func() error { return k.http.Serve(l) }
 	if k.o.Inherit != "" {
 		return k.inherit(legacy)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/wire"
 )
@@ -72,8 +73,16 @@ func (k *keeper) routes() http.Handler {
 	return mux
 }
 
+// bodyWait is how long the body of a request may take to arrive.
+const bodyWait = 10 * time.Second
+
 // decode reads the body of a request, or answers that it cannot.
 func decode(w http.ResponseWriter, r *http.Request, into any) bool {
+	// The time that a body may take, and no more: a graft takes longer, and whether the client is still
+	// there is found by a read. A connection of another kind, in a test, has no deadlines.
+	conn := http.NewResponseController(w)
+	_ = conn.SetReadDeadline(time.Now().Add(bodyWait))
+	defer func() { _ = conn.SetReadDeadline(time.Time{}) }()
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<20))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(into); err != nil {

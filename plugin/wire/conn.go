@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -239,12 +240,16 @@ func (c *Conn) receive() (envelope, []int, error) {
 		CloseAll(fds)
 		return e, nil, fmt.Errorf("message of %d bytes: at most %d", size, maxMessage)
 	}
-	body := make([]byte, size)
-	if _, err := io.ReadFull(c.c, body); err != nil {
+	// Memory comes with the bytes, not with the number that announces them.
+	var body bytes.Buffer
+	if _, err := io.CopyN(&body, c.c, int64(size)); err != nil {
 		CloseAll(fds)
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
 		return e, nil, err
 	}
-	if err := json.Unmarshal(body, &e); err != nil {
+	if err := json.Unmarshal(body.Bytes(), &e); err != nil {
 		CloseAll(fds)
 		return e, nil, err
 	}
