@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -195,4 +196,49 @@ func ranges(pid int) map[string]bool {
 		}
 	}
 	return all
+}
+
+// A process that is not looked at changes the descriptor table of one that is swapped, the whole time. Swaps
+// end, well or not, and leave the process running and untraced, and nothing of theirs behind here.
+func TestTableIsChangedMeanwhile(t *testing.T) {
+	at := newPlace(t)
+	gcc, err := exec.LookPath("gcc")
+	if err != nil {
+		t.Skip("gcc is not installed: apt install gcc")
+	}
+	program := filepath.Join(t.TempDir(), "accomplice")
+	if out, err := exec.Command(gcc, "-O2", "-o", program, "../test/target/accomplice.c").CombinedOutput(); err != nil {
+		t.Fatalf("gcc: %v\n%s", err, out)
+	}
+	p := start(t, program, at.a, "30")
+	ours := openFiles(t)
+	failed := 0
+	const swaps = 3
+	for range swaps {
+		s := newSwapper(t, at, p.pid())
+		o := s.forward()
+		o.RequireAll = false
+		o.Processes = func() ([]int, error) { return []int{p.pid()}, nil }
+		ended := make(chan error, 1)
+		go func() { _, err := tracer.Swap(context.Background(), o); ended <- err }()
+		select {
+		case err := <-ended:
+			if err != nil {
+				failed++
+				t.Log(err)
+			}
+		case <-time.After(2 * time.Minute):
+			t.Fatalf("the swap does not end\n%s", threadStates(p.pid()))
+		}
+		s.drop()
+		p.check()
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid()))
+		if err != nil || !strings.Contains(string(status), "TracerPid:\t0\n") {
+			t.Errorf("it is traced (%v)", err)
+		}
+	}
+	t.Logf("%d of %d swaps failed", failed, swaps)
+	if now := openFiles(t); now != ours {
+		t.Errorf("%d files are open here, %d were before", now, ours)
+	}
 }

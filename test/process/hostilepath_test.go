@@ -110,7 +110,7 @@ func TestLinkInTheWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop := exchange(t, dir, link)
-	for range 6 {
+	for range 5 {
 		out, err := r.run("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, "io error=EIO op=fsync ttl=1m")
 		if err != nil {
 			t.Logf("inject: %v", err) // it may give up
@@ -160,7 +160,7 @@ func TestFIFOTakesTheName(t *testing.T) {
 		h.ok("open f%d %s rdonly", i, file)
 	}
 	stop := exchange(t, file, fifo)
-	for range 6 {
+	for range 3 {
 		out, err := r.run("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, "io error=EIO op=fsync ttl=1m")
 		if err != nil {
 			t.Fatalf("inject: %v", err)
@@ -259,7 +259,7 @@ func TestTargetMountsAllTheTime(t *testing.T) {
 	h := r.start()
 	h.ok("open f %s rdwr", file)
 	stop := h.mountsWithoutEnd(r.data)
-	for range 10 {
+	for range 6 {
 		out, err := r.run("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, "io error=EIO op=fsync ttl=1m")
 		if err != nil {
 			t.Logf("inject: %v", err)
