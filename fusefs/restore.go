@@ -39,6 +39,7 @@ func restore(o Options, take func(fd int) (int, error)) (*Layer, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer from.close()
 	kept, err := o.State.next()
 	if err != nil {
 		return nil, err
@@ -52,6 +53,7 @@ func restore(o Options, take func(fd int) (int, error)) (*Layer, error) {
 		for _, fd := range r.taken {
 			_ = unix.Close(fd) // a duplicate of what whoever keeps the descriptors still has
 		}
+		kept.close()
 		return nil, err
 	}
 	if err := o.State.turn(); err != nil {

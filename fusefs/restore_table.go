@@ -30,22 +30,39 @@ type saved[T any] struct {
 
 // read reads the table in force, which nobody writes any more. It does not change it.
 func (s *State) read() (*savedTable, error) {
-	t, err := mapTable(s.files[stateTable0+int(s.head.active.Load())], unix.MAP_PRIVATE)
+	fd := s.files[stateTable0+int(s.head.active.Load())]
+	head, err := mapTable(fd, unix.MAP_SHARED, chunkBytes)
+	if err != nil {
+		return nil, err
+	}
+	n := head.head.chunks.Load()
+	head.close()
+	// No more than is used: a private copy counts where memory is not overcommitted.
+	t, err := mapTable(fd, unix.MAP_PRIVATE, int(min(max(n, 1), chunks))*chunkBytes)
 	if err != nil {
 		return nil, err
 	}
 	v := &savedTable{stateTable: t}
+	if err := v.load(); err != nil {
+		t.close()
+		return nil, err
+	}
+	return v, nil
+}
+
+func (v *savedTable) load() error {
+	t := v.stateTable
 	switch {
 	case t.head.chunks.Load() == 0:
-		return nil, errors.New("its state is empty: it was not served, or it has ended")
+		return errors.New("its state is empty: it was not served, or it has ended")
 	case t.head.incomplete.Load():
-		return nil, errors.New("there was no room for its whole state")
+		return errors.New("there was no room for its whole state")
 	}
 	if err := t.redoAll(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := t.each(v.slot); err != nil {
-		return nil, err
+		return err
 	}
 	order(v.nodes)
 	order(v.names)
@@ -55,7 +72,7 @@ func (s *State) read() (*savedTable, error) {
 	order(v.forgotten)
 	order(v.rules)
 	order(v.faults)
-	return v, nil
+	return nil
 }
 
 func order[T any](all []saved[T]) {

@@ -56,7 +56,7 @@ func (r *restorer) node(s *nodeSlot) (*node, error) {
 	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_DONT_SYNC, attrMask, &st); err != nil {
 		return nil, fmt.Errorf("node %d: look at descriptor %d: %w", s.id, s.fd, err)
 	}
-	if keyOf(&st) != s.key() {
+	if keyOf(&st) != s.key() && (uint32(st.Mode)&unix.S_IFMT != s.kind || !renumbers(fd)) {
 		return nil, fmt.Errorf("node %d: descriptor %d is not what it was", s.id, s.fd)
 	}
 	n := &node{id: s.id, fd: fd, key: s.key(), kind: s.kind, lookups: s.lookups.Load(), gone: s.gone.Load(), freed: s.freed.Load()}
@@ -81,6 +81,12 @@ func (r *restorer) node(s *nodeSlot) (*node, error) {
 	}
 	n.kept = r.l.handles.kept.node(n)
 	return n, nil
+}
+
+// renumbers tells of overlayfs, where a file may get another number when it is copied up (Documentation/filesystems/overlayfs.rst, "Inode properties").
+func renumbers(fd int) bool {
+	var s unix.Statfs_t
+	return unix.Fstatfs(fd, &s) == nil && s.Type == unix.OVERLAYFS_SUPER_MAGIC
 }
 
 func ownerOf(v uint64) fuse.Owner { return fuse.Owner{Uid: uint32(v >> 32), Gid: uint32(v)} }

@@ -17,6 +17,8 @@ import (
 //
 // Nothing is read from a table but by Restore.
 type stateTable struct {
+	unmap runtime.Cleanup // when nothing refers to it any more
+
 	mem  []byte
 	head *tableHead
 	seq  atomic.Uint64
@@ -95,7 +97,7 @@ func (s *State) newTable(which int) (*stateTable, error) {
 	if err := punch(fd); err != nil {
 		return nil, fmt.Errorf("state of a fault layer: empty it: %w", err)
 	}
-	t, err := mapTable(fd, unix.MAP_SHARED)
+	t, err := mapTable(fd, unix.MAP_SHARED, tableBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -109,8 +111,8 @@ func punch(fd int) error {
 	return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, tableBytes)
 }
 
-func mapTable(fd, how int) (*stateTable, error) {
-	mem, err := unix.Mmap(fd, 0, tableBytes, unix.PROT_READ|unix.PROT_WRITE, how|unix.MAP_NORESERVE)
+func mapTable(fd, how, size int) (*stateTable, error) {
+	mem, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, how|unix.MAP_NORESERVE)
 	if err != nil {
 		return nil, fmt.Errorf("state of a fault layer: map it: %w", err)
 	}
@@ -118,8 +120,14 @@ func mapTable(fd, how int) (*stateTable, error) {
 		_ = unix.Madvise(mem, advice)
 	}
 	t := &stateTable{mem: mem, head: (*tableHead)(unsafe.Pointer(&mem[0]))}
-	runtime.AddCleanup(t, func(mem []byte) { _ = unix.Munmap(mem) }, mem)
+	t.unmap = runtime.AddCleanup(t, func(mem []byte) { _ = unix.Munmap(mem) }, mem)
 	return t, nil
+}
+
+// close unmaps a table that nothing refers to for sure.
+func (t *stateTable) close() {
+	t.unmap.Stop()
+	_ = unix.Munmap(t.mem)
 }
 
 // take gives room for a slot of so many bytes, at most the greatest of slotSizes; nil if there is none left, which Restore will know.
@@ -255,7 +263,7 @@ func (t *stateTable) redoAll() error {
 		return fmt.Errorf("state of a fault layer: %d changes at once", n)
 	}
 	for _, e := range t.head.redo[:n] {
-		if e.at%uint64(slotSizes[0]) != 0 || e.at < chunkBytes || e.at >= tableBytes {
+		if e.at%uint64(slotSizes[0]) != 0 || e.at < chunkBytes || e.at >= uint64(len(t.mem)) {
 			return fmt.Errorf("state of a fault layer: a change at %#x", e.at)
 		}
 		(*slot)(unsafe.Pointer(&t.mem[e.at])).commit.Store(e.commit)
@@ -266,7 +274,7 @@ func (t *stateTable) redoAll() error {
 // each calls f for every slot that counts, with the size of its room.
 func (t *stateTable) each(f func(k slotKind, seq uint64, s unsafe.Pointer, size int) error) error {
 	n := t.head.chunks.Load()
-	if n > chunks {
+	if n > uint64(len(t.mem)/chunkBytes) {
 		return fmt.Errorf("state of a fault layer: %d chunks", n)
 	}
 	for i := 1; i < int(n); i++ {

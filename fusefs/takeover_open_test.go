@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -242,5 +243,47 @@ func TestTakeoverKeepsFileHandles(t *testing.T) {
 		}
 		s.same("by its handle", s.read(fd, 99), "content")
 		must(t, unix.Close(fd))
+	}
+}
+
+// Thousands of objects and open files go on, and so do those of which the kernel's inode was replaced when a rule came.
+func TestTakeoverOfManyObjects(t *testing.T) {
+	s := serve(t, "io error=EIO op=read path=/data/later/* after=1000000000 ttl=1h")
+	const files, held = 1000, 100
+	must(t, os.Mkdir(s.under("d"), 0o755))
+	must(t, os.Mkdir(s.under("later"), 0o755))
+	for i := range files {
+		must(t, os.WriteFile(s.under(fmt.Sprintf("d/%d", i)), []byte(fmt.Sprint("content ", i)), 0o644))
+	}
+	var open []int
+	for i := range files {
+		var st unix.Stat_t
+		must(t, unix.Stat(s.path(fmt.Sprintf("d/%d", i)), &st))
+		if i < held {
+			open = append(open, s.open(fmt.Sprintf("d/%d", i), unix.O_RDWR))
+			// A file that is passed through gets a name that the rule is about: its inode is retired.
+			must(t, os.Rename(s.path(fmt.Sprintf("d/%d", i)), s.path(fmt.Sprintf("later/%d", i))))
+		}
+	}
+	for range 2 {
+		began := time.Now()
+		s.kill()
+		t.Logf("taken over and the next one prepared after %v", time.Since(began))
+		for i := range files {
+			name := fmt.Sprintf("d/%d", i)
+			if i < held {
+				name = fmt.Sprintf("later/%d", i)
+				b := make([]byte, 99)
+				n, err := unix.Pread(open[i], b, 0)
+				must(t, err)
+				s.same("what is open of "+name, string(b[:n]), fmt.Sprint("content ", i))
+			}
+			b, err := os.ReadFile(s.path(name))
+			must(t, err)
+			s.same(name, string(b), fmt.Sprint("content ", i))
+		}
+		if matched := s.rules()[0].Matched; matched == 0 {
+			t.Error("the rule sees no read")
+		}
 	}
 }
