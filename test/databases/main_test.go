@@ -13,14 +13,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/test/lab"
+	"github.com/faultgraft/faultgraft/test/workload"
 )
 
 var cycles = flag.Int("cycles", 25, "how often each database is grafted and ungrafted under load")
@@ -30,27 +29,20 @@ func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 // scene is one database container in the lab. What is left of it fails the test.
 type scene struct {
 	*testing.T
-	lab *lab.Lab
+	*workload.Database
 	ctx context.Context
-	// name is the container's, data its volume on the machine, mounted on /data.
-	name, data string
-	// acknowledged counts what clients were told is done.
-	acknowledged atomic.Int64
 }
 
 func newScene(t *testing.T, name string) *scene {
 	l := lab.RequireDatabases(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute+time.Duration(*cycles)*30*time.Second)
-	s := &scene{T: t, lab: l, ctx: ctx, name: name, data: t.TempDir()}
-	if err := os.Chown(s.data, lab.DatabaseUID, lab.DatabaseUID); err != nil {
-		t.Fatal(err)
-	}
+	s := &scene{T: t, ctx: ctx, Database: &workload.Database{Lab: l, Name: name, Data: t.TempDir(), Report: t.Errorf}}
 	before := s.snapshot()
 	t.Cleanup(func() {
 		defer cancel()
 		if t.Failed() {
-			log, _ := l.Run(ctx, "sh", "-c", `nerdctl logs "$0" 2>&1 | tail -n 50`, name)
-			t.Logf("the log of %s ends with:\n%s", name, log)
+			log, _ := s.Log(ctx)
+			t.Logf("the log of %s ends with:\n%s", name, log[max(0, len(log)-5000):])
 			log, _ = l.Faultgraft(ctx, "events")
 			t.Logf("the events end with:\n%s", log[max(0, len(log)-3000):])
 		}
@@ -65,27 +57,18 @@ func newScene(t *testing.T, name string) *scene {
 	return s
 }
 
-// run starts the container with the options of nerdctl run, the image and its arguments.
-func (s *scene) run(args ...string) {
+// must fails the test at once.
+func (s *scene) must(err error) {
 	s.Helper()
-	s.nerdctl(append([]string{"run", "-d", "--name", s.name, "--net", "none", "-v", s.data + ":/data"}, args...)...)
-}
-
-func (s *scene) nerdctl(args ...string) string {
-	s.Helper()
-	out, err := s.lab.Nerdctl(s.ctx, args...)
 	if err != nil {
-		s.Fatalf("nerdctl %s: %v", args[0], err)
+		s.Fatal(err)
 	}
-	return out
 }
 
 func (s *scene) pid() int {
 	s.Helper()
-	pid, err := strconv.Atoi(s.nerdctl("inspect", "-f", "{{.State.Pid}}", s.name))
-	if err != nil {
-		s.Fatal(err)
-	}
+	pid, err := s.PID(s.ctx)
+	s.must(err)
 	return pid
 }
 
@@ -103,19 +86,26 @@ func (s *scene) confined() {
 	}
 }
 
-// log is what the database wrote to both streams.
-func (s *scene) log() string {
+// logged is how much the database has written to its log.
+func (s *scene) logged() int {
 	s.Helper()
-	out, err := s.lab.Run(s.ctx, "sh", "-c", `nerdctl logs "$0" 2>&1`, s.name)
-	if err != nil {
-		s.Fatal(err)
+	log, err := s.Log(s.ctx)
+	s.must(err)
+	return len(log)
+}
+
+// calm checks that a database complained of nothing.
+func (s *scene) calm(complaints []string, err error) {
+	s.Helper()
+	s.must(err)
+	if len(complaints) > 0 {
+		s.Errorf("its log has:\n%s", strings.Join(complaints, "\n"))
 	}
-	return out
 }
 
 func (s *scene) snapshot(pids ...int) *lab.Snapshot {
 	s.Helper()
-	snap, err := s.lab.Snapshot(pids...)
+	snap, err := s.Lab.Snapshot(pids...)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -127,7 +117,7 @@ func (s *scene) settled(before *lab.Snapshot) {
 	s.Helper()
 	wait, cancel := context.WithTimeout(s.ctx, 30*time.Second)
 	defer cancel()
-	left, err := s.lab.Settle(wait, before)
+	left, err := s.Lab.Settle(wait, before)
 	if err != nil {
 		s.Errorf("look at the lab: %v", err)
 	}
@@ -147,7 +137,7 @@ var rules = []string{
 func (s *scene) cycle(i int) (graft, ungraft keeper.Graft) {
 	s.Helper()
 	answer := func(args ...string) keeper.Graft {
-		out, err := s.lab.Faultgraft(s.ctx, append(args, "-o", "json")...)
+		out, err := s.Lab.Faultgraft(s.ctx, append(args, "-o", "json")...)
 		if err != nil {
 			s.Fatalf("cycle %d: %v", i, err)
 		}
@@ -164,7 +154,7 @@ func (s *scene) cycle(i int) (graft, ungraft keeper.Graft) {
 		return g[0]
 	}
 	// Not a test of how long it takes: the machine may be busy with other things.
-	graft = answer("inject", s.name, "--path", "/data", "--deadline", "1m", rules[i%len(rules)])
+	graft = answer("inject", s.Name, "--path", "/data", "--deadline", "1m", rules[i%len(rules)])
 	ungraft = answer("recover", graft.ID)
 	return graft, ungraft
 }
@@ -187,25 +177,25 @@ func (s *scene) cyclesUnder(load func(ctx context.Context)) {
 	stopped, moved := 0, 0
 	start := time.Now()
 	for i := 0; i < *cycles && !s.Failed(); i++ {
-		done := s.acknowledged.Load()
+		done := s.Acknowledged.Load()
 		g, u := s.cycle(i)
 		there, back = append(there, g.PauseMs), append(back, u.PauseMs)
 		stopped, moved = stopped+len(g.Report.Stopped), moved+len(g.Report.Swapped)
 		// A cycle under a database that does nothing shows nothing.
-		for end := time.Now().Add(time.Minute); s.acknowledged.Load() == done && !s.Failed(); time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(time.Minute); s.Acknowledged.Load() == done && !s.Failed(); time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
 				s.Fatalf("cycle %d: the clients get no answer any more", i)
 			}
 		}
 	}
 	s.Logf("%d cycles in %s: %d objects moved and %d processes stopped per graft; median pause %.1f ms to graft, %.1f ms to ungraft; %d requests were answered",
-		len(there), time.Since(start).Round(time.Second), moved/max(1, len(there)), stopped/max(1, len(there)), median(there), median(back), s.acknowledged.Load())
+		len(there), time.Since(start).Round(time.Second), moved/max(1, len(there)), stopped/max(1, len(there)), median(there), median(back), s.Acknowledged.Load())
 }
 
 // nothingLeft checks that no graft is left, in faultgraft's own words and in its state.
 func (s *scene) nothingLeft() {
 	s.Helper()
-	out, err := s.lab.Faultgraft(s.ctx, "ps", "-o", "json")
+	out, err := s.Lab.Faultgraft(s.ctx, "ps", "-o", "json")
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -213,7 +203,7 @@ func (s *scene) nothingLeft() {
 	if err := json.Unmarshal([]byte(out), &g); err != nil || len(g) > 0 {
 		s.Errorf("ps: %v: %s", err, out)
 	}
-	state, err := s.lab.Path("/run/faultgraft/keepers")
+	state, err := s.Lab.Path("/run/faultgraft/keepers")
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -235,41 +225,4 @@ func median(v []float64) float64 {
 	}
 	v = slices.Sorted(slices.Values(v))
 	return v[len(v)/2]
-}
-
-// eventually asks until it is so.
-func (s *scene) eventually(what string, so func() error) {
-	s.Helper()
-	var err error
-	for end := time.Now().Add(time.Minute); time.Now().Before(end) && s.ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
-		if err = so(); err == nil {
-			return
-		}
-	}
-	s.Fatalf("%s: %v", what, err)
-}
-
-// crash kills the whole container without a warning and starts it again.
-func (s *scene) crash() {
-	s.Helper()
-	s.nerdctl("kill", "-s", "KILL", s.name)
-	s.eventually("the container ends", func() error {
-		out, err := s.lab.Nerdctl(s.ctx, "inspect", "-f", "{{.State.Running}}", s.name)
-		if err == nil && out != "false" {
-			err = fmt.Errorf("running: %s", out)
-		}
-		return err
-	})
-	s.nerdctl("start", s.name)
-}
-
-// inData runs a program of the image over the volume, with the container stopped.
-func (s *scene) inData(image, program string, args ...string) {
-	s.Helper()
-	out, err := s.lab.Nerdctl(s.ctx, append([]string{"run", "--rm", "--net", "none", "-v", s.data + ":/data", "--entrypoint", program, image}, args...)...)
-	if err != nil {
-		s.Errorf("%s: %v\n%s", program, err, out)
-		return
-	}
-	s.Logf("%s: %s", filepath.Base(program), out[strings.LastIndexByte(out, '\n')+1:])
 }

@@ -1,13 +1,10 @@
 package databases
 
 import (
-	"os"
-	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 
-	"github.com/faultgraft/faultgraft/test/lab"
+	"github.com/faultgraft/faultgraft/test/workload"
 )
 
 // G27: layers come and go under a Redis that syncs each write, and that forks
@@ -16,32 +13,18 @@ import (
 // nothing.
 func TestRedis(t *testing.T) {
 	s := newScene(t, "databases-redis")
-	sockets := t.TempDir()
-	if err := os.Chown(sockets, lab.DatabaseUID, lab.DatabaseUID); err != nil {
-		t.Fatal(err)
-	}
-	s.run("-v", sockets+":/run/redis", lab.RedisImage, "redis-server", "--dir", "/data", "--port", "0", "--unixsocket", "/run/redis/socket",
-		"--appendonly", "yes", "--appendfsync", "always", "--save", "")
+	r := &workload.Redis{Database: s.Database, Sockets: t.TempDir()}
+	s.must(r.Start(s.ctx))
 	s.confined()
-	load := &redisLoad{scene: s, socket: filepath.Join(sockets, "socket")}
-	answers := func() error {
-		c, err := dialRedis(load.socket)
-		if err == nil {
-			_, err = c.do([]string{"PING"}) // an error as long as it reads its files
-			_ = c.Close()
-		}
-		return err
-	}
-	s.eventually("Redis answers", answers)
-	started := len(s.log())
+	started := s.logged()
 	quiet := s.snapshot(s.pid())
 
-	s.cyclesUnder(load.run)
+	s.cyclesUnder(r.Work)
 	if t.Failed() {
 		return
 	}
-	t.Logf("it forked %d times", load.forks)
-	if load.forks < min(2, *cycles/10) {
+	t.Logf("it forked %d times", r.Forks)
+	if r.Forks < min(2, *cycles/10) {
 		t.Error("it hardly forked")
 	}
 	s.nothingLeft()
@@ -57,21 +40,13 @@ func TestRedis(t *testing.T) {
 		s.cycle(i)
 	}
 	s.settled(before)
-	load.check()
-	s.calm(started)
+	s.must(r.Check())
+	s.calm(r.Complaints(s.ctx, started))
 
-	s.crash()
-	s.eventually("Redis answers after a crash", answers)
-	load.check()
-	s.nerdctl("stop", "-t", "60", s.name)
-	s.inData(lab.RedisImage, "redis-check-aof", "/data/appendonlydir/appendonly.aof.manifest")
-	s.inData(lab.RedisImage, "redis-check-rdb", "/data/dump.rdb")
-}
-
-// calm checks that what Redis wrote from there on has no warning: "1:M 02 Jan 2026 03:04:05.678 # …".
-func (s *scene) calm(from int) {
-	s.Helper()
-	if bad := regexp.MustCompile(`(?m)^\d+:\w .{24} # .*$`).FindAllString(s.log()[from:], 5); len(bad) > 0 {
-		s.Errorf("its log has:\n%s", strings.Join(bad, "\n"))
-	}
+	s.must(r.Crash(s.ctx))
+	s.must(r.Answers(s.ctx))
+	s.must(r.Check())
+	said, err := r.CheckFiles(s.ctx)
+	s.must(err)
+	t.Log(said)
 }
