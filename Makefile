@@ -8,7 +8,7 @@ GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 SCRIPTS     := $(wildcard contrib/lab/*.sh contrib/testkernel/*.sh) $(addprefix contrib/testkernel/,init testrun arm64run) tracer/parasite/build.sh contrib/ci/need-go .ci/run
 export FAULTGRAFT_BIN := $(CURDIR)/bin/faultgraft
 
-.PHONY: help build test test-vm test-arm64 demo bench lint man install uninstall lab lab-down clean go
+.PHONY: help build test test-vm test-arm64 demo soak bench lint man install uninstall lab lab-down clean go
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ demo: go ## set everything up and break, and heal, a running container's disk (r
 	@contrib/lab/packages.sh lab
 	@$(MAKE) --no-print-directory build
 	@go run ./test/demo
+
+soak: go build ## databases in containers under grafts, faults and kills, checked all along, for HOURS=1 (root); SOAK="-seed 7 -v"
+	@contrib/lab/packages.sh lab
+	@go run ./test/soak -hours $(or $(HOURS),1) $(SOAK)
 
 bench: go build ## compare the layer with the file system under it and with its peers, and measure the pause and kernel faults (root); BENCH="-only create"
 	@contrib/lab/packages.sh bench vm

@@ -49,7 +49,7 @@ var tiers = []tier{
 	},
 	{
 		name: "lab", what: "real containerd, runc, nerdctl and CRI",
-		folders: []string{"test/lab", "test/e2e/...", "test/databases", "test/hook", "test/start", "test/demo/..."},
+		folders: []string{"test/lab", "test/e2e/...", "test/databases", "test/soak/...", "test/hook", "test/start", "test/demo/..."},
 		// packages share the one lab, which they take in turn
 		flags: []string{"-p", "1"},
 		run:   goTest, again: goTestAgain,

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+)
+
+// sampler looks, all along, at what faultgraft's processes take.
+type sampler struct {
+	s    *soak
+	stop chan struct{}
+	done chan struct{}
+
+	mu sync.Mutex
+	// phases hold the most that a process of each role took, one entry for each phase.
+	phases []map[string]use
+}
+
+// Bounds for one process; what is above is a leak, whatever the load.
+const (
+	maxMemory      = 256 << 10 // KiB
+	maxDescriptors = 4000
+)
+
+func sample(s *soak) *sampler {
+	m := &sampler{s: s, stop: make(chan struct{}), done: make(chan struct{}), phases: []map[string]use{{}}}
+	go func() {
+		defer close(m.done)
+		for {
+			select {
+			case <-m.stop:
+				return
+			case <-time.After(2 * time.Second):
+				m.look()
+			}
+		}
+	}()
+	return m
+}
+
+func (m *sampler) look() {
+	all, err := m.s.processes("")
+	if err != nil {
+		m.s.find("look at faultgraft's processes: %v", err)
+		return
+	}
+	for _, p := range all {
+		u, ok := uses(p.Pid)
+		if !ok {
+			continue
+		}
+		if u.memory > maxMemory || u.descriptors > maxDescriptors {
+			m.s.find("process %d (%s) has %d KiB of memory and %d descriptors", p.Pid, p.role, u.memory, u.descriptors)
+		}
+		m.mu.Lock()
+		most := m.phases[len(m.phases)-1]
+		was := most[p.role]
+		most[p.role] = use{max(was.memory, u.memory), max(was.descriptors, u.descriptors)}
+		m.mu.Unlock()
+	}
+}
+
+// next begins another phase.
+func (m *sampler) next() {
+	m.mu.Lock()
+	m.phases = append(m.phases, map[string]use{})
+	m.mu.Unlock()
+}
+
+func (m *sampler) end() {
+	close(m.stop)
+	<-m.done
+}
+
+// most is the most that a process of that role took in any phase.
+func (m *sampler) most(role string) (u use) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.phases {
+		u = use{max(u.memory, p[role].memory), max(u.descriptors, p[role].descriptors)}
+	}
+	return u
+}
+
+// growth compares the last third of the phases with the first, by their medians: what grows all along grows without an end.
+func (m *sampler) growth() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := len(m.phases) / 3
+	if n < 3 {
+		return nil
+	}
+	var out []string
+	for _, role := range []string{agentRole, keeperRole, server, holder} {
+		middle := func(phases []map[string]use) use {
+			var memory, descriptors []int
+			for _, p := range phases {
+				memory, descriptors = append(memory, p[role].memory), append(descriptors, p[role].descriptors)
+			}
+			slices.Sort(memory)
+			slices.Sort(descriptors)
+			return use{memory[len(memory)/2], descriptors[len(descriptors)/2]}
+		}
+		first, last := middle(m.phases[:n]), middle(m.phases[len(m.phases)-n:])
+		if last.memory > 2*first.memory+16<<10 || last.descriptors > 2*first.descriptors+32 {
+			out = append(out, fmt.Sprintf("%s: %d KiB and %d descriptors in the first third of the phases, %d KiB and %d in the last", role,
+				first.memory, first.descriptors, last.memory, last.descriptors))
+		}
+	}
+	return out
+}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+// kind is one sort of step.
+type kind struct {
+	name string
+	// weight is how often it comes, among the weights of all.
+	weight int
+	do     func(s *soak, ctx context.Context, st step) error
+}
+
+// kinds are all sorts of steps. Their order and weights are part of what a seed means.
+func kinds() []kind {
+	return []kind{
+		{"graft", 22, (*soak).graft},
+		{"rules", 16, (*soak).changeRules},
+		{"recover", 12, (*soak).recover},
+		{"release", 4, (*soak).releaseHung},
+		{"policy", 6, (*soak).policy},
+		{"stop-all", 2, (*soak).stopAll},
+		{"kill-server", 8, killing(server)},
+		{"kill-keeper", 8, killing(keeperRole)},
+		{"kill-agent", 5, (*soak).killAgent},
+		{"restart-agent", 3, (*soak).restartAgent},
+		{"kill-swapper", 6, killingInTheMiddle(swapper)},
+		{"kill-server-in-swap", 3, killingInTheMiddle(server)},
+		{"kill-keeper-in-swap", 3, killingInTheMiddle(keeperRole)},
+		{"kill-command", 3, killingInTheMiddle(command)},
+		{"hang-server", 2, (*soak).hangServer},
+		{"restart-containerd", 1, (*soak).restartContainerd},
+	}
+}
+
+func kindNames() []string {
+	var names []string
+	for _, k := range kinds() {
+		names = append(names, k.name)
+	}
+	return names
+}
+
+func kindOf(name string) *kind {
+	all := kinds()
+	if i := slices.IndexFunc(all, func(k kind) bool { return k.name == name }); i >= 0 {
+		return &all[i]
+	}
+	return nil
+}
+
+// step is one thing that is done. Seed and number say all that is drawn for it,
+// so that a sequence is the same whatever the machine is busy with; on which of
+// the grafts that are there by then it acts, and whether it can, is as it comes.
+type step struct {
+	n    int
+	kind kind
+	// rest is how long to wait before it.
+	rest time.Duration
+	// draw is for what else the step is to choose.
+	draw *rand.Rand
+}
+
+// draw is step n of the sequence of a seed, without the kinds that are left out.
+func drawStep(seed uint64, n int, without []string) step {
+	r := rand.New(rand.NewPCG(seed, uint64(n)))
+	all := slices.DeleteFunc(kinds(), func(k kind) bool { return slices.Contains(without, k.name) })
+	sum := 0
+	for _, k := range all {
+		sum += k.weight
+	}
+	at, i := r.IntN(sum), 0
+	for at >= all[i].weight {
+		at -= all[i].weight
+		i++
+	}
+	return step{n: n, kind: all[i], rest: time.Duration(r.IntN(1000)) * time.Millisecond, draw: r}
+}

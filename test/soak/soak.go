@@ -1,0 +1,229 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/faultgraft/faultgraft/test/lab"
+)
+
+// soak is one run.
+type soak struct {
+	lab *lab.Lab
+	o   options
+	out io.Writer
+	// dir is of this run: volumes and logs. It stays when something was found.
+	dir string
+	// log takes each step.
+	log *os.File
+
+	targets []*target
+	agent   *agent
+	sampler *sampler
+	sum     summary
+
+	mu sync.Mutex
+	// findings are what must not have been.
+	findings []string
+	found    chan struct{} // closed with the first
+	now      string        // the step that is done
+}
+
+func newSoak(l *lab.Lab, o options, out io.Writer) (s *soak, err error) {
+	s = &soak{lab: l, o: o, out: out, found: make(chan struct{})}
+	if s.dir, err = os.MkdirTemp("", "faultgraft-soak-"); err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(s.dir, 0o755); err != nil { // databases are not root
+		return nil, err
+	}
+	if s.log, err = os.Create(filepath.Join(s.dir, "steps.log")); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// note writes a line of the log of steps.
+func (s *soak) note(format string, args ...any) {
+	line := time.Now().UTC().Format("15:04:05.000 ") + fmt.Sprintf(format, args...)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, _ = fmt.Fprintln(s.log, line) // what it could not keep is printed
+	if s.o.verbose {
+		_, _ = fmt.Fprintln(s.out, line)
+	}
+}
+
+func (s *soak) say(format string, args ...any) { _, _ = fmt.Fprintf(s.out, format+"\n", args...) }
+
+// find takes what must not have been.
+func (s *soak) find(format string, args ...any) {
+	what := fmt.Sprintf(format, args...)
+	s.mu.Lock()
+	what = fmt.Sprintf("%s (at %s, in step %s)", what, time.Now().UTC().Format("15:04:05.000"), s.now)
+	s.findings = append(s.findings, what)
+	if len(s.findings) == 1 {
+		close(s.found)
+	}
+	s.mu.Unlock()
+	s.note("FOUND %s", what)
+	s.say("soak: FOUND %s", what)
+}
+
+func (s *soak) clean() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.findings) == 0
+}
+
+// run sets the containers up, does steps and checks until the time is over or something is found, and takes all down.
+func (s *soak) run(ctx context.Context) (err error) {
+	// what has been begun is ended in order also after an interrupt
+	life, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.o.length+2*time.Hour)
+	defer cancel()
+	defer func() { err = errors.Join(err, s.log.Close()) }()
+	s.sum.begin = time.Now()
+	if err := s.setUp(life); err != nil {
+		return errors.Join(err, s.takeDown(life))
+	}
+	end := time.Now().Add(s.o.length)
+	n := 0
+	for phase := 1; time.Now().Before(end) && ctx.Err() == nil && s.clean(); phase++ {
+		until := time.Now().Add(s.o.checkpoint)
+		if until.After(end.Add(-s.o.checkpoint / 2)) {
+			until = end
+		}
+		n = s.phase(ctx, life, n, until)
+		if s.clean() {
+			s.check(life, phase, !time.Now().Before(end))
+		}
+	}
+	if !s.clean() {
+		s.keepTraces(life)
+	}
+	err = s.takeDown(life)
+	s.sum.length = time.Since(s.sum.begin)
+	s.say("%s", s.sum.text(s))
+	switch {
+	case !s.clean():
+		return errors.Join(fmt.Errorf("%d findings; logs and files are in %s", len(s.findings), s.dir), err)
+	case err != nil:
+		return err
+	}
+	return os.RemoveAll(s.dir)
+}
+
+// phase has the clients work and does steps from number n on, until that time or the first finding; it returns the number of the next step.
+func (s *soak) phase(ctx, life context.Context, n int, until time.Time) int {
+	work, stop := context.WithCancel(life)
+	var clients sync.WaitGroup
+	for _, t := range s.targets {
+		clients.Go(func() { t.work(work, life) })
+	}
+	for ; time.Now().Before(until) && ctx.Err() == nil && s.clean(); n++ {
+		s.do(life, drawStep(s.o.seed, n, s.o.without))
+	}
+	stop()
+	ended := make(chan struct{})
+	go func() { clients.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Minute):
+		s.find("clients do not end within five minutes")
+	}
+	return n
+}
+
+// do does one step and sees whether the containers are well after it.
+func (s *soak) do(ctx context.Context, st step) {
+	limited, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	select {
+	case <-time.After(st.rest):
+	case <-s.found:
+		return
+	}
+	s.mu.Lock()
+	s.now = fmt.Sprintf("#%d %s", st.n, st.kind.name)
+	s.mu.Unlock()
+	s.sum.count("step " + st.kind.name)
+	if err := st.kind.do(s, limited, st); err != nil {
+		s.find("%v", err)
+		return
+	}
+	for _, t := range s.targets {
+		s.well(limited, t)
+	}
+}
+
+// well sees whether clients get answers and layers are alive.
+func (s *soak) well(ctx context.Context, t *target) {
+	done := t.acknowledged()
+	for end := time.Now().Add(time.Minute); t.acknowledged() == done; time.Sleep(5 * time.Millisecond) {
+		select {
+		case <-s.found:
+			return
+		default:
+		}
+		if time.Now().After(end) {
+			s.find("%s: its clients get no answer for a minute", t.name)
+			return
+		}
+	}
+	pid, err := t.pid(ctx)
+	if err != nil {
+		s.find("%s: %v", t.name, err)
+		return
+	}
+	mounts, err := layers(pid)
+	if err != nil {
+		s.find("%s: %v", t.name, err)
+		return
+	}
+	for _, m := range mounts {
+		if err := answers(pid, m); err != nil {
+			s.find("%s: the layer on %s: %v", t.name, m, err)
+		}
+	}
+}
+
+// layers are the mount points of faultgraft's layers as the process sees them.
+func layers(pid int) ([]string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		// id parent major:minor root mountpoint … - type …: proc_pid_mountinfo(5)
+		if f := strings.Fields(line); len(f) > 5 && strings.Contains(line, " - fuse.faultgraft ") {
+			out = append(out, f[4])
+		}
+	}
+	return out, nil
+}
+
+// answers looks a name up on the layer, which its server has to answer within a minute. One that was taken off meanwhile is well.
+func answers(pid int, mount string) error {
+	got := make(chan error, 1)
+	go func() {
+		_, err := os.Lstat(fmt.Sprintf("/proc/%d/root%s/.soak-looks-here", pid, mount))
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+		got <- err
+	}()
+	select {
+	case err := <-got:
+		return err
+	case <-time.After(time.Minute):
+		return errors.New("a look-up has no answer for a minute")
+	}
+}
