@@ -34,7 +34,7 @@ type options struct {
 	seed       uint64
 	// without are kinds of steps that are left out.
 	without []string
-	// takeover: a layer must go on when its server is killed.
+	// takeover: servers are killed too, and their layers must go on.
 	takeover bool
 	verbose  bool
 	// only are the containers to have, by name.
@@ -50,7 +50,7 @@ func main() {
 	flag.Uint64Var(&o.seed, "seed", 0, "draw the steps that were drawn from this seed; 0: take a new one")
 	flag.StringVar(&without, "without", "", "leave out these kinds of steps, with commas in between: "+strings.Join(kindNames(), ", "))
 	flag.StringVar(&only, "only", "", "the containers to have: postgres, redis, recorder (default: all)")
-	flag.BoolVar(&o.takeover, "takeover", false, "a layer must go on when its server is killed")
+	flag.BoolVar(&o.takeover, "takeover", false, "kill servers too, whose layers must then go on")
 	flag.BoolVar(&o.verbose, "v", false, "print each step")
 	flag.Parse()
 	o.length = time.Duration(hours * float64(time.Hour))
@@ -74,6 +74,9 @@ func list(s string) []string {
 }
 
 func run(ctx context.Context, o options) (err error) {
+	if !o.takeover {
+		o.without = append(o.without, needTakeover...)
+	}
 	for _, k := range o.without {
 		if kindOf(k) == nil {
 			return fmt.Errorf("no kind of step %q: there are %s", k, strings.Join(kindNames(), ", "))

@@ -37,6 +37,9 @@ func kinds() []kind {
 	}
 }
 
+// needTakeover are the steps that cost a target what is written in docs/how-a-graft-works.md (files without a name, locks), unless another server takes the layers over.
+var needTakeover = []string{"kill-server", "kill-server-in-swap", "hang-server"}
+
 func kindNames() []string {
 	var names []string
 	for _, k := range kinds() {
