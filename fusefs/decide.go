@@ -104,6 +104,11 @@ func (l *Layer) ask(set *ruleSet, q request, paths func() []string) (*change, sy
 			// for that: the wait is over, and the operation goes on.
 			how = ruleOver
 		}
+		if how == interrupted && !r.IO.Hang {
+			// A slow disk is no reason for EINTR: a file's read, write, open and fsync do not know it (signal(7)), and PostgreSQL
+			// takes it for an error. The wait is cut short, for a signal that is to kill, and the rest of the rule carried out.
+			how = served
+		}
 		switch how {
 		case interrupted:
 			c.event.Errno = syscall.EINTR

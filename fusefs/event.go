@@ -25,7 +25,7 @@ type Event struct {
 	PID uint32
 	// UID is the caller's file system user id.
 	UID uint32
-	// Errno is what the operation was answered with because of the rule, 0 if it only waited. EINTR if a signal ended the wait.
+	// Errno is what the operation was answered with because of the rule, 0 if it only waited. EINTR if a signal ended a hang.
 	Errno syscall.Errno
 	// Latency is how long the operation was made to wait: what the rule says, unless Cut.
 	Latency time.Duration

@@ -236,8 +236,16 @@ func TestLatencyIsCancelled(t *testing.T) {
 	tid, c := start()
 	waitFor(t, "the read", func() bool { return b.Rules()[0].Fired == 1 })
 	must(t, unix.Tgkill(os.Getpid(), tid, unix.SIGURG)) // Go ignores it, but handles it
-	wait("signal", c, unix.EINTR)
-	if e := b.recorded(); len(e) != 1 || e[0].Errno != unix.EINTR {
+	wait("signal", c, unix.EIO)                         // what the rule says, and no EINTR
+	if e := b.recorded(); len(e) != 1 || e[0].Errno != unix.EIO || !e[0].Cut {
+		t.Errorf("%+v", e)
+	}
+	b.rules("io latency=1h op=read ttl=2h")
+	tid, c = start()
+	waitFor(t, "the read", func() bool { return b.Rules()[0].Fired == 1 })
+	must(t, unix.Tgkill(os.Getpid(), tid, unix.SIGURG))
+	wait("signal during a latency alone", c, nil)
+	if e := b.recorded(); len(e) != 1 || e[0].Errno != 0 || !e[0].Cut {
 		t.Errorf("%+v", e)
 	}
 }

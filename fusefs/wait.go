@@ -10,7 +10,7 @@ type ended int
 
 const (
 	served      ended = iota // it lasted as long as the rule says
-	interrupted              // a signal came: the operation is answered with EINTR
+	interrupted              // a signal came: what hangs is answered with EINTR, what is only slow waits no longer
 	ruleOver                 // the rule is gone, or let go of it: the operation goes on as if there had been no rule
 )
 

@@ -52,7 +52,6 @@ var slow = []string{
 	"io latency=exp(3ms) cap=50ms op=open+create+rename+unlink ttl=TTL",
 	"io throttle=4MiB/s op=write ttl=TTL",
 	"io latency=10ms op=data+sync active=1s idle=1s ttl=TTL",
-	"io hang op=fsync+write times=1 p=5% ttl=3s",
 }
 
 // setUp starts the containers and the agent.
@@ -203,6 +202,7 @@ func (s *soak) recorder(ctx context.Context, data string) (*target, error) {
 			"io error=EROFS op=open+create path=/data/faulty/** times=20 ttl=TTL",
 			"io error=EIO op=read path=/data/faulty/** nth=5 ttl=TTL",
 			"io quota=4KiB op=write path=/data/faulty/** ttl=TTL",
+			"io hang op=fsync+write path=/data/faulty/** times=1 p=5% ttl=3s",
 		},
 		pid: d.PID, acknowledged: r.operations,
 		work:  r.watch,
