@@ -1,11 +1,15 @@
 package fusefs_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestResent kills servers with each kind of request, wherever it may be, and compares what its caller and others see
@@ -254,4 +258,35 @@ func TestResentLockWait(t *testing.T) {
 	}
 	waiter.do("lock and wait", "finish", dir)
 	f.settled()
+}
+
+// A call that a signal has interrupted while nobody served ends with EINTR: the kernel interrupts it again.
+func TestResentInterrupted(t *testing.T) {
+	f := serveFragile(t, false)
+	f.setRules("io hang op=mkdir")
+	call := f.caller()
+	dir := filepath.Join(f.mnt, "case")
+	must(t, os.Mkdir(filepath.Join(f.back, "case"), 0o777))
+	f.arm("read", "mkdir")
+	acting := call.begin("mkdir", "act", dir)
+	if !f.comes(acting, 0) {
+		t.Fatal("no request came")
+	}
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", call.cmd.Process.Pid))
+	must(t, err)
+	for _, e := range threads { // one of them waits; the others do nothing about this signal
+		tid, err := strconv.Atoi(e.Name())
+		must(t, err)
+		must(t, unix.Tgkill(call.cmd.Process.Pid, tid, unix.SIGCHLD))
+	}
+	f.replace(nil)
+	if got := call.wait(acting, "mkdir"); got != "mkdir: EINTR\n" {
+		t.Errorf("who was interrupted got %q", got)
+	}
+	if r := f.settled(); r.Rules[0].Matched != 1 {
+		t.Errorf("it was counted %d times", r.Rules[0].Matched)
+	}
+	if _, err := os.Stat(filepath.Join(f.back, "case/d")); err == nil {
+		t.Error("it was made all the same")
+	}
 }
