@@ -1,6 +1,7 @@
 package fusefs_test
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -32,8 +33,24 @@ func TestResent(t *testing.T) {
 	}
 }
 
-// kills are where a request's servers are killed: the first one in the first place, and so on.
-var kills = []string{"read", "begun", "done", "recorded", "answered", "sent", "begun begun", "done recorded", "recorded answered"}
+// Where a request's servers are killed: the first one in the first place, and so on.
+var (
+	kills     = []string{"begun", "done", "answered", "recorded recorded"}
+	idleKills = []string{"read", "recorded"} // of requests that can be done twice
+	allKills  = []string{"read", "begun", "done", "recorded", "answered", "sent", "begun begun", "done recorded", "recorded answered"}
+)
+
+var everyPlace = flag.Bool("every-place", false, "TestResent kills servers at every place with every kind of request, not only where it matters most")
+
+func (k *resentCase) kills() []string {
+	switch {
+	case *everyPlace:
+		return allKills
+	case k.idle:
+		return idleKills
+	}
+	return kills
+}
 
 func (f *fragile) resent(t *testing.T, c *caller, k *resentCase, plain string) {
 	outer, calls := f.TB, c.TB
@@ -44,7 +61,7 @@ func (f *fragile) resent(t *testing.T, c *caller, k *resentCase, plain string) {
 	if !k.idle {
 		more = time.Second
 	}
-	for _, at := range kills {
+	for _, at := range k.kills() {
 		places := strings.Fields(at)
 		first := f.kills
 		dir := strings.ReplaceAll(k.name+" "+at, " ", "_")
