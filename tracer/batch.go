@@ -149,6 +149,9 @@ func (r *remote) order(n int, table uint64) error {
 // spinTries is how often the control socket is looked at before we sleep on it.
 const spinTries = 200
 
+// frozenTries is after how many sleeps of 20 ms it is looked whether the process has been frozen.
+const frozenTries = 20
+
 // reply waits for what a batch left undone: not negative.
 func (r *remote) reply() (left int, err error) {
 	for r.unread > 0 {
@@ -178,6 +181,11 @@ func (r *remote) message() (left int, err error) {
 		if n == 0 || errors.Is(err, syscall.EINTR) {
 			if time.Now().After(deadline) {
 				return 0, fmt.Errorf("thread %d (%s) did not finish its calls within %v", r.t.tid, r.p.comm, batchTimeout)
+			}
+			if tries%frozenTries == 0 {
+				if err := r.p.frozenNow(); err != nil {
+					return 0, err
+				}
 			}
 			if err := r.unstick(); err != nil {
 				return 0, err

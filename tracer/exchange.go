@@ -21,16 +21,31 @@ func (x *transaction) exchangeGroup(members []*process) error {
 		x.addToReport()
 		x.forgetStop()
 		if err != nil {
-			return fmt.Errorf("let the processes go: %w", err)
+			return fmt.Errorf("let the processes go: %w; %w", x.whyStuck(members, err), ErrUnfinished)
 		}
 		return nil
 	}
+	err = x.whyStuck(members, err)
 	rollback := x.rollback()
 	x.addSkipped()
 	if rollback != nil {
-		return fmt.Errorf("%w; and not all could be put back: %w", err, rollback)
+		return fmt.Errorf("%w; and not all could be put back: %w; %w", err, rollback, ErrUnfinished)
 	}
 	return x.partly(err)
+}
+
+// whyStuck adds to an error that a process was frozen while its threads were stopped: none of
+// them runs the code that it was given.
+func (x *transaction) whyStuck(members []*process, err error) error {
+	if frozen := new(errFrozen); errors.As(err, &frozen) {
+		return err
+	}
+	for _, p := range members {
+		if frozen := p.frozenNow(); frozen != nil {
+			return fmt.Errorf("%w: %w", frozen, err)
+		}
+	}
+	return err
 }
 
 // exchange stops the processes and changes everything.

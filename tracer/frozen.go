@@ -62,6 +62,12 @@ func (f *freezer) check(pid int, comm string) error {
 	return nil
 }
 
+// frozenNow returns an *errFrozen for a process that was frozen since it was looked at.
+func (p *process) frozenNow() error {
+	var now freezer
+	return now.check(p.pid, p.comm)
+}
+
 // frozen names the cgroup that freezes a process with this text of /proc/PID/cgroup (cgroups(7)).
 func (f *freezer) frozen(text []byte) string {
 	for line := range strings.Lines(string(text)) {

@@ -322,6 +322,9 @@ func (r *remote) finish() error {
 		if time.Now().After(end) {
 			return fmt.Errorf("the code in thread %d (%s) does not come to its end", r.t.tid, r.p.comm)
 		}
+		if err := r.p.frozenNow(); err != nil { // it restores the thread by itself when it is thawed
+			return err
+		}
 		// in the middle of something that took too long: on to the part that closes and unmaps
 		if at < r.code.start+paraFini() && r.control >= 0 {
 			regs = startRegs(regs, r.code.start+paraFini())

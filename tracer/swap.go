@@ -20,7 +20,8 @@ const DefaultDeadline = 2 * time.Second
 // can be swapped is, or the error says why not, and that nothing was changed.
 // After an error the report tells what is known so far. If the error is an
 // ErrPartly, its Swapped lists what has new files: processes that were let go
-// before the one that failed. The caller swaps these back, or tries again.
+// before the one that failed. The caller swaps these back, or tries again; the
+// same if it is an ErrUnfinished, of which nothing is known.
 //
 // The functions of o are called one at a time, on an OS thread of their own.
 // None of the processes may be a child that this process waits for meanwhile:
@@ -58,6 +59,12 @@ func Swap(ctx context.Context, o Options) (*Report, error) {
 // ErrPartly is what a swap fails with after other processes have been let go with
 // their new files.
 var ErrPartly = errors.New("other processes have their new files already")
+
+// ErrUnfinished is what a swap fails with that could not put everything back, or not let every
+// thread go: whatever was to be exchanged may have its old file or its new one, and may
+// still change. It happens to a process that is frozen by its cgroup meanwhile. Whoever
+// made the new files has to keep them good until all are known to be back.
+var ErrUnfinished = errors.New("it is not known what has its new file")
 
 // onOwnThread runs f on an OS thread that ends afterwards. ptrace(2) ties a
 // target to the thread that seized it, and the end of that thread lets go of all

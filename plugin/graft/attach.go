@@ -35,12 +35,16 @@ const (
 	StepHandOver = "hand over"
 )
 
+// ErrLeft is what a graft fails with that could not be undone: the layer may be mounted and in
+// use, and has to be served until it was taken off.
+var ErrLeft = errors.New("objects of the target may be on the layer")
+
 // stragglerPasses bounds how often the target is looked through again for
 // objects that were opened by processes which were not stopped.
 const stragglerPasses = 5
 
 // Attach puts a layer over a path of the target and swaps the open objects
-// under it onto the layer. On an error the target is as it was before.
+// under it onto the layer. On an error the target is as it was before, unless it is an ErrLeft.
 func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 	a := &attachment{AttachOptions: o, rep: &Report{}}
 	if a.Deadline == 0 {
@@ -56,7 +60,10 @@ func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 				break
 			}
 			uerr := undo[i]()
-			if uerr == nil && errors.Is(err, tracer.ErrPartly) {
+			switch {
+			case uerr != nil:
+				uerr = fmt.Errorf("%w: %w", uerr, ErrLeft)
+			case errors.Is(err, tracer.ErrPartly), errors.Is(err, tracer.ErrUnfinished):
 				uerr = errors.New("these have been swapped back: nothing is changed")
 			}
 			err = errors.Join(err, uerr)
@@ -78,7 +85,7 @@ func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 		RequireAll: a.RequireAll, Deadline: a.Deadline, Budget: a.Budget,
 	}
 	r, err := tracer.Swap(ctx, swap)
-	if err == nil || errors.Is(err, tracer.ErrPartly) {
+	if err == nil || errors.Is(err, tracer.ErrPartly) || errors.Is(err, tracer.ErrUnfinished) {
 		// From here on a failure has to swap back what is on the layer.
 		undo = append(undo, func() error { return a.revert() })
 	}

@@ -145,6 +145,8 @@ type job struct {
 type result struct {
 	Report *graft.Report `json:"report,omitempty"`
 	Error  string        `json:"error,omitempty"`
+	// Left: the error is a graft.ErrLeft.
+	Left bool `json:"left,omitempty"`
 }
 
 // serverLink is a swapper's end of the pair with the server.

@@ -89,6 +89,8 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 		return k.swapperDied(h, j, fmt.Errorf("the swapper did not come to its end within %v: a file system that it needed does not answer", swapperDeadline))
 	case d.result == nil:
 		return k.swapperDied(h, j, fmt.Errorf("the swapper died (%v) %s", err, text))
+	case d.result.Left:
+		return k.swapperDied(h, j, errors.New(d.result.Error))
 	case d.result.Error != "":
 		return nil, errors.New(d.result.Error)
 	}

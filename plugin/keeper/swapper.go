@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
@@ -58,7 +59,7 @@ func RunSwapper(o SwapperOptions) error {
 		})
 	}
 	if err != nil {
-		res.Error = err.Error()
+		res.Error, res.Left = err.Error(), errors.Is(err, graft.ErrLeft)
 	}
 	if _, err := k.call(callResult, res, nil); err != nil {
 		return fmt.Errorf("swapper: %w", err)

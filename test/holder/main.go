@@ -17,6 +17,7 @@
 //	rdlk NAME START LEN       waitlk NAME START LEN                      unlk NAME
 //	watch NAME PATH           events NAME         poll NAME FILE    ready NAME        (inotify, epoll; these make NAME)
 //	lease NAME                leased NAME         unlease NAME      (F_SETLEASE for reads, F_GETLEASE)
+//	eat MIB                   (so much memory, which it never gives back)
 //	spin PATH COUNT OP        (COUNT times OP, which is read or fsync; prints how often each errno came)
 //
 // The answer is one line: "ok VALUE" or the name of an errno.
@@ -233,6 +234,9 @@ func run(f []string) (any, error) {
 	case "unlease":
 		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_UNLCK)
 		return "", err
+	case "eat":
+		m, err := unix.Mmap(-1, 0, number(f[1])<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+		return len(m), err
 	case "spin":
 		return spin(f[1], number(f[2]), f[3])
 	}

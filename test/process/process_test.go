@@ -60,6 +60,8 @@ type rig struct {
 	state string
 	data  string
 	env   []string // for faultgraft
+	// swapper is the one that stopAt waited for.
+	swapper int
 }
 
 func newRig(t testing.TB) *rig {
