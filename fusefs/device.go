@@ -43,6 +43,7 @@ type device struct {
 	mu    sync.Mutex
 	all   map[*reader]struct{}
 	spare chan *reader // readers without work
+	short atomic.Bool  // there was no memory for one
 
 	over  atomic.Bool
 	ended chan struct{}

@@ -189,10 +189,7 @@ func (r *reader) dispatch(n int) []byte {
 // read answers a READ. The data is put where it is sent from.
 func (r *reader) read() []byte {
 	q := in[fuse.ReadIn](r)
-	buf, err := r.dataBuffer(int(min(q.Size, maxRequest)))
-	if err != nil {
-		return r.reply(fuse.Status(unix.ENOMEM), 0)
-	}
+	buf := r.dataBuffer(int(min(q.Size, maxRequest)))
 	res, st := r.d.layer.Read(r.cancel, q, buf[headerSize:])
 	if st != fuse.OK {
 		return r.reply(st, 0)
@@ -226,10 +223,7 @@ func (r *reader) interruptRequest(n int) []byte {
 
 // passOn has go-fuse decode and answer a request.
 func (r *reader) passOn(n int) []byte {
-	buf, err := r.dataBuffer(maxRequest)
-	if err != nil {
-		return r.reply(fuse.Status(unix.ENOMEM), 0)
-	}
+	buf := r.dataBuffer(maxRequest)
 	size, st := r.d.proto.HandleRequest([][]byte{r.in[:n]}, [][]byte{buf})
 	switch {
 	case st != fuse.OK:

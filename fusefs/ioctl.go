@@ -98,10 +98,7 @@ func (r *reader) ioctl(n int) []byte {
 	q := in[fuse.IoctlIn](r)
 	const size = int(unsafe.Sizeof(fuse.IoctlIn{}))
 	const answer = int(unsafe.Sizeof(fuse.IoctlOut{}))
-	buf, err := r.dataBuffer(answer + int(min(q.OutSize, maxRequest-uint32(answer))))
-	if err != nil {
-		return r.reply(fuse.Status(unix.ENOMEM), 0)
-	}
+	buf := r.dataBuffer(answer + int(min(q.OutSize, maxRequest-uint32(answer))))
 	input := r.in[size:n]
 	have, st := r.d.layer.ioctl(r.cancel, q, input[:min(len(input), int(q.InSize))], buf[headerSize+answer:])
 	if st != fuse.OK {

@@ -19,8 +19,8 @@ type reader struct {
 	unique atomic.Uint64 // the request being answered; 0 for none
 	in     []byte        // room for the largest request
 	out    []byte        // room for an answer without data
-	inMap  []byte        // what in is part of
-	data   []byte        // room for the largest answer with data; nil until needed
+	data   []byte        // room for the largest answer with data
+	pages  []byte        // what in and data are parts of
 	slot   uint16        // in the ledger; 0 for none
 
 	mu          sync.Mutex
@@ -39,16 +39,18 @@ const (
 )
 
 func (d *device) newReader() (*reader, error) {
-	in, err := mapBuffer(inBytes)
+	// In one piece: a reader that reads has all that its answer may need, and cannot run short of it.
+	pages, err := mapBuffer(2 * inBytes)
 	if err != nil {
 		return nil, err
 	}
-	r := &reader{d: d, in: in[pageSize-writeStart:], inMap: in, out: make([]byte, outBytes), cancel: make(chan struct{}), slot: d.layer.ledger.take()}
+	r := &reader{d: d, in: pages[pageSize-writeStart : inBytes], data: pages[inBytes:], pages: pages, out: make([]byte, outBytes), cancel: make(chan struct{}), slot: d.layer.ledger.take()}
 	d.mu.Lock()
 	d.all[r] = struct{}{}
 	n := len(d.all)
 	d.mu.Unlock()
 	if d.layer.handles.kept != nil {
+		in := pages[:inBytes]
 		if n > wholeReaders {
 			in = in[:someBytes]
 		}
@@ -74,16 +76,7 @@ func mapBuffer(size int) ([]byte, error) {
 }
 
 // dataBuffer gives room for a header and so much data, which begins on a page.
-func (r *reader) dataBuffer(size int) ([]byte, error) {
-	if r.data == nil {
-		b, err := mapBuffer(inBytes)
-		if err != nil {
-			return nil, err
-		}
-		r.data = b
-	}
-	return r.data[pageSize-headerSize : pageSize+size], nil
-}
+func (r *reader) dataBuffer(size int) []byte { return r.data[pageSize-headerSize : pageSize+size] }
 
 // free gives the buffers back. Nothing refers to them any more.
 func (r *reader) free() {
@@ -91,10 +84,7 @@ func (r *reader) free() {
 	delete(r.d.all, r)
 	r.d.mu.Unlock()
 	r.d.layer.ledger.give(r.slot)
-	_ = unix.Munmap(r.inMap) // only fails for what is not mapped
-	if r.data != nil {
-		_ = unix.Munmap(r.data)
-	}
+	_ = unix.Munmap(r.pages) // only fails for what is not mapped
 }
 
 func (r *reader) header() *fuse.InHeader { return (*fuse.InHeader)(unsafe.Pointer(&r.in[0])) }
@@ -199,29 +189,48 @@ func (d *device) another() {
 	if d.over.Load() {
 		return
 	}
-	select {
-	case r := <-d.spare:
-		d.activate(r)
-		return
-	default:
-	}
-	r, err := d.newReader()
+	r, err := d.idle()
 	if err != nil {
-		d.log.Error("no memory for another reader of requests; those that are there go on", "err", err)
+		d.noMemory(err)
 		return
 	}
 	d.activate(r)
 }
 
+// idle gives a reader that has no work: a spare one, or a new one.
+func (d *device) idle() (*reader, error) {
+	select {
+	case r := <-d.spare:
+		return r, nil
+	default:
+		return d.newReader()
+	}
+}
+
+func (d *device) noMemory(err error) {
+	if d.short.CompareAndSwap(false, true) {
+		d.log.Error("no memory for another reader of requests; those that are there go on", "err", err)
+	}
+}
+
 // replace takes a reader out of the rotation that answers a request, and puts
-// another in if it was the last. turn is the one it was seen at.
+// another in if it was the last. turn is the one it was seen at. Without memory
+// for another one it stays: nobody would read requests any more. The watcher
+// tries again as long as the answer takes.
 func (d *device) replace(r *reader, turn uint64) {
-	if turn%2 == 0 || !r.turn.CompareAndSwap(turn, turn+1) {
+	if turn%2 == 0 || r.turn.Load() != turn {
 		return // it is done, or was replaced before
 	}
-	if d.active.Add(-1) == 0 {
-		d.another()
+	next, err := d.idle()
+	if err != nil {
+		d.noMemory(err)
+		return
 	}
+	if r.turn.CompareAndSwap(turn, turn+1) && d.active.Add(-1) == 0 && !d.over.Load() {
+		d.activate(next)
+		return
+	}
+	next.rest()
 }
 
 // leave takes a reader out of the rotation, unless it is the last.

@@ -21,6 +21,8 @@ type StopReport struct {
 	// Failed are those that could not be taken off yet, with the reason. Their faults
 	// have ended, and their keepers try again.
 	Failed []keeper.Graft `json:"failed,omitempty"`
+	// Warning is what could not be put on record, of a stop that stands all the same.
+	Warning string `json:"warning,omitempty"`
 	// TookMs is how long all of it took, milliseconds.
 	TookMs float64 `json:"tookMs"`
 }
@@ -46,9 +48,7 @@ func (s *stopper) stop(ctx context.Context, reason, by string) (StopReport, erro
 	if err == nil && before != nil {
 		mark.Grafts = before.Grafts // they are to come back after the release, too
 	}
-	if err := keeper.WriteStopped(s.stateDir, mark); err != nil {
-		return StopReport{}, err
-	}
+	_ = keeper.WriteStopped(s.stateDir, mark) // a full disk is no reason for a fault to go on; it is tried again below
 	var wg sync.WaitGroup
 	var grafts []keeper.Graft
 	var faults []string
@@ -69,7 +69,14 @@ func (s *stopper) stop(ctx context.Context, reason, by string) (StopReport, erro
 	}
 	slices.Sort(out.Reverted)
 	out.Stopped, out.TookMs = mark, float64(time.Since(begin))/float64(time.Millisecond)
-	return out, errors.Join(keeper.WriteStopped(s.stateDir, mark), gerr, kerr, s.log(keeper.EventStop, by, fmt.Sprintf("%s; %d faults were taken off", reason, len(out.Reverted))))
+	unwritten := errors.Join(keeper.WriteStopped(s.stateDir, mark), s.log(keeper.EventStop, by, fmt.Sprintf("%s; %d faults were taken off", reason, len(out.Reverted))))
+	if now, err := keeper.ReadStopped(s.stateDir); unwritten != nil && now == nil && err == nil {
+		return out, errors.Join(unwritten, gerr, kerr) // there is not even an empty marker
+	}
+	if unwritten != nil {
+		out.Warning = unwritten.Error()
+	}
+	return out, errors.Join(gerr, kerr)
 }
 
 // release lifts the stop; reopen is told the grafts that were taken off for it.

@@ -81,6 +81,9 @@ func stopped(w io.Writer, r plugin.StopReport) error {
 			_, err = fmt.Fprintf(w, "  not yet: %s of %s: %s\n", f.ID, displayName(f.Target), f.Reason)
 		}
 	}
+	if err == nil && r.Warning != "" {
+		_, err = fmt.Fprintf(w, "  warning: %s\n", r.Warning)
+	}
 	return err
 }
 

@@ -156,8 +156,13 @@ func (a Audit) append(f *os.File, line []byte) (again bool, err error) {
 	if is.Mode().IsRegular() && is.Size() > 0 && is.Size()+int64(len(line)) > a.MaxSize {
 		return true, a.rotate()
 	}
-	_, err = f.Write(line)
-	return false, err
+	if n, err := f.Write(line); err != nil {
+		if n > 0 && is.Mode().IsRegular() { // half a line would spoil the next one
+			err = errors.Join(err, f.Truncate(is.Size()))
+		}
+		return false, err
+	}
+	return false, nil
 }
 
 // rotate moves the files aside, the oldest out; the caller holds the lock of the newest.

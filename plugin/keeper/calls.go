@@ -58,7 +58,7 @@ type serveCall struct {
 type rulesCall struct {
 	Layer string        `json:"layer"`
 	Rules []policy.Rule `json:"rules"`
-	Start time.Time     `json:"start"`
+	Start time.Time     `json:"-"` // travels as a time of CLOCK_MONOTONIC, see MarshalJSON
 	// Coming: the rules are not in force yet, but files are opened as they need it.
 	Coming bool `json:"coming,omitempty"`
 }

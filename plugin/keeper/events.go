@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -112,6 +113,8 @@ type EventLog struct {
 	// written is how much this process has written since it last looked at the size of the file.
 	written int
 	limit   int64 // maxEventLog, less in tests
+	// torn: the last line is half a line, which a full disk left. The next one begins anew.
+	torn bool
 }
 
 // sizeCheck is how much one process writes between two looks at the size of the log, bytes.
@@ -123,11 +126,11 @@ func OpenEventLog(dir string) (*EventLog, error) {
 	if err := d.make(); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(d.events(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(d.events(), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("event log: %w", err)
 	}
-	l := &EventLog{dir: d, f: f, limit: maxEventLog}
+	l := &EventLog{dir: d, f: f, limit: maxEventLog, torn: endsTorn(f)}
 	if err := l.bound(); err != nil {
 		return nil, errors.Join(err, l.f.Close())
 	}
@@ -163,13 +166,24 @@ func (l *EventLog) bound() error {
 			}
 		}
 	}
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("event log: %w", err)
 	}
 	_ = l.f.Close() // every line is written
-	l.f = f
+	l.f, l.torn = f, endsTorn(f)
 	return nil
+}
+
+// endsTorn says that a log does not end with a whole line.
+func endsTorn(f *os.File) bool {
+	s, err := f.Stat()
+	if err != nil || s.Size() == 0 {
+		return false
+	}
+	var last [1]byte
+	_, err = f.ReadAt(last[:], s.Size()-1)
+	return err == nil && last[0] != '\n'
 }
 
 // Write appends one event, to the audit log too if it belongs there.
@@ -197,7 +211,13 @@ func (l *EventLog) append(line []byte) error {
 			return err
 		}
 	}
-	_, err := l.f.Write(line)
+	if l.torn {
+		line = slices.Concat([]byte{'\n'}, line)
+	}
+	n, err := l.f.Write(line)
+	if n > 0 {
+		l.torn = n < len(line)
+	}
 	return err
 }
 
@@ -250,6 +270,10 @@ func ReadEvents(ctx context.Context, dir string, follow bool, f func(Event) erro
 		part, err := r.ReadBytes('\n')
 		line = append(line, part...)
 		if err == nil {
+			if len(line) == 1 { // between half a line and the next
+				line = line[:0]
+				continue
+			}
 			var e Event
 			if err := json.Unmarshal(line, &e); err != nil {
 				// A disk that was full leaves half a line; those after it are whole.

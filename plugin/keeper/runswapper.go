@@ -79,14 +79,18 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 			return nil, errors.Join(err, awaitSwapper(cmd, nil))
 		}
 	}
-	if err := conn.Serve(d.handle); err != nil {
-		k.o.Logger.Warn("connection with the swapper broke", "err", err)
+	broke := conn.Serve(d.handle)
+	if broke != nil {
+		k.o.Logger.Warn("connection with the swapper broke", "err", broke)
+		_ = conn.Close() // it waits for an answer, and hears by this that none comes
 	}
 	var text string
 	err = awaitSwapper(cmd, func() { text = strings.TrimSpace(said.String()) })
 	switch {
 	case d.result == nil && isClosed(late):
 		return k.swapperDied(h, j, fmt.Errorf("the swapper did not come to its end within %v: a file system that it needed does not answer", swapperDeadline))
+	case d.result == nil && broke != nil:
+		return k.swapperDied(h, j, fmt.Errorf("connection with the swapper: %w", broke))
 	case d.result == nil:
 		return k.swapperDied(h, j, fmt.Errorf("the swapper died (%v) %s", err, text))
 	case d.result.Left:

@@ -93,6 +93,9 @@ func Purge(dir string) error {
 		}
 	}
 	names := []string{"events.jsonl", "events.jsonl.1", "daemon.json", "policies.json", "stopped.json", "daemon.log", "daemon.log.1", "counters.json", "counters.json.corrupt", "audit.json", "audit.jsonl"}
+	if agent := filepath.Join(dir, "daemon.sock"); !alive(agent) { // it was killed, or for want of memory could not tidy up
+		names = append(names, filepath.Base(agent))
+	}
 	for _, pattern := range []string{"daemon.json.corrupt-*", "policies.json.corrupt-*", "audit.json.corrupt-*", "audit.jsonl.*"} {
 		found, err := filepath.Glob(filepath.Join(escapeGlob(dir), pattern))
 		if err != nil {

@@ -66,7 +66,8 @@ func CheckStopped(dir string) error {
 	return err
 }
 
-// WriteStopped stops the node: nothing starts from here on. What is there is left.
+// WriteStopped stops the node: nothing starts from here on. What is there is left. Where there is
+// no room for the marker, an empty one stops the node too, and the error is that nobody can read why.
 func WriteStopped(dir string, s Stopped) error {
 	d := orDefault(dir)
 	if err := d.make(); err != nil {
@@ -77,7 +78,12 @@ func WriteStopped(dir string, s Stopped) error {
 		return err
 	}
 	if err := ReplaceFile(d.stopped(), append(b, '\n')); err != nil {
-		return fmt.Errorf("stop this node: %w", err)
+		f, cerr := os.OpenFile(d.stopped(), os.O_CREATE|os.O_WRONLY, 0o600)
+		if cerr != nil {
+			return fmt.Errorf("stop this node: %w", errors.Join(err, cerr))
+		}
+		_ = f.Close() // nothing was written
+		return fmt.Errorf("this node is stopped, but why is not on record: %w", err)
 	}
 	return nil
 }

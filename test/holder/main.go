@@ -17,6 +17,7 @@
 //	rdlk NAME START LEN       waitlk NAME START LEN                      unlk NAME
 //	watch NAME PATH           events NAME         poll NAME FILE    ready NAME        (inotify, epoll; these make NAME)
 //	lease NAME                leased NAME         unlease NAME      (F_SETLEASE for reads, F_GETLEASE)
+//	fill PATH                 (writes until it is told why not)         append NAME LEN   free PATH  (blocks)
 //	eat MIB                   (so much memory, which it never gives back)
 //	spin PATH COUNT OP        (COUNT times OP, which is read or fsync; prints how often each errno came)
 //
@@ -234,6 +235,14 @@ func run(f []string) (any, error) {
 	case "unlease":
 		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_UNLCK)
 		return "", err
+	case "append":
+		return unix.Write(fd, make([]byte, number(f[2])))
+	case "fill":
+		return "", fill(f[1])
+	case "free":
+		var s unix.Statfs_t
+		err := unix.Statfs(f[1], &s)
+		return s.Bavail, err
 	case "eat":
 		m, err := unix.Mmap(-1, 0, number(f[1])<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 		return len(m), err

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -60,6 +61,8 @@ type rig struct {
 	state string
 	data  string
 	env   []string // for faultgraft
+	// prefix is the command that faultgraft is started by, if any.
+	prefix []string
 	// swapper is the one that stopAt waited for.
 	swapper int
 }
@@ -120,7 +123,8 @@ func leftovers(t testing.TB) []string {
 
 // command is a faultgraft command on the rig's state.
 func (r *rig) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(binaries.faultgraft, args...)
+	args = append(append(slices.Clone(r.prefix), binaries.faultgraft), args...)
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(append(os.Environ(), "FAULTGRAFT_STATE="+r.state), r.env...)
 	return cmd
 }

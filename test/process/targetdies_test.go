@@ -41,7 +41,8 @@ func (r *rig) awaitNone() {
 	r.t.Helper()
 	for end := time.Now().Add(60 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		left := r.list()
-		if len(left) == 0 && len(r.processes("keeper")) == 0 {
+		// A server whose keeper has died starts another one: it is the last to go.
+		if len(left) == 0 && len(r.processes("keeper")) == 0 && len(r.processes("server")) == 0 && len(r.processes("keeper")) == 0 {
 			return
 		}
 		if time.Now().After(end) {

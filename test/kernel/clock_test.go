@@ -1,0 +1,58 @@
+package kernel
+
+import (
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/faultgraft/faultgraft/test/vm"
+)
+
+// The machine's clock is set, back and forth, while faults are in force: each ends when its ttl is over, not a day later and not
+// at once. It can only be set in the emulated machine, whose kernel has no kcmp(2), without which nothing is grafted: that the
+// start of a layer's rules does not go by the time of day shows plugin/keeper TestStartOfRulesTravels.
+func TestClockIsSet(t *testing.T) {
+	vm.Need(t)
+	n := startNode(t)
+	c := start(t, "clock", mountLoop)
+	inject := func(ttl string) {
+		t.Helper()
+		if out, err := n.faultgraft("inject", "--pid", itoa(c.pid()), "--kernel", "hook=syscall:mount error=ENOMEM ttl="+ttl); err != nil {
+			t.Fatalf("inject: %v: %s", err, out)
+		}
+		failed := count(c.output(), noMemory)
+		await(t, "mount prints "+noMemory, func() bool { return count(c.output(), noMemory) > failed })
+	}
+	set := func(by time.Duration) {
+		t.Helper()
+		var now unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_REALTIME, &now); err != nil {
+			t.Fatal(err)
+		}
+		then := unix.NsecToTimeval(now.Nano() + int64(by))
+		if err := unix.Settimeofday(&then); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inject("15s")
+	set(-24 * time.Hour)
+	await(t, "the fault has ended", func() bool { return len(n.ps()) == 0 })
+	awaitMounts(t, c) // what failed before is printed by then
+	failed := count(c.output(), noMemory)
+	awaitMounts(t, c)
+	if now := count(c.output(), noMemory); now != failed {
+		t.Errorf("%d mounts failed after the fault's end", now-failed)
+	}
+	inject("1h")
+	set(48 * time.Hour)
+	failed = count(c.output(), noMemory)
+	await(t, "mounts fail still", func() bool { return count(c.output(), noMemory) > failed+1 })
+	if all := n.ps(); len(all) != 1 {
+		t.Errorf("ps: %+v", all)
+	}
+	set(-24 * time.Hour) // in all it is as it was
+	if all := n.ps(); len(all) != 1 {
+		t.Errorf("ps: %+v", all)
+	}
+}

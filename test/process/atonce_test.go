@@ -1,0 +1,78 @@
+package process
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/policy"
+)
+
+// Many grafts at once, over many paths of many targets, asked for by as many callers: all are made, each with its own rule, and all
+// come off at once again. FAULTGRAFT_TEST_LONG=1 makes 500 of them.
+func TestManyGraftsAtOnce(t *testing.T) {
+	targets, paths := 4, 10
+	if len(some().or("all")) > 0 {
+		targets, paths = 25, 20
+	}
+	r := newRig(t)
+	var all []*holder
+	var before []map[string]string
+	for p := range paths {
+		if err := os.Mkdir(filepath.Join(r.data, fmt.Sprint(p)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		r.write(fmt.Sprintf("%d/f", p), "0123456789")
+	}
+	for range targets {
+		h := r.start()
+		for p := range paths {
+			h.ok("open f%d %s/%d/f rdwr", p, r.data, p)
+		}
+		all, before = append(all, h), append(before, h.snapshot())
+	}
+	rule, err := policy.ParseRule("rule-1", "io error=EIO op=fsync path=/** ttl=30m", policy.Defaults{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &keeper.Client{StateDir: r.state, Executable: binaries.faultgraft}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, h := range all {
+		for p := range paths {
+			wg.Go(func() {
+				_, err := client.Inject(ctx, keeper.Target{PID: h.pid()}, keeper.Request{
+					Path: filepath.Join(r.data, fmt.Sprint(p)), Rules: []policy.Rule{rule}, Origin: keeper.OriginUser,
+				})
+				if err != nil {
+					t.Errorf("graft %d of process %d: %v", p, h.pid(), err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if n := len(r.list()); n != targets*paths {
+		t.Errorf("%d grafts, want %d", n, targets*paths)
+	}
+	for _, h := range all {
+		for p := range paths {
+			h.is("EIO", "fsync f%d", p)
+			h.is("ok 0123456789", "pread f%d 0 100", p)
+		}
+	}
+	if out, err := r.run("recover", "--all"); err != nil {
+		t.Errorf("recover --all: %v: %s", err, out)
+	}
+	for i, h := range all {
+		for p := range paths {
+			h.is("ok", "fsync f%d", p)
+		}
+		same(t, before[i], h.snapshot())
+	}
+}

@@ -1,0 +1,364 @@
+package process
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"golang.org/x/sys/unix"
+)
+
+// limit sets a limit of a process that runs, of the same hard limit or below, and returns what it was.
+func limit(t *testing.T, pid, what int, value uint64) (was unix.Rlimit) {
+	t.Helper()
+	if err := unix.Prlimit(pid, what, nil, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Prlimit(pid, what, &unix.Rlimit{Cur: value, Max: was.Max}, nil); err != nil {
+		t.Fatal(err)
+	}
+	return was
+}
+
+// descriptors counts those of a process.
+func descriptors(t *testing.T, pid int) uint64 {
+	t.Helper()
+	all, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	top := 0
+	for _, e := range all {
+		var fd int
+		if _, err := fmt.Sscan(e.Name(), &fd); err == nil {
+			top = max(top, fd)
+		}
+	}
+	return uint64(top + 1)
+}
+
+// EMFILE in the agent: who asks waits or is refused, grafts go on, and when descriptors are free it serves again.
+func TestAgentOutOfDescriptors(t *testing.T) {
+	r := newRig(t)
+	h := r.start()
+	h.ok("open f %s rdwr", r.write("f", "0123456789"))
+	before := h.snapshot()
+	agent := r.agent()
+	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=5m")
+	was := limit(t, agent.Process.Pid, unix.RLIMIT_NOFILE, descriptors(t, agent.Process.Pid)+2)
+	var open []net.Conn
+	for range 40 { // the kernel takes them; the agent cannot
+		c, err := net.DialTimeout("unix", filepath.Join(r.state, "daemon.sock"), time.Second)
+		if err != nil {
+			break
+		}
+		open = append(open, c)
+	}
+	h.is("EIO", "fsync f")
+	for _, c := range open {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	limit(t, agent.Process.Pid, unix.RLIMIT_NOFILE, was.Cur)
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		c, err := r.run("ps", "-o", "json")
+		if err == nil && strings.Contains(c, g.ID) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the agent does not serve again: %q, %v", c, err)
+		}
+	}
+	r.recover(g)
+	h.is("ok", "fsync f")
+	same(t, before, h.snapshot())
+}
+
+// EMFILE in the keeper: a graft that needs more descriptors than it may have changes nothing and says so; one that
+// is there stays, and comes off as soon as the keeper can.
+func TestKeeperOutOfDescriptors(t *testing.T) {
+	r := newRig(t)
+	h := r.start()
+	many, few := filepath.Join(r.data, "many"), filepath.Join(r.data, "few")
+	for _, d := range []string{many, few} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 300 {
+		h.ok("open m%d %s rdwr", i, r.write(fmt.Sprintf("many/%d", i), "0123456789"))
+	}
+	h.ok("open f %s rdwr", r.write("few/f", "0123456789"))
+	before := h.snapshot()
+	g := r.inject(h, few, "io error=EIO op=fsync ttl=5m")
+	pids := r.processes("keeper")
+	if len(pids) != 1 {
+		t.Fatalf("keepers: %v", pids)
+	}
+	was := limit(t, pids[0], unix.RLIMIT_NOFILE, descriptors(t, pids[0])+40)
+	out, err := r.run("inject", "--pid", fmt.Sprint(h.pid()), "--path", many, "io error=EIO op=fsync ttl=5m")
+	if err == nil || !strings.Contains(err.Error(), "RLIMIT_NOFILE") && !strings.Contains(err.Error(), "too many open files") {
+		t.Errorf("inject: %q, %v", out, err)
+	}
+	h.is("ok", "fsync m7")
+	h.is("EIO", "fsync f")
+	limit(t, pids[0], unix.RLIMIT_NOFILE, was.Cur)
+	for end := time.Now().Add(30 * time.Second); len(r.list()) > 1; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("left: %+v", r.list())
+		}
+	}
+	r.recover(g)
+	same(t, before, h.snapshot())
+}
+
+// EMFILE in the layer: where its server may have few descriptors, far fewer than the target looks at files, the kernel is asked to
+// forget some. The target may be told EMFILE where it is faster than that, but not for long, and never for what it has open.
+func TestServerOutOfDescriptors(t *testing.T) {
+	r := newRig(t)
+	r.prefix = []string{"prlimit", "--nofile=512:512"}
+	h := r.start()
+	for i := range 20 {
+		h.ok("open f%d %s rdwr", i, r.write(fmt.Sprintf("f%d", i), "0123456789"))
+	}
+	for i := range 800 {
+		r.write(fmt.Sprintf("other%d", i), "0123456789")
+	}
+	before := h.snapshot()
+	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=5m")
+	pids := r.processes("server")
+	if len(pids) != 1 {
+		t.Fatalf("servers: %v", pids)
+	}
+	var is unix.Rlimit
+	if err := unix.Prlimit(pids[0], unix.RLIMIT_NOFILE, nil, &is); err != nil || is.Cur > 512 {
+		t.Logf("this machine lets the server have %d descriptors: %v", is.Cur, err) // CAP_SYS_RESOURCE
+	}
+	for range 2 {
+		for i := range 800 {
+			for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+				got := h.do("stat %s/other%d", r.data, i)
+				if got == "ok 10" {
+					break
+				}
+				if got != "EMFILE" || time.Now().After(end) {
+					t.Fatalf("stat: %q", got)
+				}
+			}
+		}
+	}
+	for i := range 20 {
+		h.is("ok 0123456789", "pread f%d 0 100", i)
+		h.is("EIO", "fsync f%d", i)
+	}
+	r.recover(g)
+	same(t, before, h.snapshot())
+}
+
+// ENOMEM ends a Go process: with the agent, the keeper or the server gone for want of memory, the target goes on
+// without an error, its rules end or go on as after a kill, and the layer comes off.
+func TestOutOfMemory(t *testing.T) {
+	for _, role := range []string{"agent", "keeper", "server"} {
+		t.Run(role, func(t *testing.T) {
+			r := newRig(t)
+			h := r.start()
+			h.ok("open f %s rdwr", r.write("f", "0123456789"))
+			h.ok("lseek f 4")
+			before := h.snapshot()
+			agent := r.agent()
+			g := r.inject(h, r.data, "io error=EIO op=fsync p=0 ttl=5m")
+			pid := agent.Process.Pid
+			if role != "agent" {
+				pids := r.processes(role)
+				if len(pids) != 1 {
+					t.Fatalf("%d processes with role %s", len(pids), role)
+				}
+				pid = pids[0]
+			}
+			limit(t, pid, unix.RLIMIT_AS, 1<<20) // it has more already: each further mmap(2) is ENOMEM
+			limit(t, pid, unix.RLIMIT_DATA, 1<<20)
+			for end := time.Now().Add(60 * time.Second); running(pid) && time.Now().Before(end); {
+				h.is("ok", "fsync f")
+				h.is("ok 456789", "read f 100")
+				h.ok("lseek f 4")
+				h.do("stat %s/none", r.data)
+				if role != "server" {
+					_, _ = r.run("ps") // it may fail, which is not what this is about
+				}
+			}
+			t.Logf("%s (%d) runs: %v", role, pid, running(pid))
+			h.is("ok", "fsync f")
+			h.is("ok 456789", "read f 100")
+			h.ok("lseek f 4")
+			if running(pid) {
+				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if out, err := r.run("recover", g.ID); err != nil && !strings.Contains(err.Error(), "no such graft") && !strings.Contains(err.Error(), "ended just now") {
+				t.Errorf("recover: %q, %v%s", out, err, r.logs())
+			}
+			r.awaitNone()
+			same(t, before, h.snapshot())
+		})
+	}
+}
+
+func running(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !strings.Contains(string(b), ") Z ")
+}
+
+// small makes the rig's state directory one on a file system of its own, of so many KiB, and returns its mount point.
+func (r *rig) small(kib int) string {
+	r.t.Helper()
+	dir := r.t.TempDir()
+	if err := unix.Mount("state", dir, "tmpfs", 0, fmt.Sprintf("size=%dk,mode=755", kib)); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			r.t.Error(err)
+		}
+	})
+	return dir
+}
+
+// ballast fills a file system to its last byte and returns how to make room again.
+func ballast(t *testing.T, dir string) (path string) {
+	t.Helper()
+	path = filepath.Join(dir, "ballast")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for size := 1 << 16; size > 0; {
+		if _, err := f.Write(make([]byte, size)); err != nil {
+			size /= 2
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// The disk is full for state and audit log: what is there is served on, goes by its rules, and comes off, by all ways; what is asked
+// for works or is refused in words. When there is room again, everything is on record that happens then, line by line.
+func TestStateDirectoryIsFull(t *testing.T) {
+	r := newRig(t)
+	dir := r.small(512)
+	r.state = filepath.Join(dir, "state")
+	h := r.start()
+	h.ok("open f %s rdwr", r.write("f", "0123456789"))
+	before := h.snapshot()
+	r.agent()
+	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=5m")
+	other := r.start()
+	other.ok("open f %s rdwr", filepath.Join(r.data, "f"))
+	r.inject(other, r.data, "io error=EIO op=fsync ttl=5m")
+	full := ballast(t, dir)
+	for range 50 {
+		h.is("EIO", "fsync f")
+	}
+	if l := r.list(); len(l) != 2 {
+		t.Errorf("ps: %+v", l)
+	}
+	r.recover(g)
+	h.is("ok", "fsync f")
+	same(t, before, h.snapshot())
+	out, err := r.run("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, "io error=EIO op=fsync ttl=5m")
+	t.Logf("inject on a full disk: %q, %v", out, err)
+	if err != nil && !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("it does not say why: %v", err)
+	}
+	if err == nil {
+		h.is("EIO", "fsync f")
+	}
+	// In an emergency, too: everything comes off although the order cannot be written down.
+	out, err = r.run("stop", "--all", "--reason", "the disk is full")
+	t.Logf("stop on a full disk: %q, %v", out, err)
+	if err != nil || !strings.Contains(out, "no space left") {
+		t.Errorf("stop: %v", err)
+	}
+	if _, err := r.run("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, "io error=EIO op=fsync ttl=5m"); err == nil {
+		t.Error("the node is not stopped")
+	}
+	for end := time.Now().Add(30 * time.Second); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("left after the stop: %+v", r.list())
+		}
+	}
+	h.is("ok", "fsync f")
+	other.is("ok", "fsync f")
+	same(t, before, h.snapshot())
+
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := r.run("release"); err != nil {
+		t.Errorf("release: %q, %v", out, err)
+	}
+	g = r.inject(h, r.data, "io error=EIO op=fsync ttl=5m")
+	h.is("EIO", "fsync f")
+	r.recover(g)
+	same(t, before, h.snapshot())
+	for _, name := range []string{"events.jsonl", "audit.jsonl"} {
+		seen := map[keeper.EventType]bool{}
+		bad := 0
+		f, err := os.Open(filepath.Join(r.state, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for s := bufio.NewScanner(f); s.Scan(); {
+			var e keeper.Event
+			if json.Unmarshal(s.Bytes(), &e) != nil {
+				bad++
+			} else if e.Graft == g.ID {
+				seen[e.Type] = true
+			}
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+		if !seen[keeper.EventGraft] || !seen[keeper.EventUngraft] {
+			t.Errorf("%s does not have the graft that came with room again: %v, %d unreadable lines", name, seen, bad)
+		}
+		t.Logf("%s: %d unreadable lines", name, bad)
+	}
+}
+
+// Without an inode left nothing is started, in words.
+func TestStateDirectoryHasNoInodes(t *testing.T) {
+	r := newRig(t)
+	dir := r.small(512)
+	r.state = filepath.Join(dir, "state")
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "nr_inodes=2"); err != nil {
+		t.Fatal(err)
+	}
+	h := r.start()
+	h.ok("open f %s rdwr", r.write("f", "0123456789"))
+	before := h.snapshot()
+	out, err := r.run("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, "io error=EIO op=fsync ttl=5m")
+	if err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("inject: %q, %v", out, err)
+	}
+	h.is("ok", "fsync f")
+	same(t, before, h.snapshot())
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "nr_inodes=1000"); err != nil {
+		t.Fatal(err)
+	}
+	before = h.snapshot() // its mountinfo shows the number of inodes
+	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=5m")
+	r.recover(g)
+	same(t, before, h.snapshot())
+}
