@@ -205,12 +205,7 @@ func (t *stateTable) changing() (done func()) {
 
 func (t *stateTable) changed() {
 	t.batching = false
-	if n := len(t.batch); n > 1 && n <= maxRedo {
-		for i, c := range t.batch {
-			t.head.redo[i] = redoEntry{uint64(uintptr(unsafe.Pointer(c.s)) - uintptr(unsafe.Pointer(t.head))), c.commit}
-		}
-		t.head.redone.Store(uint64(n))
-	}
+	t.book()
 	for _, c := range t.batch {
 		c.s.commit.Store(c.commit)
 	}
@@ -221,6 +216,16 @@ func (t *stateTable) changed() {
 		}
 	}
 	t.batch = t.batch[:0]
+}
+
+// book writes down what is going to be changed: from its last store on all of it counts.
+func (t *stateTable) book() {
+	if n := len(t.batch); n > 1 && n <= maxRedo {
+		for i, c := range t.batch {
+			t.head.redo[i] = redoEntry{uint64(uintptr(unsafe.Pointer(c.s)) - uintptr(unsafe.Pointer(t.head))), c.commit}
+		}
+		t.head.redone.Store(uint64(n))
+	}
 }
 
 // commitName is commit for what may be part of changing. The caller holds nodeTable.mu, as for dropName.

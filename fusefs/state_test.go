@@ -50,7 +50,7 @@ func TestStateChangesAtOnce(t *testing.T) {
 	x, y := table.name(dir, "x", a), table.name(dir, "y", b)
 	before := s.names(t)
 	// What renamed does for an exchange.
-	done := table.changing()
+	_ = table.changing()
 	table.dropText(x)
 	table.dropText(y)
 	table.name(dir, "y", a)
@@ -58,29 +58,18 @@ func TestStateChangesAtOnce(t *testing.T) {
 	if got := s.names(t); got != before {
 		t.Errorf("in the middle of a change: %s instead of %s", got, before)
 	}
-	// The process dies when some of the changes are made: as far as the redo record, with n of them.
-	batch := append([]slotChange{}, table.batch...)
-	done()
-	after := s.names(t)
-	if after != "1/y=2 1/x=3" {
-		t.Fatalf("after the change: %s", after)
-	}
-	undo := func() {
-		for _, c := range batch {
-			c.s.commit.Store(0)
-		}
-		table.commit(&x.slot, slotName)
-		table.commit(&y.slot, slotName)
-	}
-	for n := range len(batch) + 1 {
-		undo()
-		table.head.redone.Store(uint64(len(batch)))
-		for _, c := range batch[:n] {
-			c.s.commit.Store(c.commit)
-		}
+	// The process dies when they are written down, and when some of them are made.
+	const after = "1/y=2 1/x=3"
+	table.book()
+	for n, c := range table.batch {
 		if got := s.names(t); got != after {
-			t.Errorf("%d of %d changes were made: %s instead of %s", n, len(batch), got, after)
+			t.Errorf("%d of %d changes were made: %s instead of %s", n, len(table.batch), got, after)
 		}
+		c.s.commit.Store(c.commit)
+	}
+	table.changed()
+	if got := s.names(t); got != after || table.head.redone.Load() != 0 {
+		t.Errorf("after the change: %s, and %d are to be done again", got, table.head.redone.Load())
 	}
 }
 
