@@ -24,7 +24,7 @@ func newKeeperCommand(g *global) *cobra.Command {
 		Use: "keeper", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			o.StateDir = g.stateDir
-			if o.Inherit != "" {
+			if o.Inherit != "" || o.Follow != "" {
 				o.Ready = -1
 			}
 			return keeper.Run(c.Context(), o)
@@ -32,16 +32,21 @@ func newKeeperCommand(g *global) *cobra.Command {
 	}
 	c.Flags().StringVar(&o.Target, "target", "", "")
 	c.Flags().StringVar(&o.Inherit, "inherit", "", "")
+	c.Flags().StringVar(&o.Follow, "follow", "", "")
 	return c
 }
 
 func newServerCommand(g *global) *cobra.Command {
-	return &cobra.Command{
+	o := keeper.ServerOptions{Control: firstFD, News: firstFD + 1, Estate: firstFD + 2, Logger: processLogger()}
+	c := &cobra.Command{
 		Use: "server", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return keeper.RunServer(keeper.ServerOptions{StateDir: g.stateDir, Control: firstFD, News: firstFD + 1, Logger: processLogger()})
+			o.StateDir = g.stateDir
+			return keeper.RunServer(o)
 		},
 	}
+	c.Flags().StringVar(&o.Follow, "follow", "", "")
+	return c
 }
 
 func newSwapCommand() *cobra.Command {

@@ -34,11 +34,10 @@ func cloneSharingFiles(w *will) (uintptr, syscall.Errno) {
 func hold(w *will) {
 	disguise(w)
 	await(w.server)
-	generation := FirstGeneration
-	guard := w.guard
+	generation, guard := w.claimed, w.guard
 	for {
 		await(guard)
-		if !claim(w) || generation == '9' {
+		if !claim(w, generation) || generation == '9' {
 			exit(0)
 		}
 		generation++
@@ -95,19 +94,21 @@ func await(pidfd int32) {
 	}
 }
 
-// claim takes the claim, whatever its generation. Somebody whose claim is an old one
-// may have it in his hands for a moment.
+// claim takes the claim of a generation.
 //
 //go:nosplit
 //go:norace
 //go:noinline
 //go:nocheckptr
-func claim(w *will) bool {
-	for try := 0; try < 10; try++ {
-		var b [1]byte
+func claim(w *will, generation byte) bool {
+	for try := int32(0); try <= w.patience; try++ {
+		var b byte
 		n, _, e := syscall.RawSyscall(unix.SYS_READ, uintptr(w.claimRead), uintptr(unsafe.Pointer(&b)), 1)
 		if e == 0 && n == 1 {
-			return true
+			if b == generation {
+				return true
+			}
+			syscall.RawSyscall(unix.SYS_WRITE, uintptr(w.claimWrite), uintptr(unsafe.Pointer(&b)), 1)
 		}
 		pause(1e8)
 	}

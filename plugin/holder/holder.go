@@ -35,8 +35,12 @@ type Claim struct{ Read, Write int }
 type Options struct {
 	// Guard is a pidfd of the process that sees to it if this one dies. It may be replaced (dup3(2)) at any time.
 	Guard int
-	// Claim is read by the holder when this process and the guard have both died, and put back with another generation.
-	Claim Claim
+	// Claim is taken by the holder when this process and the guard have both died, if it is of this generation still, and put
+	// back with the next one for the successor. If it is not, somebody else is at it: the holder stays
+	// for them, Patience long, and starts nothing.
+	Claim      Claim
+	Generation byte
+	Patience   time.Duration
 	// Successor is the path of the program that is started then, with Args and Env. The first '@' in the last
 	// argument stands for the generation of the claim that it has ('1' to '9').
 	Successor string
@@ -44,7 +48,7 @@ type Options struct {
 	Env       []string
 }
 
-// FirstGeneration is what is in the claim's pipe until a successor was started.
+// FirstGeneration is what is in the claim's pipe until a successor was started. The last one is '9'.
 const FirstGeneration byte = '1'
 
 // NewClaim makes the pipe, with the claim in it.

@@ -63,7 +63,7 @@ func server() {
 	fail(err)
 	fail(os.Setenv(roleVariable, "successor"))
 	h, err := Start(Options{
-		Guard: guard, Claim: claim, Successor: "/proc/self/exe",
+		Guard: guard, Claim: claim, Generation: FirstGeneration, Patience: time.Second, Successor: "/proc/self/exe",
 		Args: []string{"follow", dir, "generation", "@"}, Env: os.Environ(),
 	})
 	fail(err)
@@ -200,7 +200,8 @@ func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); !is(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not within a minute: %s", what)
+			out, _ := exec.Command("sh", "-c", "for p in $(pgrep "+Name+"); do cat /proc/$p/stat /proc/$p/syscall; pgrep -P $p -l; ls -l /proc/$p/fd; done").CombinedOutput()
+			t.Fatalf("not within a minute: %s\n%s", what, out)
 		}
 	}
 }

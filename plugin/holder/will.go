@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,8 @@ import (
 type will struct {
 	server, guard         int32 // pidfds
 	claimRead, claimWrite int32
+	patience              int32 // tenths of a second
+	claimed               byte  // generation of the claim
 
 	path, args, env uintptr // as execve(2) takes them
 	generation      *byte   // the one in the last argument that tells it; nil for none
@@ -68,6 +71,7 @@ func newWill(o Options, server int) (w *will, free func(), err error) {
 	}
 	w.args, w.env = uintptr(unsafe.Pointer(&args[0])), uintptr(unsafe.Pointer(&env[0]))
 	w.server, w.guard, w.claimRead, w.claimWrite = int32(server), int32(o.Guard), int32(o.Claim.Read), int32(o.Claim.Write)
+	w.patience, w.claimed = int32(o.Patience/(100*time.Millisecond)), o.Generation
 	copy(w.name[:len(w.name)-1], Name)
 	w.title, w.titleSize = title()
 	return w, func() { _ = unix.Munmap(mem) }, nil

@@ -91,14 +91,16 @@ const (
 
 // Graft is one layer over one path of one target.
 type Graft struct {
-	ID     string       `json:"id"`
-	Target Target       `json:"target"`
-	Path   string       `json:"path"`
-	State  State        `json:"state"`
-	Reason string       `json:"reason,omitempty"`
-	Origin Origin       `json:"origin,omitempty"`
-	Since  time.Time    `json:"since"`
-	Rules  []RuleStatus `json:"rules"`
+	ID     string    `json:"id"`
+	Target Target    `json:"target"`
+	Path   string    `json:"path"`
+	State  State     `json:"state"`
+	Reason string    `json:"reason,omitempty"`
+	Origin Origin    `json:"origin,omitempty"`
+	Since  time.Time `json:"since"`
+	// Takeovers is how often its server died and was replaced.
+	Takeovers int          `json:"takeovers,omitempty"`
+	Rules     []RuleStatus `json:"rules"`
 	// Faults counts what the graft has done so far, by rule, operation and outcome; only in the answer to List.
 	Faults []FaultCount `json:"faults,omitempty"`
 	Pause

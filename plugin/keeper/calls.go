@@ -21,6 +21,9 @@ const (
 	callRetired = "retired" // layerCall -> []graft.RetiredFile
 	callRelease = "release" // releaseCall -> int (operations)
 	callSwapper = "swapper" // swapperCall, fds: the server's end of a pair with the swapper
+	callEstate  = "estate"  // -> byte (generation of the claim), fds: the memory of its estate
+	callRestore = "restore" // -> []restoredLayer: of the dead server that it follows
+	callResume  = "resume"  // -> resumed
 	callEnd     = "end"     // endCall -> bool (lingers): let go of a layer that was taken off
 	// server to keeper, on a pair of its own
 	callNews = "news" // []newsCall

@@ -154,9 +154,24 @@ func (k *keeper) active(path string, o Origin) *held {
 	return nil
 }
 
-// changeRules does it. Rules that go stay until files which the new ones need
-// have been moved, so that after a failure everything, counters too, is as it was.
+// changeRules does it, once more if the server died meanwhile and another follows it.
 func (k *keeper) changeRules(h *held, c Change, who string) (Graft, error) {
+	server := k.settled()
+	if k.without(h, server) {
+		return Graft{}, fmt.Errorf("graft %s: its server has died, and the layer is being taken off", h.ID)
+	}
+	g, err := k.changeRulesOn(server, h, c, who)
+	if err != nil && !server.alive() {
+		if next := k.settled(); !k.without(h, next) {
+			return k.changeRulesOn(next, h, c, who)
+		}
+	}
+	return g, err
+}
+
+// changeRulesOn does it. Rules that go stay until files which the new ones need
+// have been moved, so that after a failure everything, counters too, is as it was.
+func (k *keeper) changeRulesOn(server *serverClient, h *held, c Change, who string) (Graft, error) {
 	fail := func(err error) (Graft, error) {
 		return Graft{}, fmt.Errorf("change the rules of graft %s: %w", h.ID, err)
 	}
@@ -174,13 +189,13 @@ func (k *keeper) changeRules(h *held, c Change, who string) (Graft, error) {
 	if err != nil {
 		return fail(err)
 	}
-	k.mu.Lock()
-	server := k.server
-	k.mu.Unlock()
 	rep := &graft.Report{}
 	if len(added) > 0 {
 		if err = k.setRules(server, h, union(next, was), now); err == nil {
 			rep, err = k.cover(h, server, c.Limits)
+		}
+		if err != nil && !server.alive() {
+			return fail(err) // one that follows it has the rules of before
 		}
 		if err != nil {
 			return fail(errors.Join(err, k.setRules(server, h, was, now)))

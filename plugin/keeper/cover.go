@@ -45,9 +45,10 @@ func (k *keeper) coverSoon(h *held) {
 		defer k.swap.Unlock()
 		k.mu.Lock()
 		h.covering = false
-		server, active := k.server, h.State == StateActive
+		active := h.State == StateActive
 		k.mu.Unlock()
-		if !active || !server.alive() {
+		server := k.settled()
+		if !active || k.without(h, server) {
 			return
 		}
 		limits := h.request.Limits

@@ -35,7 +35,7 @@ func (k *keeper) inject(req Request, who string) (Graft, error) {
 		return k.changeRules(h, Change{Keep: true, Rules: req.Rules, Limits: req.Limits, Origin: req.Origin}, who)
 	}
 	k.mu.Lock()
-	if k.ending || k.o.Inherit != "" { // one that inherited is there to take layers off
+	if k.ending || k.takesOff() { // one that inherited is there to take layers off
 		k.mu.Unlock()
 		return Graft{}, errEnding
 	}
@@ -120,11 +120,9 @@ func (k *keeper) detachJob(h *held) job {
 
 // rollBack takes the layer of a graft off that did not come to its end.
 func (k *keeper) rollBack(h *held) error {
-	k.mu.Lock()
-	server := k.server
-	k.mu.Unlock()
+	server := k.settled()
 	j := k.detachJob(h)
-	if j.Dead = !server.alive(); !j.Dead {
+	if j.Dead = k.without(h, server); !j.Dead {
 		if err := server.call(callRules, rulesCall{Layer: h.ID, Start: time.Now()}, nil); err != nil {
 			k.o.Logger.Warn("end the rules", "graft", h.ID, "err", err)
 		}
@@ -138,8 +136,12 @@ func (k *keeper) rollBack(h *held) error {
 // detach runs an ungraft, and once more without the server if that was what it failed for.
 func (k *keeper) detach(h *held, j job, server *serverClient) (*graft.Report, error) {
 	rep, err := k.runSwapper(h, j)
-	if err != nil && !j.Dead && !server.alive() {
-		j.Dead = true // it died meanwhile
+	for range maxDeaths {
+		if err == nil || j.Dead || server.alive() {
+			break
+		}
+		server = k.settled() // it died meanwhile
+		j.Dead = k.without(h, server)
 		rep, err = k.runSwapper(h, j)
 	}
 	return rep, err
@@ -204,9 +206,9 @@ func (k *keeper) recover(id, why, who string) (Graft, error) {
 	if was != StateLingering {
 		h.State = StateReverting
 	}
-	server := k.server
 	k.mu.Unlock()
-	dead := server == nil || !server.alive()
+	server := k.settled()
+	dead := k.without(h, server)
 	if !dead {
 		if status, err := server.status(id); err == nil {
 			k.mu.Lock()
@@ -216,7 +218,10 @@ func (k *keeper) recover(id, why, who string) (Graft, error) {
 		// The faults end first: sleepers wake up, and the swap itself is never hit.
 		if err := server.call(callRules, rulesCall{Layer: id, Start: time.Now()}, nil); err != nil {
 			k.o.Logger.Warn("end the rules", "graft", id, "err", err)
-			dead = k.lost(server, err)
+			if k.lost(server, err) {
+				server = k.settled()
+				dead = k.without(h, server)
+			}
 		}
 	}
 	j := k.detachJob(h)
@@ -281,46 +286,12 @@ func (k *keeper) recoverAll(why string) {
 	k.endIfIdle()
 }
 
-// serverDied gets the targets out of a layer that nobody answers any more.
-func (k *keeper) serverDied(s *serverClient) {
-	k.mu.Lock()
-	swapper := k.swapper
-	var holding [][]int
-	for _, h := range k.grafts {
-		if h.device >= 0 {
-			// Its own duplicates: the graft may be forgotten while the loop reads.
-			if fds, err := dupAll(h.device, h.backing); err == nil {
-				holding = append(holding, fds)
-			}
-		}
-	}
-	n, ending := len(k.grafts), k.ending
-	k.mu.Unlock()
-	if n == 0 || ending {
-		for _, fds := range holding {
-			wire.CloseAll(fds)
-		}
-		return
-	}
-	k.log(Event{Type: EventServer, Message: "the server has died; its layers are taken off"})
-	for _, fds := range holding {
-		go answerCloses(fds[0], fds[1], k.o.Logger)
-	}
-	if swapper != nil {
-		// It may wait for an answer that never comes. The target restores itself.
-		if err := swapper.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			k.o.Logger.Error("kill the swapper", "err", err)
-		}
-	}
-	k.recoverAll("its server died")
-}
-
 // forget drops a graft and what was held for it.
 func (k *keeper) forget(h *held) {
 	k.mu.Lock()
-	server, faults := k.server, h.faults
+	server, faults, lost := k.server, h.faults, h.lost
 	k.mu.Unlock()
-	if server == nil || !server.alive() { // else the server has left what it counted, before it said that the layer has ended
+	if server == nil || !server.alive() || lost { // else the server has left what it counted, before it said that the layer has ended
 		if err := k.dir.saveEnded(EndedGraft{Graft: h.ID, Target: k.target, Ended: time.Now(), Faults: faults}); err != nil {
 			k.o.Logger.Error("faults go uncounted", "graft", h.ID, "err", err)
 		}
@@ -328,6 +299,11 @@ func (k *keeper) forget(h *held) {
 	k.mu.Lock()
 	delete(k.grafts, h.ID)
 	k.mu.Unlock()
+	k.letGo(h)
+}
+
+// letGo closes what was held for a graft that is not on the list any more.
+func (k *keeper) letGo(h *held) {
 	if h.timer != nil {
 		h.timer.Stop()
 	}

@@ -3,6 +3,7 @@ package keeper
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
@@ -48,7 +49,12 @@ func (k *keeper) inherit(i inheritance) error {
 		return fmt.Errorf("keeper: inherit: %w", err)
 	}
 	// The server is the parent here: it lives as long as its connection.
-	k.server = &serverClient{conn: conn, dead: make(chan struct{})}
+	k.server = newServerClient(conn, nil)
+	if err := k.server.watch(os.Getppid()); err != nil {
+		return fmt.Errorf("keeper: inherit: %w", err)
+	}
+	k.shareEstate(k.server)
+	go k.watchServer(k.server)
 	next := inheritedFirst + 1
 	for _, l := range i.Layers {
 		var fds []int

@@ -20,9 +20,11 @@ import (
 // Options say how the keeper process is started.
 type Options struct {
 	StateDir string
-	// Target is JSON of a Target; Inherit is what a server whose keeper died hands to the next. One of them is set.
+	// Target is JSON of a Target; Inherit is what a server whose keeper died hands to the next. One of the three is set.
+	// Follow is what the holder of a dead server says whose keeper died too: a descriptor's number and a generation, see package holder.
 	Target  string
 	Inherit string
+	Follow  string
 	// Ready is a descriptor to which one line is written once the keeper listens, or what went wrong; -1 for none.
 	Ready  int
 	Logger *slog.Logger
@@ -32,6 +34,10 @@ type Options struct {
 // takes all off when ctx ends.
 func Run(ctx context.Context, o Options) error {
 	raiseDescriptorLimit()
+	// Holders whose server died come to this process, to be reaped.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		o.Logger.Warn("become the parent of orphans", "err", err)
+	}
 	k := &keeper{
 		o: o, dir: stateDir(o.StateDir), grafts: map[string]*held{}, ended: make(chan struct{}),
 		failDetach: os.Getenv("FAULTGRAFT_TEST_FAIL_DETACH_AT"), failReswap: os.Getenv("FAULTGRAFT_TEST_FAIL_RESWAP_AT"),
@@ -75,8 +81,12 @@ type keeper struct {
 	grafts  map[string]*held
 	server  *serverClient
 	swapper *os.Process
-	ending  bool
-	ended   chan struct{} // closed when nothing is left to keep
+	estate  *estateFile // what the server leaves if it dies; nil: nobody could follow it
+	deaths  []time.Time // of servers, the last ones
+	// generation is that of the claim that servers of this keeper have (see package holder).
+	generation byte
+	ending     bool
+	ended      chan struct{} // closed when nothing is left to keep
 }
 
 // held is a graft with the descriptors that it lives by.
@@ -99,6 +109,7 @@ type held struct {
 	// swapping: a swapper moves objects onto the layer, and originals of files that are closed meanwhile may still come.
 	swapping bool
 	covering bool // coverSoon is about to
+	lost     bool // the server that followed a dead one does not have the layer; guarded by the keeper's mu
 	unused   bool // the layer has no user any more; guarded by the keeper's mu
 }
 
@@ -133,18 +144,25 @@ func (h *held) released(handle uint64) {
 
 func (k *keeper) start() error {
 	var legacy inheritance
+	var left estate
 	if k.o.Inherit != "" {
 		var err error
 		if legacy, err = decodeInheritance(k.o.Inherit); err != nil {
 			return err
 		}
 		k.target = legacy.Target
+	} else if k.o.Follow != "" {
+		var err error
+		if left, err = k.openEstate(); err != nil {
+			return err
+		}
+		k.target, legacy.Place = left.Target, left.Place
 	} else if err := json.Unmarshal([]byte(k.o.Target), &k.target); err != nil {
 		return fmt.Errorf("keeper: target: %w", err)
 	}
 	t, err := graft.CheckTarget(k.target.PID)
 	switch {
-	case k.o.Inherit != "":
+	case k.takesOff():
 		t = legacy.Place // it may have ended; what it left is taken off all the same
 	case err != nil:
 		return err
@@ -168,11 +186,17 @@ func (k *keeper) start() error {
 	}
 	k.http = &http.Server{Handler: k.routes(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ConnContext: wire.WithPeer}
 	k.listen = func() error { return k.http.Serve(l) }
-	if k.o.Inherit != "" {
+	switch {
+	case k.o.Inherit != "":
 		return k.inherit(legacy)
+	case k.o.Follow != "":
+		return k.takeEstate(left)
 	}
 	return nil
 }
+
+// takesOff: this keeper follows one that died, and is there to take its layers off.
+func (k *keeper) takesOff() bool { return k.o.Inherit != "" || k.o.Follow != "" }
 
 // holdNamespace keeps the target's mount namespace open: the layer can be taken
 // off when no process is left in it, and the namespace's inode number is given
@@ -207,8 +231,11 @@ func (k *keeper) run(ctx context.Context) error {
 	go k.watchTarget()
 	first := time.AfterFunc(idle, k.endIfIdle)
 	defer first.Stop()
-	if k.o.Inherit != "" {
+	switch {
+	case k.o.Inherit != "":
 		go k.recoverAll("its keeper died")
+	case k.o.Follow != "":
+		go k.followBoth()
 	}
 	defer context.AfterFunc(ctx, func() { k.recoverAll("its keeper was told to end") })()
 	select {
@@ -222,7 +249,7 @@ func (k *keeper) run(ctx context.Context) error {
 	if server != nil {
 		_ = server.conn.Close() // the server ends with its last layer gone and the connection closed
 		if server.cmd == nil {
-			server.end() // inherited: it is the parent, and waits for this process
+			server.end(nil) // inherited: it is the parent, and waits for this process
 		}
 		select {
 		case <-server.dead:
@@ -231,6 +258,7 @@ func (k *keeper) run(ctx context.Context) error {
 			server.kill()
 		}
 	}
+	k.endHolders()
 	return errors.Join(k.events.Close(), k.leave())
 }
 
@@ -287,6 +315,7 @@ func (k *keeper) log(e Event) {
 
 // running returns the server, started when there is none.
 func (k *keeper) running() (*serverClient, error) {
+	k.settled()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.server != nil && k.server.alive() {
@@ -295,16 +324,18 @@ func (k *keeper) running() (*serverClient, error) {
 	if k.server != nil && len(k.grafts) > 1 { // besides the one that asks
 		return nil, errors.New("the server has just died, and its layers are being taken off: try again in a few seconds")
 	}
-	s, err := startServer(k.o.StateDir, k.newsDesk, k.o.Logger)
+	s, err := startServer(k.o.StateDir, nil, k.newsDesk, k.o.Logger)
 	if err != nil {
 		return nil, err
 	}
 	k.server = s
-	go func() {
-		<-s.dead
-		k.serverDied(s)
-	}()
+	go k.watchServer(s)
 	return s, nil
+}
+
+func (k *keeper) watchServer(s *serverClient) {
+	<-s.dead
+	k.serverDied(s)
 }
 
 // statusSoon asks for the counters, but not for long: who lists grafts is not to

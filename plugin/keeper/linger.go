@@ -25,14 +25,19 @@ const (
 // end has the server let go of a layer that is nowhere mounted any more, and
 // reports whether it is still in use.
 func (k *keeper) end(id string, wait time.Duration) (lingers bool) {
-	k.mu.Lock()
-	server := k.server
-	k.mu.Unlock()
-	if server == nil || !server.alive() {
-		return false
-	}
-	if err := server.call(callEnd, endCall{Layer: id, Wait: wait}, &lingers); err != nil && server.alive() {
-		k.o.Logger.Warn("end the layer", "graft", id, "err", err)
+	for range maxDeaths {
+		server := k.settled()
+		if server == nil || !server.alive() {
+			return false
+		}
+		err := server.call(callEnd, endCall{Layer: id, Wait: wait}, &lingers)
+		if err == nil {
+			break
+		}
+		if server.alive() {
+			k.o.Logger.Warn("end the layer", "graft", id, "err", err)
+			break
+		}
 	}
 	return lingers
 }

@@ -30,7 +30,7 @@ func (c *Client) Release(ctx context.Context, id, rule string) (Released, error)
 // release does not wait for a swap that is at work: it may be what lets that go on.
 func (k *keeper) release(id string, r Release) (Released, error) {
 	k.mu.Lock()
-	h, server := k.grafts[id], k.server
+	h := k.grafts[id]
 	var known []string
 	if h != nil {
 		for _, s := range h.status {
@@ -44,7 +44,8 @@ func (k *keeper) release(id string, r Release) (Released, error) {
 	if r.Rule != "" && !slices.Contains(known, r.Rule) {
 		return Released{}, fmt.Errorf("graft %s has no rule %q; its rules are %s", id, r.Rule, strings.Join(known, ", "))
 	}
-	if server == nil || !server.alive() {
+	server := k.settled()
+	if k.without(h, server) {
 		return Released{}, fmt.Errorf("graft %s: its server has died, and the layer is being taken off", id)
 	}
 	var n int

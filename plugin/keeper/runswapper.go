@@ -234,6 +234,12 @@ func (d *deskOfSwapper) layer(r *wire.Request) error {
 	if err := d.server.call(callServe, serveCall{Layer: h.ID, Info: h.info, Target: d.k.target, Place: d.k.place}, nil, r.FDs...); err != nil {
 		return err
 	}
+	d.k.mu.Lock()
+	shared := d.server.shared
+	d.k.mu.Unlock()
+	if !shared {
+		d.k.shareEstate(d.server)
+	}
 	// The layer knows its rules before a file is opened on it, so that none is opened in a way that they could not reach.
 	return d.server.call(callRules, rulesCall{Layer: h.ID, Rules: h.request.Rules, Coming: true}, nil)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/fusefs"
 	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/holder"
 	"github.com/faultgraft/faultgraft/plugin/wire"
 	"golang.org/x/sys/unix"
 )
@@ -21,7 +22,11 @@ type ServerOptions struct {
 	StateDir string
 	// Control is the descriptor of the connection on which the keeper calls, News of that on which the server does.
 	Control, News int
-	Logger        *slog.Logger
+	// Follow says that this server follows one that died, whose estate is the descriptor Estate, and with which generation of the
+	// claim; empty: it is the first.
+	Follow string
+	Estate int
+	Logger *slog.Logger
 }
 
 // RunServer is the server process: it serves the layers of one target and
@@ -41,8 +46,22 @@ func RunServer(o ServerOptions) error {
 	}
 	defer func() { _ = news.Close() }()
 	s := &server{o: o, layers: map[string]*servedLayer{}, news: newNews(news, o.Logger)}
+	left, generation := -1, holder.FirstGeneration
+	if o.Follow != "" {
+		left, generation = o.Estate, o.Follow[0]
+	}
+	if err := s.provide(left, generation); err != nil {
+		if left >= 0 {
+			return fmt.Errorf("server: follow the dead one: %w", err)
+		}
+		o.Logger.Warn("should this server die, its layers are taken off: no other could follow it", "err", err)
+	}
+	defer s.endSuccession()
 	shrink(o.Logger)
 	err = conn.Serve(s.handle)
+	if err := s.decide(); err != nil {
+		return err
+	}
 	if orphans, _ := s.split(); len(orphans) > 0 {
 		o.Logger.Warn("the keeper has died: no more faults, its layers are taken off", "layers", len(orphans), "err", err)
 		err = s.abandon(orphans)
@@ -70,26 +89,34 @@ func (s *server) split() (on, lingering []*servedLayer) {
 }
 
 type server struct {
-	o         ServerOptions
-	mu        sync.Mutex
-	layers    map[string]*servedLayer
-	namespace string // the target's, held open for another keeper
-	news      *news
+	o           ServerOptions
+	mu          sync.Mutex
+	layers      map[string]*servedLayer
+	namespaceFD int // the target's, held open for another keeper; 0 for none yet
+	news        *news
+	succession  *succession // nil if nobody could follow this server
 }
 
 // holdNamespace keeps the target's mount namespace, and has the place name this process's hold of it.
 func (s *server) holdNamespace(place *graft.Target) error {
+	fd, err := unix.Open(place.NamespaceFile, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("hold the target's mount namespace: %w", err)
+	}
+	s.keepNamespace(fd, place)
+	return nil
+}
+
+// keepNamespace is holdNamespace with what is open already.
+func (s *server) keepNamespace(fd int, place *graft.Target) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.namespace == "" {
-		fd, err := unix.Open(place.NamespaceFile, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("hold the target's mount namespace: %w", err)
-		}
-		s.namespace = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
+	if s.namespaceFD == 0 {
+		s.namespaceFD = fd
+	} else {
+		_ = unix.Close(fd)
 	}
-	place.NamespaceFile = s.namespace
-	return nil
+	place.NamespaceFile = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), s.namespaceFD)
 }
 
 // servedLayer is one layer, with what another keeper would need to take it off.
@@ -97,10 +124,30 @@ type servedLayer struct {
 	call  serveCall
 	layer *fusefs.Layer
 	keep  []int // duplicates of backing, mount[, the other mount of one over "/"][, peer group]
-	log   *faultLog
+	// state and device are for whoever serves the layer on when this process dies; nil and -1 if nobody can.
+	state  *fusefs.State
+	device int
+	log    *faultLog
 	// unused is made when the layer has been taken off, and closed when nothing uses it any more; guarded by the server's mu.
 	unused chan struct{}
 	watch  *mountWatch
+}
+
+// release lets go of what it holds; its layer, if it has one, is closed already.
+func (l *servedLayer) release() {
+	if l.log != nil {
+		l.log.close()
+	}
+	if l.watch != nil {
+		l.watch.close()
+	}
+	if l.state != nil {
+		_ = l.state.Close() // memory: nothing to report
+	}
+	wire.CloseAll(l.keep)
+	if l.device >= 0 {
+		_ = unix.Close(l.device)
+	}
 }
 
 func (s *server) handle(r *wire.Request) (any, []int, error) {
@@ -156,6 +203,14 @@ func (s *server) handle(r *wire.Request) (any, []int, error) {
 			return nil, nil, err
 		}
 		return l.layer.ReleaseHung(c.Rule), nil, nil
+	case callEstate:
+		return s.shareEstate()
+	case callRestore:
+		out, err := s.restore()
+		return out, nil, err
+	case callResume:
+		out, err := s.resume()
+		return out, nil, err
 	case callSwapper:
 		return nil, nil, s.attachSwapper(r)
 	case callEnd:
@@ -204,53 +259,73 @@ func (s *server) serve(r *wire.Request) error {
 		wire.CloseAll(r.FDs)
 		return fmt.Errorf("serve: %w", err)
 	}
-	log, err := newFaultLog(s.o.StateDir, c, s.o.Logger)
-	if err != nil {
-		wire.CloseAll(append(r.FDs, root))
-		return err
+	served := &servedLayer{call: c, keep: keep, device: -1, state: s.newState()}
+	if served.state != nil {
+		if served.device, err = unix.FcntlInt(uintptr(dev), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+			_ = served.state.Close()
+			served.state = nil
+		}
 	}
-	opts := fusefs.Options{Device: dev, Root: root, Prefix: c.Info.Path, Record: log.record, Logger: s.o.Logger}
-	opts.Released = func(handle uint64) { s.news.tell(newsCall{Layer: c.Layer, Released: handle}) }
-	opts.Retire = func() { s.news.tell(newsCall{Layer: c.Layer, Retired: true}) }
-	if c.Place.Tree {
-		opts.Scope = newTreeScope(c.Target.PID).contains
-	}
-	watch, err := watchMounts(c.Place.PID, c.Layer)
+	opts, err := s.optionsOf(served)
 	if err != nil {
-		wire.CloseAll(append(r.FDs, root))
-		log.close()
+		_, _ = unix.Close(dev), unix.Close(root)
+		served.release()
 		return fmt.Errorf("serve %s: %w", c.Info.Path, err)
 	}
-	opts.Mounted = watch.below
+	opts.Device, opts.Root, opts.State = dev, root, served.state
 	l, err := fusefs.New(opts)
 	if err == nil {
 		err = l.Serve()
 	}
 	if err != nil {
-		wire.CloseAll(keep)
-		log.close()
-		watch.close()
+		served.release()
 		return fmt.Errorf("serve %s: %w", c.Info.Path, err)
 	}
-	if err := s.holdNamespace(&c.Place); err != nil {
+	served.layer = l
+	if err := s.holdNamespace(&served.call.Place); err != nil {
 		s.o.Logger.Warn("should the keeper die, the layer can only be taken off while its target lives", "err", err)
 	}
 	s.mu.Lock()
-	s.layers[c.Layer] = &servedLayer{call: c, layer: l, keep: keep, log: log, watch: watch}
+	s.layers[c.Layer] = served
+	s.bequeath(served, false)
 	s.mu.Unlock()
 	return nil
+}
+
+// optionsOf are those of a layer that do not depend on who made it.
+func (s *server) optionsOf(l *servedLayer) (fusefs.Options, error) {
+	c := l.call
+	var err error
+	if l.log, err = newFaultLog(s.o.StateDir, c, s.o.Logger); err != nil {
+		return fusefs.Options{}, err
+	}
+	o := fusefs.Options{Prefix: c.Info.Path, Record: l.log.record, Logger: s.o.Logger}
+	o.Released = func(handle uint64) { s.news.tell(newsCall{Layer: c.Layer, Released: handle}) }
+	o.Retire = func() { s.news.tell(newsCall{Layer: c.Layer, Retired: true}) }
+	if c.Place.Tree {
+		o.Scope = newTreeScope(c.Target.PID).contains
+	}
+	l.watch, err = watchMounts(c.Place.PID, c.Layer)
+	switch {
+	case err == nil:
+		o.Mounted = l.watch.below
+	case c.Place.Alive():
+		return o, err
+	}
+	return o, nil // a target that has ended mounts nothing
 }
 
 // end lets go of a layer that was taken off, and waits until the kernel has. It
 // reports that the layer lingers: it is still in use, and served on.
 func (s *server) end(l *servedLayer, wait time.Duration) (lingers bool) {
 	s.mu.Lock()
-	keep := l.keep
-	l.keep = nil
+	keep := l.keep[1:] // what lies under the layer is needed for a last attempt to move what is left on it
+	l.keep = l.keep[:1]
 	if l.unused == nil {
 		l.unused = make(chan struct{})
 		go s.awaitEnd(l)
 	}
+	s.bequeath(l, false)
 	s.mu.Unlock()
 	wire.CloseAll(keep)
 	select {
@@ -268,11 +343,11 @@ func (s *server) awaitEnd(l *servedLayer) {
 	if err := stateDir(s.o.StateDir).saveEnded(EndedGraft{Graft: l.call.Layer, Target: l.call.Target, Ended: time.Now(), Faults: faultCounts(l.layer.Faults())}); err != nil {
 		s.o.Logger.Error("faults go uncounted", "graft", l.call.Layer, "err", err)
 	}
-	l.log.close()
-	l.watch.close()
 	s.mu.Lock()
 	delete(s.layers, l.call.Layer)
+	s.bequeath(l, true)
 	s.mu.Unlock()
+	l.release()
 	close(l.unused)
 	s.news.tell(newsCall{Layer: l.call.Layer, Unused: true})
 }
@@ -313,6 +388,7 @@ func (s *server) abandon(orphans []*servedLayer) error {
 	for _, f := range files {
 		_ = f.Close()
 	}
+	s.newGuard(cmd.Process.Pid)
 	err = own.Serve(s.handle)
 	werr := cmd.Wait()
 	if err == nil {

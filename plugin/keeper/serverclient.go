@@ -2,24 +2,42 @@ package keeper
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
+	"sync"
+	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/wire"
+	"golang.org/x/sys/unix"
 )
 
 // serverClient is the keeper's end of the connection with its server.
 type serverClient struct {
-	conn *wire.Conn
-	cmd  *exec.Cmd
-	dead chan struct{} // closed when the process has ended
+	conn    *wire.Conn
+	cmd     *exec.Cmd
+	dead    chan struct{} // closed when the process has ended
+	ending  sync.Once     // closes dead
+	handled chan struct{} // closed when another server serves its layers, or it is clear that none will
+	why     error         // it has ended; set before dead is closed
+	shared  bool          // the keeper has its estate; guarded by the keeper's mu
 }
 
-// startServer starts the process; desk answers what it has to tell.
-func startServer(dir string, desk wire.Handler, logger *slog.Logger) (*serverClient, error) {
+func newServerClient(conn *wire.Conn, cmd *exec.Cmd) *serverClient {
+	return &serverClient{conn: conn, cmd: cmd, dead: make(chan struct{}), handled: make(chan struct{})}
+}
+
+// follow says which dead server a new one follows.
+type follow struct {
+	estate     int // descriptor of what that left
+	generation byte
+}
+
+// startServer starts the process; desk answers what it has to tell. of is nil for one that follows no other.
+func startServer(dir string, of *follow, desk wire.Handler, logger *slog.Logger) (*serverClient, error) {
 	conn, theirs, err := wire.Pair()
 	if err != nil {
 		return nil, err
@@ -31,6 +49,17 @@ func startServer(dir string, desk wire.Handler, logger *slog.Logger) (*serverCli
 	}
 	cmd := exec.Command("/proc/self/exe", "server", "--state-dir", dir)
 	cmd.ExtraFiles = []*os.File{theirs, theirNews}
+	if of != nil {
+		fd, err := dupAll(of.estate)
+		if err != nil {
+			_, _, _, _ = conn.Close(), theirs.Close(), news.Close(), theirNews.Close()
+			return nil, err
+		}
+		estate := os.NewFile(uintptr(fd[0]), "estate")
+		defer func() { _ = estate.Close() }()
+		cmd.Args = append(cmd.Args, "--follow", string(of.generation))
+		cmd.ExtraFiles = append(cmd.ExtraFiles, estate)
+	}
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	err = cmd.Start()
 	_, _ = theirs.Close(), theirNews.Close() // the process has its own
@@ -38,7 +67,7 @@ func startServer(dir string, desk wire.Handler, logger *slog.Logger) (*serverCli
 		_, _ = conn.Close(), news.Close()
 		return nil, fmt.Errorf("start the server: %w", err)
 	}
-	s := &serverClient{conn: conn, cmd: cmd, dead: make(chan struct{})}
+	s := newServerClient(conn, cmd)
 	go func() {
 		defer func() { _ = news.Close() }()
 		if err := news.Serve(desk); err != nil {
@@ -48,17 +77,22 @@ func startServer(dir string, desk wire.Handler, logger *slog.Logger) (*serverCli
 	go func() {
 		err := cmd.Wait()
 		logger.Info("the server has ended", "pid", cmd.Process.Pid, "err", err)
-		close(s.dead)
+		s.end(err)
+		_ = news.Close()
 	}()
 	return s, nil
 }
 
 func (s *serverClient) call(method string, in, out any, fds ...int) error {
-	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
-	defer cancel()
-	got, err := s.conn.Call(ctx, method, in, out, fds...)
+	got, err := s.callWithin(callDeadline, method, in, out, fds...)
 	wire.CloseAll(got)
 	return err
+}
+
+func (s *serverClient) callWithin(d time.Duration, method string, in, out any, fds ...int) ([]int, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	return s.conn.Call(ctx, method, in, out, fds...)
 }
 
 func (s *serverClient) status(id string) ([]RuleStatus, error) {
@@ -99,5 +133,30 @@ func (s *serverClient) kill() {
 	_ = s.cmd.Process.Kill() // it may have ended just now
 }
 
-// end marks an inherited server as ended, which nobody can wait for.
-func (s *serverClient) end() { close(s.dead) }
+// end marks a server as ended. The connection is closed here: its other end may still
+// be open in a holder, so that no call would see the server's death.
+func (s *serverClient) end(why error) {
+	s.ending.Do(func() {
+		s.why = why
+		close(s.dead)
+		_ = s.conn.Close()
+	})
+}
+
+// watch is for an inherited server, which is no child of this process.
+func (s *serverClient) watch(pid int) error {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("server %d: %w", pid, err)
+	}
+	go func() {
+		defer func() { _ = unix.Close(pidfd) }()
+		for !isClosed(s.dead) {
+			p := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+			if n, err := unix.Poll(p, 1000); err == nil && n > 0 {
+				s.end(errors.New("killed"))
+			}
+		}
+	}()
+	return nil
+}

@@ -142,8 +142,8 @@ type stopCall struct {
 // stopAll ends the faults of all layers first, without waiting for a swap that is
 // at work, and then takes the layers off.
 func (k *keeper) stopAll(c stopCall, who string) []Graft {
+	server := k.settled()
 	k.mu.Lock()
-	server := k.server
 	ids := []string{}
 	for id, h := range k.grafts {
 		if h.State != StateLingering { // off already, and without rules

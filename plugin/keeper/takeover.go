@@ -1,0 +1,339 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/holder"
+	"github.com/faultgraft/faultgraft/plugin/wire"
+	"github.com/faultgraft/faultgraft/policy"
+	"golang.org/x/sys/unix"
+)
+
+// A server that dies is replaced: its holder has all that it had open, and its
+// layers' states say what of it is what (package holder, fusefs.Restore). Requests
+// wait meanwhile. If that cannot be, the layers are taken off without a server.
+
+const (
+	// maxDeaths of servers within deathSpan are too many: what kills them is in what they do.
+	maxDeaths = 3
+	deathSpan = 10 * time.Second
+	// restoreDeadline bounds how long a new server may take to learn what the dead one had open.
+	restoreDeadline = 30 * time.Second
+	// settleDeadline bounds the wait for a server that follows a dead one.
+	settleDeadline = 2 * time.Minute
+)
+
+// shareEstate takes the memory in which a server writes down what it leaves.
+func (k *keeper) shareEstate(s *serverClient) {
+	var generation byte
+	fds, err := s.callWithin(callDeadline, callEstate, nil, &generation)
+	if err == nil && len(fds) != 1 {
+		wire.CloseAll(fds)
+		err = fmt.Errorf("%d descriptors", len(fds))
+	}
+	var f *estateFile
+	if err == nil {
+		f, err = openEstateFile(fds[0])
+	}
+	if err != nil {
+		k.o.Logger.Warn("should the server die, its layers are taken off: no other could follow it", "err", err)
+		return
+	}
+	k.endHolders() // of a server whose layers were all taken off
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.estate != nil {
+		k.estate.close()
+	}
+	k.estate, k.generation, s.shared = f, generation, true
+}
+
+// settled gives the server. One that has died is waited for until another follows it
+// or it is clear that none will.
+func (k *keeper) settled() *serverClient {
+	for end := time.Now().Add(settleDeadline); ; {
+		k.mu.Lock()
+		s := k.server
+		k.mu.Unlock()
+		if s == nil || s.alive() {
+			return s
+		}
+		select {
+		case <-s.handled:
+			k.mu.Lock()
+			same := k.server == s
+			k.mu.Unlock()
+			if same {
+				return s
+			}
+		case <-time.After(time.Until(end)):
+			return s
+		}
+	}
+}
+
+// without: the layer of a graft has to be taken off without a server.
+func (k *keeper) without(h *held, s *serverClient) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return s == nil || !s.alive() || h.lost
+}
+
+// serverDied has another server follow the dead one. If none can, it gets the targets
+// out of layers that nobody answers any more.
+func (k *keeper) serverDied(s *serverClient) {
+	k.mu.Lock()
+	swapper, n, ending := k.swapper, len(k.grafts), k.ending
+	k.mu.Unlock()
+	if n == 0 || ending {
+		close(s.handled)
+		k.endHolders()
+		return
+	}
+	if swapper != nil {
+		// Its half of the server has gone with the server. The target restores itself.
+		if err := swapper.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			k.o.Logger.Error("kill the swapper", "err", err)
+		}
+	}
+	lost, err := k.replace(s)
+	close(s.handled)
+	if errors.Is(err, holder.ErrTaken) {
+		k.o.Logger.Warn("another process serves the layers of the dead server on")
+		k.mu.Lock()
+		all := k.grafts
+		k.grafts = map[string]*held{}
+		k.mu.Unlock()
+		for _, h := range all {
+			k.letGo(h)
+		}
+		k.endIfIdle()
+		return
+	}
+	if err != nil {
+		k.giveUp(s, err)
+		return
+	}
+	for _, h := range lost {
+		k.answerCloses(h)
+		k.takeOff(h.ID, "its server died, and the layer could not be served on")
+	}
+}
+
+// giveUp takes the layers of a dead server off.
+func (k *keeper) giveUp(s *serverClient, err error) {
+	k.log(Event{Type: EventServer, Message: fmt.Sprintf("the server has died (%v) and cannot be replaced: %v; its layers are taken off", s.why, err)})
+	k.mu.Lock()
+	all := make([]*held, 0, len(k.grafts))
+	for _, h := range k.grafts {
+		all = append(all, h)
+	}
+	k.mu.Unlock()
+	for _, h := range all {
+		k.answerCloses(h)
+	}
+	k.recoverAll("its server died")
+	k.mu.Lock()
+	n := len(k.grafts)
+	k.mu.Unlock()
+	if n == 0 {
+		k.endHolders()
+	}
+}
+
+// answerCloses stands in for the server of one layer.
+func (k *keeper) answerCloses(h *held) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if h.device < 0 {
+		return
+	}
+	// Its own duplicates: the graft may be forgotten while the loop reads.
+	if fds, err := dupAll(h.device, h.backing); err == nil {
+		go answerCloses(fds[0], fds[1], k.o.Logger)
+	}
+}
+
+// replace starts servers until one has followed the dead one. lost are grafts whose layers it does not have.
+func (k *keeper) replace(dead *serverClient) (lost []*held, err error) {
+	began := time.Now()
+	e, there, err := k.left()
+	if err == nil && !there {
+		err = errors.New("it had no holder")
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range e.Layers {
+		if !l.Resend {
+			return nil, errors.New("this kernel does not send again what a dead server has not answered (Linux 6.9)")
+		}
+	}
+	for range maxDeaths {
+		if k.tooMany() {
+			return nil, errors.Join(err, fmt.Errorf("servers have died %d times within %v", maxDeaths, deathSpan))
+		}
+		var s *serverClient
+		if s, lost, err = k.successor(); err == nil {
+			k.mu.Lock()
+			k.server = s
+			for _, h := range k.grafts {
+				h.Takeovers++
+			}
+			k.mu.Unlock()
+			go k.watchServer(s)
+			k.reap(e)
+			k.log(Event{Type: EventServer, Message: fmt.Sprintf("the server has died (%v) and was replaced, %v; %d layers go on", dead.why, time.Since(began).Round(time.Millisecond), len(e.Layers)-len(lost))})
+			return lost, nil
+		}
+		k.o.Logger.Error("a server to follow the dead one", "err", err)
+		if errors.Is(err, holder.ErrTaken) {
+			return nil, err
+		}
+	}
+	return nil, err
+}
+
+// tooMany counts a death, and reports that there were too many of late.
+func (k *keeper) tooMany() bool {
+	now := time.Now()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.deaths = append(k.deaths, now)
+	for len(k.deaths) > 0 && now.Sub(k.deaths[0]) > deathSpan {
+		k.deaths = k.deaths[1:]
+	}
+	return len(k.deaths) > maxDeaths
+}
+
+// successor starts a server that follows the dead one and serves its layers.
+func (k *keeper) successor() (_ *serverClient, lost []*held, err error) {
+	s, err := startServer(k.o.StateDir, &follow{estate: k.estate.fd, generation: k.generation}, k.newsDesk, k.o.Logger)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			k.discard(s)
+		}
+	}()
+	var layers []restoredLayer
+	if _, err := s.callWithin(restoreDeadline, callRestore, nil, &layers); err != nil {
+		return nil, nil, err
+	}
+	there := map[string]bool{}
+	for _, l := range layers {
+		h := k.graftOf(l.Layer)
+		if h == nil || l.Error != "" {
+			continue
+		}
+		if rules := k.rulesToRestore(h); len(rules) > 0 {
+			if err := s.call(callRules, rulesCall{Layer: l.Layer, Rules: rules, Start: time.Now()}, nil); err != nil {
+				return nil, nil, err
+			}
+		}
+		k.stillAdopted(h, l.Adopted)
+		there[l.Layer] = true
+	}
+	var out resumed
+	if _, err := s.callWithin(restoreDeadline, callResume, nil, &out); err != nil {
+		return nil, nil, err
+	}
+	if out.Taken {
+		return nil, nil, holder.ErrTaken
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, h := range k.grafts {
+		if !there[h.ID] || out.Failed[h.ID] != "" {
+			h.lost = true
+			lost = append(lost, h)
+		}
+	}
+	return s, lost, nil
+}
+
+// discard ends a server that could not follow.
+func (k *keeper) discard(s *serverClient) {
+	s.kill()
+	select {
+	case <-s.dead:
+	case <-time.After(callDeadline):
+		k.o.Logger.Warn("a server that could not follow does not end", "pid", s.pid())
+	}
+	close(s.handled)
+}
+
+func (k *keeper) graftOf(id string) *held {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.grafts[id]
+}
+
+// rulesToRestore are those that a graft has to have; none for one that is coming off.
+func (k *keeper) rulesToRestore(h *held) []policy.Rule {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if h.State != StateActive {
+		return nil
+	}
+	return plain(h.rules)
+}
+
+// stillAdopted lets go of originals whose files saw their last close without a word from the dead server.
+func (k *keeper) stillAdopted(h *held, handles []uint64) {
+	open := map[uint64]bool{}
+	for _, handle := range handles {
+		open[handle] = true
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for handle, fd := range h.adopted {
+		if !open[handle] {
+			delete(h.adopted, handle)
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// left reads what the server leaves; false: nothing is kept.
+func (k *keeper) left() (e estate, there bool, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.estate == nil {
+		return e, false, nil
+	}
+	e, err = k.estate.read()
+	return e, true, err
+}
+
+// endHolders ends what keeps the descriptors of servers that are dead, or about to end.
+func (k *keeper) endHolders() {
+	e, _, err := k.left()
+	if err != nil {
+		k.o.Logger.Error("end the holders of dead servers", "err", err)
+		return
+	}
+	for _, s := range e.Servers {
+		h, err := s.openHolder()
+		if err != nil {
+			continue // it has ended
+		}
+		if err := h.End(holderDeadline); err != nil {
+			k.o.Logger.Error("end the holder of a dead server", "err", err)
+		}
+		h.Close()
+	}
+	k.reap(e)
+}
+
+// reap takes ended holders off the list of processes: they are orphans, which come to this process (see Run).
+func (k *keeper) reap(e estate) {
+	for _, s := range e.Servers {
+		var status unix.WaitStatus
+		_, _ = unix.Wait4(s.Holder, &status, unix.WNOHANG, nil) // ECHILD: another's
+	}
+}
