@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/holder"
@@ -206,7 +207,11 @@ func (k *keeper) tooMany() bool {
 	for len(k.deaths) > 0 && now.Sub(k.deaths[0]) > deathSpan {
 		k.deaths = k.deaths[1:]
 	}
-	return len(k.deaths) > maxDeaths
+	most, err := strconv.Atoi(os.Getenv("FAULTGRAFT_TEST_MAX_DEATHS"))
+	if err != nil {
+		most = maxDeaths
+	}
+	return len(k.deaths) > most
 }
 
 // successor starts a server that follows the dead one and serves its layers.

@@ -10,7 +10,7 @@ import (
 )
 
 // Each process that stands by can be killed: the target goes on, without its
-// descriptors noticing, and the layer is taken off.
+// descriptors noticing, and the layer is taken off; with a server also where no other can follow it.
 func TestKillServer(t *testing.T)      { signalled(t, "server", syscall.SIGKILL) }
 func TestKillKeeper(t *testing.T)      { signalled(t, "keeper", syscall.SIGKILL) }
 func TestTerminateKeeper(t *testing.T) { signalled(t, "keeper", syscall.SIGTERM) }
@@ -72,6 +72,7 @@ func (r *rig) awaitStopped() int {
 
 func signalled(t *testing.T, role string, sig syscall.Signal) {
 	r := newRig(t)
+	r.env = noTakeover
 	p := r.write("f", "0123456789")
 	h := r.start()
 	h.ok("open f %s rdwr", p)

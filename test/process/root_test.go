@@ -290,6 +290,7 @@ func TestRootServerAndKeeperDie(t *testing.T) {
 	for _, role := range []string{"server", "keeper"} {
 		t.Run(role, func(t *testing.T) {
 			r := newRig(t)
+			r.env = noTakeover
 			h, before := r.rooted()
 			r.inject(h, "/", "io error=EIO op=fsync ttl=1m")
 			in := h.enter(r)

@@ -180,6 +180,7 @@ func TestStartedFromTheLayer(t *testing.T) {
 // The server dies under a program that was started from the layer: it goes on with what lies below.
 func TestStartedFromTheLayerOfAServerThatDies(t *testing.T) {
 	r := newRig(t)
+	r.env = noTakeover
 	r.buildStarted()
 	h := r.start()
 	r.inject(h, r.data, "io error=EIO op=read p=0 ttl=2m")
