@@ -83,6 +83,8 @@ type faultLedger struct {
 	containers map[containerRule]*containerCount
 	live       map[string]*liveCounts
 	folded     map[string]time.Time
+	takeovers  uint64         // servers of layers that died and were replaced, since the agent started; by layer
+	replaced   map[string]int // how many of them are counted, by graft
 }
 
 type containerCount struct {
@@ -128,6 +130,7 @@ func loadLedger(dir string, grafts Grafter, kernel func() []KernelFault, log *sl
 	l = &faultLedger{
 		grafts: grafts, kernel: kernel, path: filepath.Join(dir, countersFile), log: log, now: now,
 		over: map[faultKey]tally{}, told: map[faultKey]bool{}, containers: map[containerRule]*containerCount{}, live: map[string]*liveCounts{}, folded: map[string]time.Time{},
+		replaced: map[string]int{},
 	}
 	b, err := os.ReadFile(l.path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -185,6 +188,12 @@ func (l *faultLedger) run(ctx context.Context) {
 	}
 }
 
+func (l *faultLedger) takeoverCount() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.takeovers
+}
+
 // collect brings the counts up to date and returns the grafts that it listed for
 // that. What could not be asked counts as it was last seen, and is in the error.
 func (l *faultLedger) collect(ctx context.Context) ([]keeper.Graft, error) {
@@ -196,10 +205,18 @@ func (l *faultLedger) collect(ctx context.Context) ([]keeper.Graft, error) {
 	for _, g := range grafts {
 		there[g.ID] = true
 		l.see(g.ID, g.Target, "io", g.Faults)
+		if n := g.Takeovers - l.replaced[g.ID]; n > 0 {
+			l.takeovers, l.replaced[g.ID] = l.takeovers+uint64(n), g.Takeovers
+		}
 	}
 	for _, f := range l.kernel() {
 		there[f.ID] = true
 		l.see(f.ID, f.Target, "kernel", kernelCounts(f))
+	}
+	for id := range l.replaced {
+		if !there[id] && err == nil {
+			delete(l.replaced, id)
+		}
 	}
 	changed := false
 	var ended []keeper.EndedGraft

@@ -96,6 +96,8 @@ var (
 	containerFaultsDesc = prometheus.NewDesc("faultgraft_container_faults_total", "Faults injected into a container, by policy and rule; until some time after its last one.",
 		[]string{"namespace", "container", "name", "policy", "rule"}, nil)
 
+	takeoversDesc = prometheus.NewDesc("faultgraft_server_takeovers_total", "How often the server of a live graft died and another served its layer on, since the agent started.", nil, nil)
+
 	policiesDesc = prometheus.NewDesc("faultgraft_policies", "Policies of this node, by phase.", []string{"phase"}, nil)
 	targetsDesc  = prometheus.NewDesc("faultgraft_policy_targets", "Containers of policies, by policy and state.", []string{"policy", "state"}, nil)
 
@@ -110,7 +112,7 @@ var (
 // Describe implements prometheus.Collector.
 func (l liveCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		containersDesc, graftsDesc, matchedDesc, faultsDesc, delayDesc, containerFaultsDesc, policiesDesc, targetsDesc, kernelFaultsDesc, kernelEvaluatedDesc, kernelMatchedDesc, kernelInjectedDesc, kernelDroppedDesc,
+		containersDesc, graftsDesc, matchedDesc, faultsDesc, delayDesc, containerFaultsDesc, takeoversDesc, policiesDesc, targetsDesc, kernelFaultsDesc, kernelEvaluatedDesc, kernelMatchedDesc, kernelInjectedDesc, kernelDroppedDesc,
 	} {
 		ch <- d
 	}
@@ -131,6 +133,7 @@ func (l liveCollector) Collect(ch chan<- prometheus.Metric) {
 	defer cancel()
 	grafts, err := l.r.ledger.collect(ctx)
 	l.collectFaults(ch)
+	ch <- prometheus.MustNewConstMetric(takeoversDesc, prometheus.CounterValue, float64(l.r.ledger.takeoverCount()))
 	if err != nil { // told beside those that could be listed
 		ch <- prometheus.NewInvalidMetric(graftsDesc, err)
 	}
