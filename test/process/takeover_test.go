@@ -60,7 +60,7 @@ func (r *rig) awaitTakeovers(n int) {
 			return
 		}
 		if time.Now().After(end) {
-			r.t.Fatalf("after death %d of a server: %+v%s", n, l, r.logs())
+			r.t.Fatalf("after death %d of a server: %+v%s\n%+v", n, l, r.logs(), r.events())
 		}
 	}
 }
@@ -124,6 +124,8 @@ func TestServersAreReplacedUnderLoad(t *testing.T) {
 	g := r.inject(h, r.data, "io latency=1ms op=fsync p=10% ttl=10m")
 	stop := make(chan struct{})
 	var all sync.WaitGroup
+	end := sync.OnceFunc(func() { close(stop); all.Wait() })
+	defer end()
 	for i, work := range []func(dir string, stop <-chan struct{}) error{appends, moves, tempfiles, locks} {
 		dir := filepath.Join(r.data, fmt.Sprint(i))
 		if err := os.Mkdir(dir, 0o755); err != nil {
@@ -139,8 +141,7 @@ func TestServersAreReplacedUnderLoad(t *testing.T) {
 	for n := 1; n <= kills && !t.Failed(); n++ {
 		r.replaced(syscall.SIGKILL, n)
 	}
-	close(stop)
-	all.Wait()
+	end()
 	r.recover(g)
 	r.t.Logf("%d kills", kills)
 }
