@@ -29,6 +29,7 @@ type job struct {
 	brk     uint64 // the program break, where the executable is exchanged
 	cwd     int    // present working directory, O_PATH, where the root is exchanged; else -1
 	gone    bool   // the process ended
+	alone   bool   // no other job opens or closes anything while all stand: the look at the table tells what is open
 	begun   bool   // commit was tried: something may be changed
 	calls   int
 	refused []ObjectReport // directories that the thread may not enter
@@ -79,14 +80,13 @@ const controlSockets = 4
 // It returns the lowest numbers that are free.
 func (j *job) makeRoom(neverEmpty bool) (lowest []int, err error) {
 	want, top := controlSockets, 0
-	used := map[int]bool{}
-	if all, err := numbers(procPath(j.t.tid, "fd")); err == nil {
-		for _, fd := range all {
-			used[fd] = true
-			top = max(top, fd+1)
-		}
-	} else if !gone(err) {
-		return nil, fmt.Errorf("descriptors of process %d (%s): %w", j.p.pid, j.p.comm, err)
+	open, err := j.openNumbers()
+	if err != nil && !gone(err) {
+		return nil, err
+	}
+	used := newNumberSet(open)
+	if len(open) > 0 {
+		top = slices.Max(open) + 1
 	}
 	if j.table != nil && neverEmpty {
 		want += min(len(j.table.slots), maxRights)
@@ -109,7 +109,7 @@ func (j *job) makeRoom(neverEmpty bool) (lowest []int, err error) {
 	}
 	free := 0
 	for fd := 0; len(lowest) < want; fd++ {
-		if used[fd] {
+		if used.has(fd) {
 			continue
 		}
 		lowest = append(lowest, fd)
@@ -135,6 +135,26 @@ func (j *job) makeRoom(neverEmpty bool) (lowest []int, err error) {
 	raised.Cur, raised.Max = max(raised.Cur, j.p.raised.Cur), max(raised.Max, j.p.raised.Max)
 	j.p.raised = raised
 	return lowest, nil
+}
+
+// openNumbers lists the descriptors that are open in the job's table now. To read /proc once
+// more would be an eighth of the pause of a process with many files.
+func (j *job) openNumbers() ([]int, error) {
+	if !j.alone || j.back || j.table == nil {
+		now, err := numbers(procPath(j.t.tid, "fd"))
+		if err != nil {
+			return nil, fmt.Errorf("descriptors of process %d (%s): %w", j.p.pid, j.p.comm, err)
+		}
+		return now, nil
+	}
+	now := slices.Clone(j.table.all)
+	if j.r != nil { // its copies of our ends are closed before the first batch
+		now = append(now, j.r.theirs[:]...)
+	}
+	for _, fd := range j.dirs {
+		now = append(now, fd)
+	}
+	return now, nil
 }
 
 // fileLimit reads RLIMIT_NOFILE from /proc: prlimit(2) for a process of another

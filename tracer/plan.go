@@ -52,6 +52,9 @@ func (x *transaction) plan(all *found) error {
 			mine = rest
 		}
 	}
+	if len(x.jobs) == 1 {
+		x.jobs[0].alone = true
+	}
 	return nil
 }
 

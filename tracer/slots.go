@@ -1,7 +1,6 @@
 package tracer
 
 import (
-	"fmt"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -20,12 +19,12 @@ func (j *job) fillSlots(b *batch, which pick, neverEmpty bool) error {
 	if j.table == nil || len(j.table.slots) == 0 {
 		return nil
 	}
-	now, err := numbers(procPath(j.t.tid, "fd"))
+	now, err := j.openNumbers()
 	if err != nil {
 		if gone(err) {
 			return errTargetGone
 		}
-		return fmt.Errorf("descriptors of process %d (%s): %w", j.p.pid, j.p.comm, err)
+		return err
 	}
 	used := newNumberSet(now)
 	slices.SortFunc(j.table.slots, func(a, b *slot) int { return a.fd - b.fd })
