@@ -62,9 +62,15 @@ func RunServer(o ServerOptions) error {
 	if err := s.decide(); err != nil {
 		return err
 	}
-	if orphans, _ := s.split(); len(orphans) > 0 {
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
+		orphans, _ := s.split()
+		if len(orphans) == 0 {
+			break
+		}
 		o.Logger.Warn("the keeper has died: no more faults, its layers are taken off", "layers", len(orphans), "err", err)
-		err = s.abandon(orphans)
+		if err = s.abandon(orphans); err != nil {
+			time.Sleep(wait) // the target works on; without this server it would see ENOTCONN
+		}
 	}
 	_, lingering := s.split()
 	for _, l := range lingering {

@@ -100,6 +100,45 @@ func signalled(t *testing.T, role string, sig syscall.Signal) {
 	same(t, before, h.snapshot())
 }
 
+// The keeper that a server starts when its own was killed is killed too, while it takes the layer off.
+func TestKillKeeperAndTheNext(t *testing.T) {
+	for _, after := range []time.Duration{0, 20 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond} {
+		t.Run(after.String(), func(t *testing.T) {
+			r := newRig(t)
+			p := r.write("f", "0123456789")
+			h := r.start()
+			h.ok("open f %s rdwr", p)
+			h.ok("lseek f 4")
+			before := h.snapshot()
+			r.inject(h, r.data, "io error=EIO op=fsync ttl=1m")
+			first := r.processes("keeper")
+			r.signal("keeper", syscall.SIGKILL)
+			killed := false
+			for end := time.Now().Add(20 * time.Second); !killed && strings.Contains(h.mountinfo(), "fuse.faultgraft") && time.Now().Before(end); {
+				for _, pid := range r.processes("keeper") {
+					if pid != first[0] {
+						time.Sleep(after)
+						killed = syscall.Kill(pid, syscall.SIGKILL) == nil // it may have ended
+					}
+				}
+			}
+			t.Logf("killed the next one: %v", killed)
+			for end := time.Now().Add(60 * time.Second); strings.Contains(h.mountinfo(), "fuse.faultgraft"); time.Sleep(50 * time.Millisecond) {
+				h.is("ok 456789", "read f 100")
+				h.ok("lseek f 4")
+				if time.Now().After(end) {
+					t.Fatalf("still mounted%s", r.logs())
+				}
+			}
+			h.ok("stat /") // the mount goes within the stop; an answer means that it is over
+			h.is("ok", "fsync f")
+			h.is("ok 456789", "read f 100")
+			h.ok("lseek f 4")
+			same(t, before, h.snapshot())
+		})
+	}
+}
+
 // G22: a failure at any step rolls back whole.
 func TestRollbackAtEachStep(t *testing.T) {
 	for _, step := range []string{"resolve", "layer", "serve", "scan", "replace", "seize", "stopped", "inject", "stage", "mount", "commit", "check", "release", "hand over", "kill:mount", "kill:check"} {
