@@ -77,7 +77,7 @@ func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 		return nil, err
 	}
 	swap := tracer.Options{
-		Processes: a.Target.Processes, Match: a.match, Locate: a.locate, Replace: a.adopt,
+		Processes: a.Target.Swappable, Match: a.match, Locate: a.locate, Replace: a.adopt,
 		GuardLocks: func(phase tracer.LockPhase, files []tracer.LockedFile, back bool) error {
 			return a.Server.GuardLocks(phase, guarded(files, a.dev), back)
 		},

@@ -42,6 +42,9 @@ func CheckTarget(pid int) (Target, error) {
 	if pid == 1 {
 		return t, refuse("it is the host's own init; name a process of a container, or the first process of a tree")
 	}
+	if len(looks.filter([]int{pid}, comesBack)) == 0 {
+		return t, fmt.Errorf("pid %d: %w", pid, errWithinExec(pid))
+	}
 	stat, err := ReadStat(pid)
 	if errors.Is(err, os.ErrNotExist) {
 		return t, fmt.Errorf("pid %d: no such process", pid)
@@ -129,7 +132,8 @@ const listPasses = 10
 
 // Processes lists the target's processes: all of the mount namespace, or the tree.
 // One that ends before it is looked at may have left a child that was not on the
-// list, so the list is read again until it names nobody new.
+// list, so the list is read again until it names nobody new. One that cannot be
+// looked at is left out, see lookPatience.
 func (t Target) Processes() ([]int, error) {
 	var pids []int
 	seen := map[int]bool{}
@@ -145,16 +149,15 @@ func (t Target) Processes() ([]int, error) {
 		}
 		for _, pid := range all {
 			seen[pid] = true
-			if !t.Tree && t.inNamespace(pid) {
-				pids = append(pids, pid)
-			}
 		}
 		if t.Tree {
 			addParents(parents, all)
+		} else {
+			pids = append(pids, looks.filter(all, t.inNamespace)...)
 		}
 	}
 	if t.Tree {
-		pids = descendants(t.PID, parents)
+		pids = looks.filter(descendants(t.PID, parents), comesBack)
 	}
 	return pids, nil
 }
@@ -213,9 +216,9 @@ func reachableProcesses() ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(all, func(pid int) bool {
+	return looks.filter(all, func(pid int) bool {
 		exe, err := identifyOf(pid, "exe") // kernel threads have none
-		return err != nil || exe == own
+		return err == nil && exe != own
 	}), nil
 }
 
@@ -235,8 +238,8 @@ func identify(path string) (inode, error) {
 // addParents notes the parents of processes.
 func addParents(parents map[int]int, pids []int) {
 	for _, pid := range pids {
-		if s, err := ReadStat(pid); err == nil {
-			parents[pid] = s.PPID
+		if up, ok := parentOf(pid); ok {
+			parents[pid] = up
 		}
 	}
 }

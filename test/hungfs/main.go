@@ -4,6 +4,7 @@
 //
 //	hungfs FOLDER MOUNTPOINT    prints "ready", then obeys lines of its standard input:
 //	  hang                      reads wait from now on
+//	  hang closes               closes of files do
 //	  go                        they go on
 //
 // Each line is answered by "ok". With the end of its input it goes on with what hangs, and unmounts.
@@ -37,9 +38,9 @@ func run(folder, point string) error {
 	if err := syscall.Stat(folder, &st); err != nil {
 		return fmt.Errorf("stat %s: %w", folder, err)
 	}
-	g := &gate{}
+	g, closes := &gate{}, &gate{}
 	data := &fs.LoopbackRoot{Path: folder, Dev: uint64(st.Dev)}
-	root := &node{LoopbackNode: &fs.LoopbackNode{RootData: data}, gate: g}
+	root := &node{LoopbackNode: &fs.LoopbackNode{RootData: data}, gate: g, closes: closes}
 	data.RootNode = root
 	server, err := fs.Mount(point, root, &fs.Options{MountOptions: fuse.MountOptions{AllowOther: true, DirectMount: true, FsName: "hungfs", Name: "hungfs"}})
 	if err != nil {
@@ -49,9 +50,11 @@ func run(folder, point string) error {
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {
 		g.set(in.Text() == "hang")
+		closes.set(in.Text() == "hang closes")
 		fmt.Println("ok")
 	}
 	g.set(false)
+	closes.set(false)
 	return server.Unmount()
 }
 
@@ -84,7 +87,7 @@ func (g *gate) pass() {
 
 type node struct {
 	*fs.LoopbackNode
-	gate *gate
+	gate, closes *gate
 }
 
 var (
@@ -93,7 +96,7 @@ var (
 )
 
 func (n *node) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
-	return &node{LoopbackNode: ops.(*fs.LoopbackNode), gate: n.gate}
+	return &node{LoopbackNode: ops.(*fs.LoopbackNode), gate: n.gate, closes: n.closes}
 }
 
 func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
@@ -102,12 +105,12 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 		return nil, 0, e
 	}
 	// Nothing may come from the kernel's cache.
-	return &file{FileHandle: f, gate: n.gate}, how&^uint32(fuse.FOPEN_PASSTHROUGH) | fuse.FOPEN_DIRECT_IO, 0
+	return &file{FileHandle: f, gate: n.gate, closes: n.closes}, how&^uint32(fuse.FOPEN_PASSTHROUGH) | fuse.FOPEN_DIRECT_IO, 0
 }
 
 type file struct {
 	fs.FileHandle
-	gate *gate
+	gate, closes *gate
 }
 
 var (
@@ -128,6 +131,7 @@ func (f *file) Write(ctx context.Context, data []byte, off int64) (uint32, sysca
 }
 
 func (f *file) Flush(ctx context.Context) syscall.Errno {
+	f.closes.pass()
 	return f.FileHandle.(fs.FileFlusher).Flush(ctx)
 }
 

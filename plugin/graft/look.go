@@ -1,0 +1,180 @@
+package graft
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// lookPatience is how long a look at one process may take. Most of /proc/PID waits while the process is within
+// execve(2): the kernel holds its exec_update_lock until it has closed the close-on-exec files (begin_new_exec and
+// do_close_on_exec of fs/exec.c, ptrace_may_access of kernel/ptrace.c; seen on Linux 6.18). If one of these is on a
+// file system that does not answer, whoever looks waits as long as that. Any process of the machine can be so.
+const lookPatience = 2 * time.Second
+
+// onlooker looks at processes, and goes on without those that cannot be looked at now.
+type onlooker struct {
+	mu      sync.Mutex
+	waiting map[int]<-chan struct{} // by process: a look that has not come back; closed when it has
+}
+
+// looks knows the looks of this process that have not come back.
+var looks = onlooker{waiting: map[int]<-chan struct{}{}}
+
+// filter returns the processes for which keep is true. One that does not let itself be looked at is left out,
+// and is among those that stuck gives until the look has come back.
+func (o *onlooker) filter(pids []int, keep func(pid int) bool) []int {
+	pids = slices.DeleteFunc(slices.Clone(pids), o.stuckNow)
+	var kept []int
+	for len(pids) > 0 {
+		pids = pids[o.walk(pids, keep, &kept):]
+	}
+	return kept
+}
+
+// walk looks at processes until one does not let it. It returns how many are dealt with.
+func (o *onlooker) walk(pids []int, keep func(pid int) bool, kept *[]int) int {
+	answers := make([]bool, len(pids))
+	var at atomic.Int64 // looks that have come back; orders the answers too
+	done := make(chan struct{})
+	var given atomic.Bool
+	go func() {
+		defer close(done)
+		for i, pid := range pids {
+			if given.Load() {
+				return
+			}
+			answers[i] = keep(pid)
+			at.Add(1)
+		}
+	}()
+	tick := time.NewTicker(lookPatience)
+	defer tick.Stop()
+	last := int64(-1)
+	for {
+		select {
+		case <-done:
+			last = at.Load()
+		case <-tick.C:
+			if now := at.Load(); now != last {
+				last = now
+				continue
+			}
+			given.Store(true)
+		}
+		break
+	}
+	for i := range last {
+		if answers[i] {
+			*kept = append(*kept, pids[i])
+		}
+	}
+	if int(last) == len(pids) {
+		return len(pids)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.waiting[pids[last]] = done
+	return int(last) + 1
+}
+
+// stuckNow tells whether a look at the process has not come back yet.
+func (o *onlooker) stuckNow(pid int) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	done, ok := o.waiting[pid]
+	if !ok {
+		return false
+	}
+	select {
+	case <-done:
+		delete(o.waiting, pid)
+		return false
+	default:
+		return true
+	}
+}
+
+// stuck lists the processes that cannot be looked at.
+func (o *onlooker) stuck() []int {
+	o.mu.Lock()
+	var pids []int
+	for pid := range o.waiting {
+		pids = append(pids, pid)
+	}
+	o.mu.Unlock()
+	slices.Sort(pids)
+	return slices.DeleteFunc(pids, func(pid int) bool { return !o.stuckNow(pid) })
+}
+
+// Swappable lists the target's processes, as Processes does, for a swap that must not miss one. It fails if one cannot be looked at.
+func (t Target) Swappable() ([]int, error) {
+	pids, err := t.Processes()
+	if err != nil {
+		return nil, err
+	}
+	for _, pid := range looks.stuck() {
+		if t.mayHave(pid, pids) {
+			return nil, errWithinExec(pid)
+		}
+	}
+	return pids, nil
+}
+
+// comesBack is for a filter that only leaves out what cannot be looked at.
+func comesBack(pid int) bool {
+	_, _ = ReadStat(pid) // one that has ended comes back too
+	return true
+}
+
+func errWithinExec(pid int) error {
+	return fmt.Errorf("process %d (%s) is within an execve(2) that waits to close a file, on a file system that does not answer; try again when that is over", pid, commOf(pid))
+}
+
+// mayHave tells whether a process that cannot be looked at may be the target's: by its parents, and by its
+// cgroup, unless that is the one of this process. Neither of these files waits for an execve.
+func (t Target) mayHave(pid int, pids []int) bool {
+	for p, ok := pid, true; ok && p > 1; p, ok = parentOf(p) {
+		if p == t.PID || slices.Contains(pids, p) {
+			return true
+		}
+	}
+	own, of, its := cgroupOf(os.Getpid()), cgroupOf(t.PID), cgroupOf(pid)
+	return !t.Tree && its != "" && its == of && its != own
+}
+
+func cgroupOf(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return "" // it has ended
+	}
+	return string(b)
+}
+
+func commOf(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return "has ended"
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// parentOf reads a process's parent from its status file.
+func parentOf(pid int) (int, bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, false // it has ended
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "PPid:"); ok {
+			ppid, err := strconv.Atoi(strings.TrimSpace(v))
+			return ppid, err == nil
+		}
+	}
+	return 0, false
+}

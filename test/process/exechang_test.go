@@ -1,0 +1,76 @@
+package process
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// withinExec waits until a process is within an execve(2) that waits to close a file: who looks at it waits too.
+func withinExec(t *testing.T, pid int) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		back := make(chan struct{})
+		go func() {
+			defer close(back)
+			_, _ = os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		}()
+		select {
+		case <-back:
+			time.Sleep(10 * time.Millisecond)
+		case <-time.After(time.Second):
+			return
+		}
+	}
+	t.Fatal("the execve does not wait, or who looks at it does not")
+}
+
+// A process that is within an execve which waits to close a file, on a file system that hangs, cannot be looked at.
+// Grafts of others do not wait for it; one of its own is refused, and an ungraft leaves the layer to it until it goes on.
+func TestExecveThatHangs(t *testing.T) {
+	r := newRig(t)
+	point := t.TempDir()
+	fs := r.hungfs(point)
+	if err := os.WriteFile(point+"/slow", []byte("data"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p := r.write("f", "0123456789")
+	h, late, other := r.start(), r.start(), r.start()
+	for _, o := range []*holder{h, late} {
+		o.ok("open f %s rdwr", p)
+	}
+	g := r.inject(late, r.data, "io error=EIO op=fsync ttl=5m")
+	for _, o := range []*holder{late, other} {
+		o.ok("open slow %s/slow rdwr,cloexec", point)
+	}
+	fs.ok("hang closes")
+	for _, o := range []*holder{late, other} {
+		o.begin("exec /bin/cat")
+		withinExec(t, o.pid())
+	}
+	before := h.snapshot()
+	mine := r.inject(h, r.data, "io error=ENOSPC op=fsync ttl=5m")
+	h.is("ENOSPC", "fsync f")
+	r.recover(mine)
+	same(t, before, h.snapshot())
+	if out, err := r.run("inject", "--pid", fmt.Sprint(other.pid()), "--path", r.data, "io error=EIO op=fsync ttl=5m"); err == nil || !strings.Contains(err.Error(), "execve") {
+		t.Errorf("inject into a process that cannot be looked at: %q, %v", out, err)
+	}
+	out, err := r.run("recover", g.ID)
+	t.Logf("recover: %q, %v", out, err)
+	for _, l := range r.list() {
+		t.Logf("ps: %+v", l)
+	}
+	fs.ok("go")
+	for end := time.Now().Add(30 * time.Second); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the layer does not come off by itself%s", r.logs())
+		}
+	}
+	h.stop()
+	late.stop()
+	other.stop()
+	fs.stop()
+}
