@@ -15,7 +15,7 @@ import (
 // execve(2): the kernel holds its exec_update_lock until it has closed the close-on-exec files (begin_new_exec and
 // do_close_on_exec of fs/exec.c, ptrace_may_access of kernel/ptrace.c; seen on Linux 6.18). If one of these is on a
 // file system that does not answer, whoever looks waits as long as that. Any process of the machine can be so.
-const lookPatience = 2 * time.Second
+const lookPatience = time.Second
 
 // onlooker looks at processes, and goes on without those that cannot be looked at now.
 type onlooker struct {
@@ -29,11 +29,20 @@ var looks = onlooker{waiting: map[int]<-chan struct{}{}}
 // filter returns the processes for which keep is true. One that does not let itself be looked at is left out,
 // and is among those that stuck gives until the look has come back.
 func (o *onlooker) filter(pids []int, keep func(pid int) bool) []int {
-	pids = slices.DeleteFunc(slices.Clone(pids), o.stuckNow)
-	var kept []int
-	for len(pids) > 0 {
-		pids = pids[o.walk(pids, keep, &kept):]
+	var kept, late []int
+	for left := slices.DeleteFunc(slices.Clone(pids), o.stuckNow); len(left) > 0; {
+		n := o.walk(left, keep, &kept)
+		if o.waits(left[n-1]) {
+			late = append(late, left[n-1])
+		}
+		left = left[n:]
 	}
+	for _, pid := range late {
+		if !o.stuckNow(pid) && keep(pid) { // it was only slow
+			kept = append(kept, pid)
+		}
+	}
+	slices.Sort(kept)
 	return kept
 }
 
@@ -81,6 +90,14 @@ func (o *onlooker) walk(pids []int, keep func(pid int) bool, kept *[]int) int {
 	defer o.mu.Unlock()
 	o.waiting[pids[last]] = done
 	return int(last) + 1
+}
+
+// waits tells whether a look at the process has been given up.
+func (o *onlooker) waits(pid int) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_, ok := o.waiting[pid]
+	return ok
 }
 
 // stuckNow tells whether a look at the process has not come back yet.

@@ -129,7 +129,7 @@ func users(rep *graft.Report) string {
 		all = append(all, text)
 	}
 	if len(all) == 0 {
-		all = []string{"something still uses it that could not be found: an io_uring, a descriptor in flight over a socket, or another mount namespace"}
+		all = []string{"something still uses it that could not be found: an io_uring, a descriptor in flight over a socket, another mount namespace, or a process that is stuck within an execve"}
 	}
 	const most = 5
 	if n := len(all) - most; n > 0 {
