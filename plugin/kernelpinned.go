@@ -75,3 +75,28 @@ func (d Direct) End(id string) (f KernelFault, err error) {
 	defer func() { err = errors.Join(err, k.close()) }()
 	return k.endPinned(id, wire.Self())
 }
+
+// Sweep ends faults that are over or that were never armed to their end, because
+// who held them was killed.
+func (d Direct) Sweep() (ended []KernelFault, err error) {
+	k := d.faults()
+	defer func() { err = errors.Join(err, k.close()) }()
+	pinned, err := k.outliving()
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, p := range pinned {
+		if !p.Expired() && !k.gone(p.Cgroup) {
+			continue
+		}
+		if err := p.End(); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		f := pinnedFault(p)
+		k.events.ended(f, endExpired, wire.Self())
+		ended = append(ended, f)
+	}
+	return ended, errors.Join(errs...)
+}

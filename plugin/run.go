@@ -251,6 +251,11 @@ func (a *agent) run(ctx context.Context, body func(context.Context) error) error
 	defer cancel()
 	srv := &server{loop: a.loop, log: a.log, health: a.health, ready: a.readiness}
 	watch := &watcher{runtime: a.runtime, loop: a.loop, state: &a.containerd, log: a.log, kick: a.kick}
+	if left, err := keeper.Sweep(a.opts.StateDir); err != nil {
+		a.log.Warn("what was left by processes that were killed", "err", err)
+	} else if len(left) > 0 {
+		a.log.Info("removed what was left by processes that were killed", "paths", left)
+	}
 	if err := a.loop.faults.adopt(); err != nil {
 		a.metrics.problems.WithLabelValues("kernel").Inc()
 		a.log.Error("kernel faults that outlived an earlier agent", "err", err)

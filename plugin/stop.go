@@ -27,6 +27,9 @@ type StopReport struct {
 	TookMs float64 `json:"tookMs"`
 }
 
+// listWait is how long a stop waits for the list of what there is: what is to end comes first.
+const listWait = 500 * time.Millisecond
+
 // endStopped begins why a kernel fault ended that was stopped.
 const endStopped = "stopped: "
 
@@ -34,6 +37,7 @@ const endStopped = "stopped: "
 type stopper struct {
 	stateDir string
 	grafter  interface {
+		List(ctx context.Context) ([]keeper.Graft, error)
 		StopAll(ctx context.Context, reason string) ([]keeper.Graft, error)
 	}
 	faults *kernelFaults
@@ -49,6 +53,18 @@ func (s *stopper) stop(ctx context.Context, reason, by string) (StopReport, erro
 		mark.Grafts = before.Grafts // they are to come back after the release, too
 	}
 	_ = keeper.WriteStopped(s.stateDir, mark) // a full disk is no reason for a fault to go on; it is tried again below
+	atStop.Pass("forbidden")
+	// Whoever is killed from here on leaves behind what the release has to bring back.
+	lctx, cancel := context.WithTimeout(ctx, listWait)
+	there, _ := s.grafter.List(lctx) // who does not answer so soon is on the list of what was taken off, or is an error then
+	cancel()
+	for _, g := range there {
+		if !slices.Contains(mark.Grafts, g.ID) {
+			mark.Grafts = append(mark.Grafts, g.ID)
+		}
+	}
+	_ = keeper.WriteStopped(s.stateDir, mark) // as above
+	atStop.Pass("listed")
 	var wg sync.WaitGroup
 	var grafts []keeper.Graft
 	var faults []string
@@ -56,6 +72,7 @@ func (s *stopper) stop(ctx context.Context, reason, by string) (StopReport, erro
 	wg.Go(func() { grafts, gerr = s.grafter.StopAll(ctx, reason) })
 	wg.Go(func() { faults, kerr = s.faults.stopAll(endStopped+reason, by) })
 	wg.Wait()
+	atStop.Pass("reverted")
 	out := StopReport{Reverted: faults}
 	for _, g := range grafts {
 		if g.State == keeper.StateFailed {
@@ -91,11 +108,13 @@ func (s *stopper) release(by string, reopen func(grafts []string) error) (*keepe
 	if err := reopen(was.Grafts); err != nil {
 		return nil, fmt.Errorf("release this node: %w", err)
 	}
+	atRelease.Pass("reopened")
 	if err := keeper.LiftStopped(s.stateDir); errors.Is(err, os.ErrNotExist) {
 		return nil, ErrNotStopped
 	} else if err != nil {
 		return nil, fmt.Errorf("release this node: %w", err)
 	}
+	atRelease.Pass("lifted")
 	return was, s.log(keeper.EventRelease, by, "was stopped: "+was.Reason)
 }
 

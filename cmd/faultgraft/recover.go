@@ -14,76 +14,137 @@ import (
 )
 
 func newRecoverCommand(g *global) *cobra.Command {
-	var all, purge bool
+	var all, orphans, purge bool
 	c := &cobra.Command{
-		Use:   "recover (ID... | --all)",
+		Use:   "recover (ID... | --all | --orphans)",
 		Short: "Take layers off and end kernel faults: the target is as it was before",
+		Long: `Take layers off and end kernel faults: the target is as it was before. No agent is
+needed. --orphans looks for what processes left that were killed, and leaves alone what
+others hold: layers that nobody serves any more (calls on them fail with ENOTCONN),
+kernel faults that are over or were never armed to their end, and files in the state
+directory. --all does that too.`,
 		RunE: func(c *cobra.Command, ids []string) error {
 			if err := g.checkOutput(); err != nil {
 				return err
 			}
-			if all == (len(ids) > 0) {
-				return errors.New("name grafts or kernel faults (see faultgraft ps), or say --all")
-			}
-			if purge && !all {
+			switch {
+			case all && orphans:
+				return errors.New("--all recovers orphans too; say one of the two")
+			case (all || orphans) == (len(ids) > 0):
+				return errors.New("name grafts or kernel faults (see faultgraft ps), or say --all or --orphans")
+			case purge && !all:
 				return errors.New("--purge goes with --all")
 			}
-			var errs []error
+			r := recovery{g: g, c: c, lenient: all, done: []any{}}
 			if all {
-				faults, err := g.kernelFaults(c.Context())
-				errs = append(errs, err)
-				for _, f := range faults {
-					ids = append(ids, f.ID)
-				}
-				grafts, err := g.keepers().List(c.Context())
-				errs = append(errs, err)
-				for _, gr := range grafts {
-					ids = append(ids, gr.ID)
-				}
+				ids = r.everything()
 			}
-			done := []any{}
 			for _, id := range ids {
-				if plugin.IsKernelFault(id) {
-					f, err := g.endKernel(c.Context(), id)
-					if all && errors.Is(err, plugin.ErrNoKernelFault) {
-						continue
-					}
-					if err != nil {
-						errs = append(errs, err)
-						continue
-					}
-					done = append(done, f)
-					if g.output == "table" {
-						errs = append(errs, kernelEnded(c.OutOrStdout(), f))
-					}
-					continue
-				}
-				gr, err := g.keepers().Ungraft(c.Context(), id)
-				if all && errors.Is(err, keeper.ErrNoGraft) {
-					continue // it ended by itself meanwhile
-				}
-				if err != nil {
-					errs = append(errs, err)
-					continue
-				}
-				done = append(done, gr)
-				if g.output == "table" {
-					errs = append(errs, recovered(c.OutOrStdout(), gr))
-				}
+				r.recover(id)
+			}
+			if all || orphans {
+				r.orphans()
+			}
+			if all {
+				r.fail(g.keepers().EndIdle(c.Context()))
 			}
 			if g.output != "table" {
-				errs = append(errs, g.print(c.OutOrStdout(), done))
+				r.fail(g.print(c.OutOrStdout(), r.done))
 			}
-			if err := errors.Join(errs...); err != nil || !purge {
+			if err := errors.Join(r.errs...); err != nil || !purge {
 				return err
 			}
 			return g.purge(c.Context())
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "all grafts and kernel faults on this node")
+	c.Flags().BoolVar(&orphans, "orphans", false, "what was left by processes that were killed, and nothing else")
 	c.Flags().BoolVar(&purge, "purge", false, "with --all: remove the state directory too, event log included")
 	g.outputFlag(c)
 	return c
+}
+
+// recovery is one run of the command.
+type recovery struct {
+	g       *global
+	c       *cobra.Command
+	lenient bool // what ended by itself meanwhile is no error
+	done    []any
+	errs    []error
+}
+
+func (r *recovery) fail(err error) {
+	if err != nil {
+		r.errs = append(r.errs, err)
+	}
+}
+
+// everything is the ids of all that there is.
+func (r *recovery) everything() (ids []string) {
+	faults, err := r.g.kernelFaults(r.c.Context())
+	r.fail(err)
+	for _, f := range faults {
+		ids = append(ids, f.ID)
+	}
+	grafts, err := r.g.keepers().List(r.c.Context())
+	r.fail(err)
+	for _, gr := range grafts {
+		ids = append(ids, gr.ID)
+	}
+	return ids
+}
+
+func (r *recovery) recover(id string) {
+	if plugin.IsKernelFault(id) {
+		f, err := r.g.endKernel(r.c.Context(), id)
+		if !(r.lenient && errors.Is(err, plugin.ErrNoKernelFault)) {
+			r.ended(f, err)
+		}
+		return
+	}
+	gr, err := r.g.keepers().Ungraft(r.c.Context(), id)
+	if r.lenient && errors.Is(err, keeper.ErrNoGraft) {
+		return
+	}
+	if err != nil {
+		r.fail(err)
+		return
+	}
+	r.tookOff(gr)
+}
+
+func (r *recovery) ended(f plugin.KernelFault, err error) {
+	if err != nil {
+		r.fail(err)
+		return
+	}
+	r.done = append(r.done, f)
+	if r.g.output == "table" {
+		r.fail(kernelEnded(r.c.OutOrStdout(), f))
+	}
+}
+
+func (r *recovery) tookOff(gr keeper.Graft) {
+	r.done = append(r.done, gr)
+	if r.g.output == "table" {
+		r.fail(recovered(r.c.OutOrStdout(), gr))
+	}
+}
+
+// orphans takes away what processes left that were killed.
+func (r *recovery) orphans() {
+	off, err := r.g.keepers().RecoverOrphans(r.c.Context())
+	r.fail(err)
+	for _, gr := range off {
+		r.tookOff(gr)
+	}
+	over, err := r.g.direct().Sweep()
+	r.fail(err)
+	for _, f := range over {
+		r.ended(f, nil)
+	}
+	_, err = keeper.Sweep(r.g.stateDir)
+	r.fail(err)
 }
 
 // purge waits for the keepers to end and removes what they left.

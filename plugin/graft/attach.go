@@ -26,15 +26,6 @@ type AttachOptions struct {
 	Step func(step string) error
 }
 
-// Steps of Attach, besides those of the tracer.
-const (
-	StepResolve  = "resolve"
-	StepLayer    = "layer"
-	StepServe    = "serve"
-	StepMount    = "mount"
-	StepHandOver = "hand over"
-)
-
 // ErrLeft is what a graft fails with that could not be undone: the layer may be mounted and in
 // use, and has to be served until it was taken off.
 var ErrLeft = errors.New("objects of the target may be on the layer")
@@ -116,6 +107,9 @@ func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 	if err := a.handOver(); err != nil {
 		return nil, err
 	}
+	if err := a.Step(StepHanded); err != nil {
+		return nil, err
+	}
 	return a.rep, nil
 }
 
@@ -194,6 +188,9 @@ func (a *attachment) prepare(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("start the layer: %w", err)
 	}
+	if err := a.Step(StepServed); err != nil {
+		return err
+	}
 	// A swapper that holds /dev/fuse and files of the mount could not be killed.
 	_ = unix.Close(a.fuse.device)
 	a.fuse.device = -1
@@ -211,7 +208,15 @@ func (a *attachment) mountLayer() error {
 			return err
 		}
 	}
-	err := a.attachMount()
+	err := a.Step(StepLeft)
+	if err == nil {
+		err = a.attachMount()
+	}
+	if err == nil {
+		if err = a.Step(StepMounted); err != nil {
+			return errors.Join(err, a.unmountLayer())
+		}
+	}
 	if err != nil && a.group != nil {
 		err = errors.Join(err, a.ns.do(func() error { return a.group.rejoin(a.groupFD) }))
 	}
@@ -228,13 +233,15 @@ func (a *attachment) attachMount() error {
 }
 
 func (a *attachment) cover() rootCover {
-	return rootCover{ns: a.ns, procFD: a.procFD, backing: a.place.backing, top: a.fuse.mount, bottom: a.fuse.bottom}
+	return rootCover{ns: a.ns, procFD: a.procFD, backing: a.place.backing, top: a.fuse.mount, bottom: a.fuse.bottom, step: a.Step}
 }
 
 func (a *attachment) unmountLayer() error {
 	var err error
 	if a.place.root() {
-		_, err = a.cover().off(a.Target, a.dev, false)
+		c := a.cover()
+		c.step = nil // those of an ungraft
+		_, err = c.off(a.Target, a.dev, false)
 	}
 	return a.ns.do(func() error {
 		if !a.place.root() {

@@ -33,9 +33,6 @@ type DetachOptions struct {
 	Step func(step string) error
 }
 
-// StepUnmount comes before the layer is taken off, with the target stopped.
-const StepUnmount = "unmount"
-
 // Detach swaps every open object back from the layer to what lies under it and
 // takes the layer off. On an error the layer is as it was, unless the error says
 // otherwise. Rules must have been taken away before.
@@ -339,8 +336,14 @@ func (d *detachment) takeOff() error {
 	if errors.Is(err, unix.EINVAL) {
 		err = nil // it is not mounted any more: an earlier ungraft came this far, or the target took it off
 	}
+	if err == nil {
+		err = d.Step(StepOff)
+	}
 	if err == nil && d.groupFD >= 0 {
 		err = d.ns.do(func() error { return (&peerGroup{clone: d.Layer.PeerGroup}).rejoin(d.groupFD) })
+	}
+	if err == nil {
+		err = d.Step(StepRejoined)
 	}
 	d.off = err == nil
 	return err

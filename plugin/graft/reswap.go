@@ -102,7 +102,10 @@ func (r *reswap) run(ctx context.Context) error {
 	if err := r.Step(StepHandOver); err != nil {
 		return err
 	}
-	return r.handOver()
+	if err := r.handOver(); err != nil {
+		return err
+	}
+	return r.Step(StepHanded)
 }
 
 func (r *reswap) swap(ctx context.Context, o tracer.Options) (*tracer.Report, error) {

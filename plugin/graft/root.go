@@ -36,6 +36,15 @@ type rootCover struct {
 	backing int // root directory of R
 	top     int // of the mount for newcomers
 	bottom  int // of the mount for what runs
+	step    func(step string) error
+}
+
+// at is for tests; nil in an undo.
+func (c rootCover) at(step string) error {
+	if c.step == nil {
+		return nil
+	}
+	return c.step(step)
 }
 
 // put lays the layer over R. On an error all is as it was.
@@ -53,7 +62,13 @@ func (c rootCover) put() (notes []string, err error) {
 				err = errors.Join(err, c.detach())
 			}
 		}()
+		if err := c.at(StepTop); err != nil {
+			return err
+		}
 		if err := moveOnto(c.bottom, c.top); err != nil {
+			return err
+		}
+		if err := c.at(StepBottom); err != nil {
 			return err
 		}
 		var other []string
@@ -68,6 +83,9 @@ func (c rootCover) put() (notes []string, err error) {
 		}
 		if len(other) > 0 {
 			notes = append(notes, "not under the layer, because something else is mounted there: "+strings.Join(other, ", "))
+		}
+		if err := c.at(StepCopied); err != nil {
+			return err
 		}
 		// Who enters until the pivot is over gets one of the two mounts.
 		if err := c.pivot(c.bottom, c.bottom); err != nil {
@@ -127,6 +145,9 @@ func (c rootCover) off(t Target, dev uint64, dead bool) (notes []string, err err
 	if notes, err = c.carry(dead); err != nil {
 		return notes, err
 	}
+	if err := c.at(StepCarried); err != nil {
+		return notes, err
+	}
 	err = c.ns.do(func() error {
 		for _, fd := range []int{c.bottom, c.top} {
 			if err := c.moveRoots(fd); err != nil {
@@ -140,6 +161,9 @@ func (c rootCover) off(t Target, dev uint64, dead bool) (notes []string, err err
 	}
 	// Without this the next step would leave them on a layer that is gone.
 	if err := c.checkRoots(t, dev); err != nil {
+		return notes, err
+	}
+	if err := c.at(StepRoots); err != nil {
 		return notes, err
 	}
 	return notes, c.ns.do(c.detach)
@@ -326,7 +350,7 @@ func (d *detachment) enterRoot() error {
 }
 
 func (d *detachment) cover() rootCover {
-	return rootCover{ns: d.ns, procFD: d.procFD, backing: d.Layer.Backing, top: d.Layer.Mount, bottom: d.Layer.Bottom}
+	return rootCover{ns: d.ns, procFD: d.procFD, backing: d.Layer.Backing, top: d.Layer.Mount, bottom: d.Layer.Bottom, step: d.Step}
 }
 
 // detachLayer takes the mounts of the layer off the target's tree.

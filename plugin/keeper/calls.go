@@ -140,9 +140,6 @@ type job struct {
 	// Reswap are the files of the layer to move, instead of a graft or an ungraft.
 	Reswap []graft.RetiredFile `json:"reswap,omitempty"`
 	Layer  graft.LayerInfo     `json:"layer"`
-	// FailAt makes the swapper fail before that step; tests of the rollback set it through FAULTGRAFT_TEST_FAIL_AT,
-	// FAULTGRAFT_TEST_FAIL_DETACH_AT and FAULTGRAFT_TEST_FAIL_RESWAP_AT in the keeper's environment.
-	FailAt string `json:"failAt,omitempty"`
 }
 
 type result struct {

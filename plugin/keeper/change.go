@@ -189,9 +189,11 @@ func (k *keeper) changeRulesOn(server *serverClient, h *held, c Change, who stri
 	if err != nil {
 		return fail(err)
 	}
+	atChange.Pass("planned")
 	rep := &graft.Report{}
 	if len(added) > 0 {
 		if err = k.setRules(server, h, union(next, was), now); err == nil {
+			atChange.Pass("united")
 			rep, err = k.cover(h, server, c.Limits)
 		}
 		if err != nil && !server.alive() {
@@ -201,9 +203,11 @@ func (k *keeper) changeRulesOn(server *serverClient, h *held, c Change, who stri
 			return fail(errors.Join(err, k.setRules(server, h, was, now)))
 		}
 	}
+	atChange.Pass("covered")
 	if err := k.setRules(server, h, next, now); err != nil {
 		return fail(err)
 	}
+	atChange.Pass("set")
 	status, err := server.status(h.ID)
 	if err != nil {
 		k.o.Logger.Warn("read the rules", "graft", h.ID, "err", err)
@@ -218,7 +222,9 @@ func (k *keeper) changeRulesOn(server *serverClient, h *held, c Change, who stri
 	g := h.Graft
 	g.Rules, g.Report, g.Added, g.Pause = status, rep, added, pauseOf(rep)
 	k.mu.Unlock()
+	atChange.Pass("timed")
 	k.log(Event{Type: EventRules, Graft: h.ID, Path: h.Path, By: c.Origin, Who: who, Rules: texts(next), PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: describeChange(was, next, rep)})
+	atChange.Pass("logged")
 	return g, nil
 }
 

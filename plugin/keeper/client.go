@@ -61,7 +61,11 @@ func (c *Client) Inject(ctx context.Context, t Target, req Request) (Graft, erro
 		var g Graft
 		err := c.call(ctx, key, http.MethodPost, "/v1/grafts", req, &g)
 		var status *statusError
+		atClient.Pass("answered")
 		gone := errors.As(err, &status) && status.code == http.StatusServiceUnavailable || isGone(err)
+		if gone && status == nil && c.died(key) {
+			return Graft{}, fmt.Errorf("the keeper of pid %d died while it made the graft, which is taken off now: %w", t.PID, err)
+		}
 		if !gone || time.Now().After(end) {
 			return g, err
 		}
@@ -72,6 +76,18 @@ func (c *Client) Inject(ctx context.Context, t Target, req Request) (Graft, erro
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// died tells a keeper that was killed from one that has ended: that takes its
+// folder away before another one may start.
+func (c *Client) died(key string) bool {
+	unlock, err := c.dir().lock(startWait)
+	if err != nil {
+		return false
+	}
+	defer unlock()
+	_, err = os.Stat(c.dir().keeper(key))
+	return err == nil && !alive(c.dir().socket(key))
 }
 
 // admit looks at a target before a keeper is started for it.
@@ -113,6 +129,7 @@ func (c *Client) start(ctx context.Context, key string, t Target) error {
 		return fmt.Errorf("state directory: %w", err)
 	}
 	t.Labels = shownLabels(t.Labels)
+	atClient.Pass("folder")
 	target, err := json.Marshal(t)
 	if err != nil {
 		return err
@@ -143,6 +160,7 @@ func (c *Client) start(ctx context.Context, key string, t Target) error {
 	if err != nil {
 		return fmt.Errorf("start the keeper: %w", err)
 	}
+	atClient.Pass("started")
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }() // reaps it, should it end before us
 	if err := r.SetReadDeadline(time.Now().Add(startWait)); err != nil {
@@ -153,6 +171,7 @@ func (c *Client) start(ctx context.Context, key string, t Target) error {
 	line, err := bufio.NewReader(r).ReadString('\n')
 	line = strings.TrimSpace(line)
 	if line == "ready" {
+		atClient.Pass("ready")
 		return nil
 	}
 	select {
@@ -216,6 +235,22 @@ func (c *Client) Ungraft(ctx context.Context, id string) (Graft, error) {
 	var g Graft
 	err := c.ask(ctx, id, http.MethodDelete, "", nil, &g)
 	return g, err
+}
+
+// EndIdle has keepers end that hold nothing: one waits for a while for a request that
+// whoever started it did not live to send. The error is about those that do not answer.
+func (c *Client) EndIdle(ctx context.Context) error {
+	_, err := c.fromEach(func(key string) (none []Graft, err error) {
+		ctx, cancel := context.WithTimeout(ctx, listWait)
+		defer cancel()
+		err = c.call(ctx, key, http.MethodPost, "/v1/end", nil, &none)
+		var status *statusError
+		if errors.As(err, &status) && status.code == http.StatusNotFound {
+			err = nil // one of an earlier version: it ends by itself
+		}
+		return none, err
+	})
+	return err
 }
 
 // Update changes the rules of a graft in place, and returns it with the report
@@ -310,7 +345,7 @@ func (c *Client) call(ctx context.Context, key, method, path string, in, out any
 	if resp.StatusCode != http.StatusOK {
 		var e apiError
 		if err := json.NewDecoder(resp.Body).Decode(&e); err != nil {
-			return fmt.Errorf("keeper: %s", resp.Status)
+			e.Error = "keeper: " + resp.Status
 		}
 		return &statusError{code: resp.StatusCode, message: e.Error}
 	}

@@ -15,11 +15,9 @@ func (k *keeper) cover(h *held, server *serverClient, limits graft.Limits) (*gra
 	if err != nil || len(files) == 0 {
 		return &graft.Report{}, err
 	}
-	failAt := k.failReswap
-	k.failReswap = "" // once
 	rep, err := k.runSwapper(h, job{
 		Graft: h.ID, Target: k.place, Path: h.Path, Limits: limits,
-		Reswap: files, Layer: h.info, FailAt: failAt,
+		Reswap: files, Layer: h.info,
 	})
 	if err != nil {
 		return nil, err

@@ -47,6 +47,7 @@ func (k *keeper) inject(req Request, who string) (Graft, error) {
 	}
 	k.grafts[h.ID] = h
 	k.mu.Unlock()
+	atGraft.Pass("listed")
 	// In this order: a stop that comes after the check finds the graft on the list, and waits for it.
 	err := CheckStopped(k.o.StateDir)
 	var g Graft
@@ -78,18 +79,21 @@ func (k *keeper) graft(h *held, who string) (Graft, error) {
 	if err != nil {
 		return Graft{}, err
 	}
+	atGraft.Pass("server")
 	rep, err := k.runSwapper(h, job{
 		Graft: h.ID, Target: k.place, Path: h.request.Path, Limits: h.request.Limits,
-		FailAt: os.Getenv("FAULTGRAFT_TEST_FAIL_AT"),
 	})
 	if err == nil {
+		atGraft.Pass("swapped")
 		h.left = graft.LeftBelow(rep)
 		start := time.Now()
 		h.rules = activate(h.request.Rules, start)
 		if err = k.setRules(server, h, h.rules, start); err == nil {
+			atGraft.Pass("rules")
 			var again *graft.Report
 			again, err = k.cover(h, server, h.request.Limits)
 			rep.Add(again)
+			atGraft.Pass("covered")
 		}
 		if err != nil {
 			err = errors.Join(err, k.rollBack(h))
@@ -108,7 +112,9 @@ func (k *keeper) graft(h *held, who string) (Graft, error) {
 	g := h.Graft
 	g.Rules, g.Report = status, rep
 	k.mu.Unlock()
+	atGraft.Pass("active")
 	k.log(Event{Type: EventGraft, Graft: h.ID, Path: h.Path, By: h.Origin, Who: who, Rules: texts(h.rules), PauseMs: h.PauseMs, LongestPauseMs: h.LongestPauseMs, Message: fmt.Sprintf("%d objects swapped, %d left, %d processes stopped", len(rep.Swapped), len(rep.Skipped), len(rep.Stopped))})
+	atGraft.Pass("logged")
 	return g, nil
 }
 
@@ -207,6 +213,7 @@ func (k *keeper) recover(id, why, who string) (Graft, error) {
 		h.State = StateReverting
 	}
 	k.mu.Unlock()
+	atUngraft.Pass("reverting")
 	server := k.settled()
 	dead := k.without(h, server)
 	if !dead {
@@ -224,10 +231,11 @@ func (k *keeper) recover(id, why, who string) (Graft, error) {
 			}
 		}
 	}
+	atUngraft.Pass("quiet")
 	j := k.detachJob(h)
-	j.Dead, j.FailAt = dead, k.failDetach
-	k.failDetach = "" // once: the next try is to succeed
+	j.Dead = dead
 	rep, err := k.detach(h, j, server)
+	atUngraft.Pass("swapped")
 	if err != nil && was == StateLingering && !j.Dead {
 		if !k.becameUnused(h) {
 			return Graft{}, err // it lingers on
@@ -245,6 +253,7 @@ func (k *keeper) recover(id, why, who string) (Graft, error) {
 	h.Reason = why
 	k.mu.Unlock()
 	k.settle(h, rep)
+	atUngraft.Pass("settled")
 	k.mu.Lock()
 	g := h.Graft
 	g.Rules, g.Report, g.Pause = h.status, rep, pauseOf(rep)
@@ -253,6 +262,7 @@ func (k *keeper) recover(id, why, who string) (Graft, error) {
 		why += "; " + g.Reason
 	}
 	k.log(Event{Type: EventUngraft, Graft: id, Path: g.Path, By: g.Origin, Who: who, PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: why})
+	atUngraft.Pass("logged")
 	return g, nil
 }
 

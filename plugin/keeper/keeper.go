@@ -40,7 +40,6 @@ func Run(ctx context.Context, o Options) error {
 	}
 	k := &keeper{
 		o: o, dir: stateDir(o.StateDir), grafts: map[string]*held{}, ended: make(chan struct{}),
-		failDetach: os.Getenv("FAULTGRAFT_TEST_FAIL_DETACH_AT"), failReswap: os.Getenv("FAULTGRAFT_TEST_FAIL_RESWAP_AT"),
 	}
 	err := k.start()
 	if o.Ready >= 0 {
@@ -58,6 +57,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	atStart.Pass("ready")
 	shrink(o.Logger)
 	return k.run(ctx)
 }
@@ -73,9 +73,7 @@ type keeper struct {
 	http   *http.Server
 	listen func() error
 
-	swap       sync.Mutex // held for a whole graft, ungraft or change of rules: one at a time
-	failDetach string     // step at which the next ungraft fails; for tests
-	failReswap string     // the same of the next move of open files
+	swap sync.Mutex // held for a whole graft, ungraft or change of rules: one at a time
 
 	mu      sync.Mutex // guards what follows
 	grafts  map[string]*held
@@ -173,10 +171,24 @@ func (k *keeper) start() error {
 	if err := k.holdNamespace(); err != nil {
 		return err
 	}
+	atStart.Pass("namespace")
 	k.key = keyOf(t)
+	if k.o.Inherit != "" {
+		// Not between the look and the listening of one that a command starts: it may have found nobody here.
+		unlock, err := k.dir.lock(startWait)
+		if err != nil {
+			k.o.Logger.Warn("another keeper may start for the same target", "err", err)
+		} else {
+			defer unlock()
+		}
+		if err != nil || alive(k.dir.socket(k.key)) {
+			k.key += fmt.Sprintf("-after-%d", os.Getppid()) // the server's: it serves the layers to be taken off
+		}
+	}
 	if err := os.MkdirAll(k.dir.keeper(k.key), 0o700); err != nil {
 		return fmt.Errorf("keeper: %w", err)
 	}
+	atStart.Pass("folder")
 	if k.events, err = OpenEventLog(k.o.StateDir); err != nil {
 		return err
 	}
@@ -186,6 +198,7 @@ func (k *keeper) start() error {
 	}
 	k.http = &http.Server{Handler: k.routes(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ConnContext: wire.WithPeer}
 	k.listen = func() error { return k.http.Serve(l) }
+	atStart.Pass("listening")
 	switch {
 	case k.o.Inherit != "":
 		return k.inherit(legacy)
@@ -243,6 +256,7 @@ func (k *keeper) run(ctx context.Context) error {
 	case err := <-served:
 		return fmt.Errorf("keeper: %w", err)
 	}
+	atEnd.Pass("ended")
 	k.mu.Lock()
 	server := k.server
 	k.mu.Unlock()
@@ -259,6 +273,7 @@ func (k *keeper) run(ctx context.Context) error {
 		}
 	}
 	k.endHolders()
+	atEnd.Pass("server")
 	return errors.Join(k.events.Close(), k.leave())
 }
 
@@ -275,7 +290,9 @@ func (k *keeper) leave() error {
 	if err := k.http.Shutdown(ctx); err != nil {
 		k.o.Logger.Warn("close the control socket", "err", err)
 	}
-	return os.RemoveAll(k.dir.keeper(k.key))
+	err = os.RemoveAll(k.dir.keeper(k.key))
+	atEnd.Pass("folder")
+	return err
 }
 
 // watchTarget ends the grafts when the target's first process has ended.

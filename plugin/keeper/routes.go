@@ -21,6 +21,7 @@ type apiError struct {
 //	PUT    /v1/grafts/{id}/rules    Change -> Graft, with the report of files that were swapped again
 //	POST   /v1/grafts/{id}/release  Release -> Released
 //	POST   /v1/stop                 stopCall -> []Graft, all that were there, taken off
+//	POST   /v1/end                  -> [], and the keeper ends if it holds nothing
 //	DELETE /v1/grafts/{id}          -> Graft, with the report of the ungraft
 func (k *keeper) routes() http.Handler {
 	mux := http.NewServeMux()
@@ -62,6 +63,10 @@ func (k *keeper) routes() http.Handler {
 		if decode(w, r, &c) {
 			answer(w, http.StatusOK, k.stopAll(c, wire.Who(r.Context())))
 		}
+	})
+	mux.HandleFunc("POST /v1/end", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, []Graft{})
+		k.endIfIdle()
 	})
 	mux.HandleFunc("DELETE /v1/grafts/{id}", func(w http.ResponseWriter, r *http.Request) {
 		g, err := k.recover(r.PathValue("id"), "asked for", wire.Who(r.Context()))

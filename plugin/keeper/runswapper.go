@@ -52,6 +52,7 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the swapper: %w", err)
 	}
+	j.points().Pass("swapper")
 	k.mu.Lock()
 	k.swapper, h.swapping = cmd.Process, !j.Detach
 	server := k.server
@@ -160,6 +161,7 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 	h := d.h
 	switch r.Method {
 	case callJob:
+		d.job.points().Pass("job")
 		if !d.job.Detach && len(d.job.Reswap) == 0 {
 			return d.job, nil, nil
 		}
@@ -178,6 +180,7 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 		for i, fd := range r.FDs {
 			h.adopt(handles[i], fd)
 		}
+		d.job.points().Pass("adopted")
 		return nil, nil, nil
 	case callOriginals:
 		var from int
@@ -190,6 +193,7 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 		if err := r.Decode(&res); err != nil {
 			return nil, nil, err
 		}
+		d.job.points().Pass("result")
 		d.result = &res
 		return nil, nil, nil
 	default:
@@ -231,6 +235,7 @@ func (d *deskOfSwapper) layer(r *wire.Request) error {
 	d.k.mu.Lock()
 	h.device, h.backing, h.mount, h.bottom, h.peer, h.info = r.FDs[0], l.Backing, l.Mount, l.Bottom, l.PeerGroup, info
 	d.k.mu.Unlock()
+	atGraft.Pass("layer")
 	if err := d.server.call(callServe, serveCall{Layer: h.ID, Info: h.info, Target: d.k.target, Place: d.k.place}, nil, r.FDs...); err != nil {
 		return err
 	}
@@ -240,8 +245,11 @@ func (d *deskOfSwapper) layer(r *wire.Request) error {
 	if !shared {
 		d.k.shareEstate(d.server)
 	}
+	atGraft.Pass("served")
 	// The layer knows its rules before a file is opened on it, so that none is opened in a way that they could not reach.
-	return d.server.call(callRules, rulesCall{Layer: h.ID, Rules: h.request.Rules, Coming: true}, nil)
+	err = d.server.call(callRules, rulesCall{Layer: h.ID, Rules: h.request.Rules, Coming: true}, nil)
+	atGraft.Pass("expected")
+	return err
 }
 
 // dupAll duplicates the descriptors that are there, for an answer that closes what it sent.

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -45,7 +47,7 @@ func RunServer(o ServerOptions) error {
 		return fmt.Errorf("server: %w", err)
 	}
 	defer func() { _ = news.Close() }()
-	s := &server{o: o, layers: map[string]*servedLayer{}, news: newNews(news, o.Logger)}
+	s := &server{o: o, layers: map[string]*servedLayer{}, swappers: map[int]chan struct{}{}, news: newNews(news, o.Logger)}
 	left, generation := -1, holder.FirstGeneration
 	if o.Follow != "" {
 		left, generation = o.Estate, o.Follow[0]
@@ -99,6 +101,7 @@ type server struct {
 	mu          sync.Mutex
 	layers      map[string]*servedLayer
 	namespaceFD int // the target's, held open for another keeper; 0 for none yet
+	swappers    map[int]chan struct{} // those that are connected, by their process; closed when one is no more
 	news        *news
 	succession  *succession // nil if nobody could follow this server
 }
@@ -358,18 +361,66 @@ func (s *server) awaitEnd(l *servedLayer) {
 	s.news.tell(newsCall{Layer: l.call.Layer, Unused: true})
 }
 
-// abandon starts a keeper that takes the layers off, and serves them until it has.
-func (s *server) abandon(orphans []*servedLayer) error {
-	own, theirs, err := wire.Pair()
-	if err != nil {
-		return err
+// awaitSwappers waits until no swapper of the keeper that has died is at work. It
+// notices at its next step and undoes what it began; one that does not come to
+// that is killed, and the target's threads restore themselves.
+func (s *server) awaitSwappers() {
+	s.mu.Lock()
+	waiting := maps.Clone(s.swappers)
+	s.mu.Unlock()
+	for pid, gone := range waiting {
+		select {
+		case <-gone:
+		case <-time.After(swapperGrace):
+			s.o.Logger.Warn("a swapper whose keeper has died does not end; it is killed", "pid", pid)
+			_ = unix.Kill(pid, unix.SIGKILL) // it may have ended just now
+			select {
+			case <-gone:
+			case <-time.After(swapperGrace):
+			}
+		}
 	}
-	files := []*os.File{theirs}
-	var legacy inheritance
+}
+
+// abandon has the layers of a keeper that has died taken off, and serves them until that is done.
+func (s *server) abandon(orphans []*servedLayer) error {
 	for _, l := range orphans {
 		if err := l.layer.SetRules(nil, time.Now()); err != nil {
 			s.o.Logger.Error("stop the faults", "graft", l.call.Layer, "err", err)
 		}
+	}
+	s.awaitSwappers()
+	for again := time.Duration(0); ; again = retry {
+		time.Sleep(again)
+		err := s.replaceKeeper(orphans)
+		s.mu.Lock()
+		orphans = slices.DeleteFunc(orphans, func(l *servedLayer) bool { return s.layers[l.call.Layer] != l || l.unused != nil })
+		s.mu.Unlock()
+		if len(orphans) == 0 {
+			return err
+		}
+		// Without this process every call on the layers would fail.
+		s.o.Logger.Error("the layers are still on; another keeper is started", "layers", len(orphans), "err", err, "in", retry)
+	}
+}
+
+// replaceKeeper starts a keeper that takes layers off, and answers it until it ends.
+func (s *server) replaceKeeper(orphans []*servedLayer) error {
+	own, theirs, err := wire.Pair()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = own.Close() }()
+	files := []*os.File{theirs}
+	given := func() {
+		for _, f := range files {
+			_ = f.Close()
+		}
+		files = nil
+	}
+	defer given()
+	var legacy inheritance
+	for _, l := range orphans {
 		legacy.Target, legacy.Place = l.call.Target, l.call.Place
 		legacy.Layers = append(legacy.Layers, inheritedLayer{Graft: l.call.Layer, Info: l.call.Info, FDs: len(l.keep)})
 		for _, fd := range l.keep {
@@ -391,9 +442,7 @@ func (s *server) abandon(orphans []*servedLayer) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("server: start another keeper: %w", err)
 	}
-	for _, f := range files {
-		_ = f.Close()
-	}
+	given()
 	s.newGuard(cmd.Process.Pid)
 	err = own.Serve(s.handle)
 	werr := cmd.Wait()

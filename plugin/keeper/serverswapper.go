@@ -30,8 +30,18 @@ func (s *server) attachSwapper(r *wire.Request) error {
 	if !grafts {
 		h.trust(l.layer)
 	}
+	gone := make(chan struct{})
+	s.mu.Lock()
+	s.swappers[c.PID] = gone
+	s.mu.Unlock()
 	go func() {
-		defer func() { _ = conn.Close() }()
+		defer func() {
+			_ = conn.Close()
+			s.mu.Lock()
+			delete(s.swappers, c.PID)
+			s.mu.Unlock()
+			close(gone)
+		}()
 		if err := conn.Serve(h.handle); err != nil {
 			s.o.Logger.Warn("connection with the swapper broke", "graft", c.Layer, "err", err)
 		}

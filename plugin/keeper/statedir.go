@@ -105,6 +105,13 @@ func Purge(dir string) error {
 			names = append(names, filepath.Base(f))
 		}
 	}
+	left, err := temporary(dir) // of processes that were killed
+	if err != nil {
+		return err
+	}
+	for _, f := range left {
+		names = append(names, filepath.Base(f))
+	}
 	for _, name := range names {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err

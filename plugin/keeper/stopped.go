@@ -113,7 +113,10 @@ func ReplaceFile(path string, b []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), path)
+	atFile.Pass("written")
+	err = os.Rename(f.Name(), path)
+	atFile.Pass("renamed")
+	return err
 }
 
 func orDefault(dir string) stateDir {

@@ -4,15 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"runtime/debug"
-	"strconv"
-	"strings"
-	"syscall"
 
 	"github.com/faultgraft/faultgraft/fusefs"
 	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/wire"
+	"github.com/faultgraft/faultgraft/tracer"
 	"golang.org/x/sys/unix"
 )
 
@@ -55,7 +52,7 @@ func RunSwapper(o SwapperOptions) error {
 	default:
 		res.Report, err = graft.Attach(context.Background(), graft.AttachOptions{
 			ID: j.Graft, Target: j.Target, Path: j.Path, Keeper: k, Server: server, HandleIoctl: fusefs.IoctlHandle,
-			Limits: j.Limits, Step: j.step(),
+			Limits: j.Limits, Step: j.step(k),
 		})
 	}
 	if err != nil {
@@ -67,35 +64,28 @@ func RunSwapper(o SwapperOptions) error {
 	return nil
 }
 
-// step makes a test's failure; nil in real life.
-func (j job) step() func(string) error {
-	if j.FailAt == "" {
-		return nil
-	}
-	at, nth, _ := strings.Cut(j.FailAt, "#") // "commit#2" is the second time
-	left, _ := strconv.Atoi(nth)
-	left = max(left, 1)
-	how, name, ok := strings.Cut(at, ":")
-	if !ok {
-		how, name = "fail", at
+// step is called by the swap before each of its steps. A swapper whose keeper has
+// died goes no further: its server has another one take the layer off.
+func (j job) step(k keeperLink) func(string) error {
+	at := graftSwap
+	switch {
+	case j.Detach:
+		at = ungraftSwap
+	case len(j.Reswap) > 0:
+		at = moveSwap
 	}
 	return func(step string) error {
-		if step != name {
-			return nil
+		if err := at.Err(step); err != nil {
+			return err
 		}
-		if left--; left != 0 {
-			return nil
+		switch step {
+		case graft.StepOff, graft.StepRejoined, tracer.StepRelease:
+			return nil // to the end, rather than back
 		}
-		switch how {
-		case "kill":
-			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-			select {}
-		case "stop":
-			// To this thread: it goes no further, while a signal to the process may find another one first.
-			_ = unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGSTOP)
-			return nil
+		if k.conn.HungUp() {
+			return errors.New("its keeper has died")
 		}
-		return fmt.Errorf("failure asked for before step %s", step)
+		return nil
 	}
 }
 
@@ -131,7 +121,7 @@ func reswap(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 	}
 	return graft.Reswap(context.Background(), graft.ReswapOptions{
 		Target: j.Target, Layer: l, Files: j.Reswap, Keeper: k, Server: server, HandleIoctl: fusefs.IoctlHandle,
-		Limits: j.Limits, Step: j.step(),
+		Limits: j.Limits, Step: j.step(k),
 	})
 }
 
@@ -155,7 +145,7 @@ func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 	}
 	return graft.Detach(context.Background(), graft.DetachOptions{
 		ID: j.Graft, Target: j.Target, Layer: l, Server: server, Adopted: adopted, Left: j.Left, HandleIoctl: fusefs.IoctlHandle,
-		Deadline: j.Deadline, Step: j.step(),
+		Deadline: j.Deadline, Step: j.step(k),
 	})
 }
 

@@ -72,6 +72,21 @@ func FromDescriptor(fd int) (*Conn, error) {
 // Close ends the connection; a Call in progress returns an error.
 func (c *Conn) Close() error { return c.c.Close() }
 
+// HungUp reports that the other side has closed the connection, or has died.
+func (c *Conn) HungUp() bool {
+	raw, err := c.c.SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := false
+	err = raw.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd)}}
+		n, err := unix.Poll(p, 0) // POLLHUP is not asked for, it comes
+		gone = err == nil && n > 0 && p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+	})
+	return gone || err != nil
+}
+
 // RemoteError is an error that the other side returned.
 type RemoteError struct {
 	Method  string

@@ -152,7 +152,7 @@ func TestRollbackAtEachStep(t *testing.T) {
 			h.ok("chdir %s", r.data)
 			before := h.snapshot()
 			cmd := r.command("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, "io error=EIO op=fsync ttl=1m")
-			cmd.Env = append(cmd.Env, "FAULTGRAFT_TEST_FAIL_AT="+step)
+			cmd.Env = append(cmd.Env, failing("swapper graft", step))
 			out, err := cmd.CombinedOutput()
 			if err == nil {
 				t.Fatalf("no error: %s", out)
@@ -178,7 +178,7 @@ func TestRollbackOfRecoverAtEachStep(t *testing.T) {
 	for _, step := range []string{"scan", "replace", "seize", "stopped", "unmount", "inject", "stage", "commit", "locks", "check", "release", "kill:unmount", "kill:check", "kill:release"} {
 		t.Run(step, func(t *testing.T) {
 			r := newRig(t)
-			r.env = append(r.env, "FAULTGRAFT_TEST_FAIL_DETACH_AT="+step)
+			r.env = append(r.env, failing("swapper ungraft", step))
 			p := r.write("f", "0123456789")
 			h := r.start()
 			h.ok("open f %s rdwr", p)

@@ -21,7 +21,7 @@ func TestFileGrowsDuringGraft(t *testing.T) {
 		h := r.start()
 		fd := strings.TrimPrefix(h.do("open f %s rdwr", p), "ok ")
 		cmd := r.command("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, rule)
-		cmd.Env = append(cmd.Env, "FAULTGRAFT_TEST_FAIL_AT=stop:seize")
+		cmd.Env = append(cmd.Env, "FAULTGRAFT_TEST_FAIL_AT=stop:swapper graft.seize")
 		var out strings.Builder
 		cmd.Stdout, cmd.Stderr = &out, &out
 		if err := cmd.Start(); err != nil {

@@ -98,13 +98,13 @@ func TestLockThatWouldBeLost(t *testing.T) {
 	reader.ok("unlk k")
 	h.ok("setlk w 2 5")
 	// A failure in the middle puts the write lock back.
-	r.env = append(r.env, "FAULTGRAFT_TEST_FAIL_AT=locks")
+	r.env = append(r.env, "FAULTGRAFT_TEST_FAIL_AT=swapper graft.locks")
 	if got := inject(); !strings.Contains(got, "at step locks") {
 		t.Errorf("inject: %s", got)
 	}
 	same(t, before, h.snapshot())
 	// One that comes in the moment in which there are read locks: others get none for writing even then.
-	r.env = append(r.env, "FAULTGRAFT_TEST_FAIL_AT=stop:locks")
+	r.env = append(r.env, "FAULTGRAFT_TEST_FAIL_AT=stop:swapper graft.locks")
 	failed := make(chan string, 1)
 	go func() { failed <- inject() }()
 	swapper := r.awaitStopped()

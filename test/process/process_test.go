@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/faultgraft/faultgraft/plugin/failpoint"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/test/programs"
 	"golang.org/x/sys/unix"
@@ -65,11 +66,13 @@ type rig struct {
 	prefix []string
 	// swapper is the one that stopAt waited for.
 	swapper int
+	// reached is where processes say at which failpoint they came by.
+	reached string
 }
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	r := &rig{t: t, state: filepath.Join(t.TempDir(), "state"), data: filepath.Join(t.TempDir(), "data")}
+	r := &rig{t: t, state: filepath.Join(t.TempDir(), "state"), data: filepath.Join(t.TempDir(), "data"), reached: t.TempDir()}
 	if err := os.MkdirAll(r.data, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -125,8 +128,17 @@ func leftovers(t testing.TB) []string {
 func (r *rig) command(args ...string) *exec.Cmd {
 	args = append(append(slices.Clone(r.prefix), binaries.faultgraft), args...)
 	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Env = append(append(os.Environ(), "FAULTGRAFT_STATE="+r.state), r.env...)
+	cmd.Env = append(append(os.Environ(), "FAULTGRAFT_STATE="+r.state, failpoint.Reached+"="+r.reached), r.env...)
 	return cmd
+}
+
+// failing is what has a step of a job fail, once: "commit", or "kill:commit" for the process to be killed.
+func failing(job, step string) string {
+	how, name, ok := strings.Cut(step, ":")
+	if !ok {
+		how, name = "fail", step
+	}
+	return failpoint.At + "=" + how + ":" + job + "." + name
 }
 
 func (r *rig) run(args ...string) (string, error) {

@@ -306,7 +306,7 @@ func TestMoveThatFails(t *testing.T) {
 	for _, step := range []string{"scan", "replace", "seize", "stopped", "inject", "stage", "commit", "check", "release", "hand over", "kill:stage", "kill:commit", "kill:release"} {
 		t.Run(step, func(t *testing.T) {
 			r := newRig(t)
-			r.env = []string{"FAULTGRAFT_TEST_FAIL_RESWAP_AT=" + step}
+			r.env = []string{failing("swapper move", step)}
 			o := openInEveryWay(r)
 			g := r.inject(o.h, r.data, "io error=EACCES op=mkdir ttl=5m")
 			o.h.is("EACCES", "mkdir %s/d", r.data)
@@ -344,7 +344,7 @@ func TestLockOfAnotherDescriptorStaysInAMove(t *testing.T) {
 	r := newRig(t)
 	file := r.write("f", strings.Repeat("0123456789abcdef", 1024))
 	h := r.start()
-	r.env = []string{"FAULTGRAFT_TEST_FAIL_RESWAP_AT=scan"}
+	r.env = []string{failing("swapper move", "scan")}
 	g := r.inject(h, r.data, "io error=EACCES op=mkdir ttl=5m")
 	h.ok("open a %s rdonly", file)
 	if out, err := r.run("update", g.ID, "io error=EIO op=read path="+file+" ttl=5m"); err == nil {

@@ -257,7 +257,7 @@ func TestRootRollsBack(t *testing.T) {
 			r := newRig(t)
 			h, before := r.rooted()
 			cmd := r.command("inject", "--pid", fmt.Sprint(h.pid()), "--path", "/", "io error=EIO op=fsync ttl=1m")
-			cmd.Env = append(cmd.Env, "FAULTGRAFT_TEST_FAIL_AT="+step)
+			cmd.Env = append(cmd.Env, failing("swapper graft", step))
 			if out, err := cmd.CombinedOutput(); err == nil {
 				t.Fatalf("no error: %s", out)
 			}
@@ -271,7 +271,7 @@ func TestRootRecoverRollsBack(t *testing.T) {
 	for _, step := range []string{"stopped", "unmount", "check", "kill:unmount", "kill:release"} {
 		t.Run(step, func(t *testing.T) {
 			r := newRig(t)
-			r.env = append(r.env, "FAULTGRAFT_TEST_FAIL_DETACH_AT="+step)
+			r.env = append(r.env, failing("swapper ungraft", step))
 			h, before := r.rooted()
 			g := r.inject(h, "/", "io error=EIO op=fsync ttl=1m")
 			if out, err := r.run("recover", g.ID); err == nil {

@@ -16,7 +16,7 @@ func TestKillServerInMidGraft(t *testing.T) {
 	h.ok("open f %s rdwr", p)
 	before := h.snapshot()
 	cmd := r.command("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, "io error=EIO op=fsync ttl=1m")
-	cmd.Env = append(cmd.Env, "FAULTGRAFT_TEST_FAIL_AT=stop:hand over")
+	cmd.Env = append(cmd.Env, "FAULTGRAFT_TEST_FAIL_AT=stop:swapper graft.hand over")
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
@@ -46,7 +46,7 @@ func TestInterruptedInject(t *testing.T) {
 	h.ok("open f %s rdwr", p)
 	before := h.snapshot()
 	cmd := r.command("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, "io error=EIO op=fsync ttl=1m")
-	cmd.Env = append(cmd.Env, "FAULTGRAFT_TEST_FAIL_AT=stop:hand over")
+	cmd.Env = append(cmd.Env, "FAULTGRAFT_TEST_FAIL_AT=stop:swapper graft.hand over")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -65,7 +65,7 @@ func TestRollbackBetweenProcesses(t *testing.T) {
 			all := r.family()
 			before := snapshots(all)
 			cmd := r.command("inject", "--pid", fmt.Sprint(all[0].pid()), "--path", r.data, "io error=EIO op=fsync ttl=1m")
-			cmd.Env = append(cmd.Env, "FAULTGRAFT_TEST_FAIL_AT="+step)
+			cmd.Env = append(cmd.Env, failing("swapper graft", step))
 			out, err := cmd.CombinedOutput()
 			if err == nil {
 				t.Fatalf("no error: %s", out)
@@ -90,7 +90,7 @@ func TestRecoverThatFailsBetweenProcesses(t *testing.T) {
 	for _, step := range []string{"seize#2", "commit#2", "release#3", "unmount", "kill:commit#2"} {
 		t.Run(step, func(t *testing.T) {
 			r := newRig(t)
-			r.env = append(r.env, "FAULTGRAFT_TEST_FAIL_DETACH_AT="+step)
+			r.env = append(r.env, failing("swapper ungraft", step))
 			all := r.family()
 			before := snapshots(all)
 			g := r.inject(all[0], r.data, "io error=EIO op=fsync ttl=5m")

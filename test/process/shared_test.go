@@ -51,6 +51,11 @@ func TestSharedVolumeIsTakenOff(t *testing.T) {
 // shared makes a volume that is mounted with shared propagation, and a target in a mount namespace of its own with a file open on it.
 func shared(t *testing.T) (*rig, *holder) {
 	r := newRig(t)
+	return r, r.sharedTarget()
+}
+
+func (r *rig) sharedTarget() *holder {
+	t := r.t
 	volume(t, r.data)
 	propagate(t, r.data, unix.MS_SHARED)
 	if err := unix.Mkdir(r.data+"/sub", 0o755); err != nil {
@@ -59,11 +64,11 @@ func shared(t *testing.T) (*rig, *holder) {
 	p := r.write("sub/f", "0123456789")
 	h := r.startWith("unshare", "--mount", "--propagation", "unchanged", binaries.holder)
 	h.ok("open f %s rdwr", p)
-	return r, h
+	return h
 }
 
 // volume mounts a file system of its own there, in the namespace that plays the host.
-func volume(t *testing.T, dir string) {
+func volume(t testing.TB, dir string) {
 	t.Helper()
 	if err := unix.Mount("volume", dir, "tmpfs", 0, "mode=755"); err != nil {
 		t.Fatal(err)
@@ -75,7 +80,7 @@ func volume(t *testing.T, dir string) {
 	})
 }
 
-func propagate(t *testing.T, dir string, how uintptr) {
+func propagate(t testing.TB, dir string, how uintptr) {
 	t.Helper()
 	if err := unix.Mount("", dir, "", how, ""); err != nil {
 		t.Fatal(err)

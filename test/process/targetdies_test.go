@@ -84,7 +84,7 @@ func TestTargetIsKilledInMidUngraft(t *testing.T) {
 	for _, step := range some("stopped", "unmount").or("scan", "seize", "stage", "commit", "check", "release") {
 		t.Run(step, func(t *testing.T) {
 			r := newRig(t)
-			r.env = append(r.env, "FAULTGRAFT_TEST_FAIL_DETACH_AT=stop:"+step)
+			r.env = append(r.env, failing("swapper ungraft", "stop:"+step))
 			h, other := r.pair()
 			before := other.snapshot()
 			g := r.inject(h, r.data, "io error=EIO op=fsync ttl=5m")
@@ -109,7 +109,7 @@ func (r *rig) stopAt(step string, args ...string) (*exec.Cmd, *bytes.Buffer) {
 	var out bytes.Buffer
 	cmd := r.command(args...)
 	if step != "" {
-		cmd.Env = append(cmd.Env, "FAULTGRAFT_TEST_FAIL_AT=stop:"+step)
+		cmd.Env = append(cmd.Env, failing("swapper graft", "stop:"+step))
 	}
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {

@@ -80,7 +80,7 @@ func TestTargetIsPausedInMidUngraft(t *testing.T) {
 	for _, step := range some("unmount").or("scan", "seize", "stopped", "stage", "commit", "check", "release") {
 		t.Run(step, func(t *testing.T) {
 			r := newRig(t)
-			r.env = append(r.env, "FAULTGRAFT_TEST_FAIL_DETACH_AT=stop:"+step)
+			r.env = append(r.env, failing("swapper ungraft", "stop:"+step))
 			group, freeze, thaw := freezer(t)
 			h, _ := r.pair()
 			group.add(h.pid())

@@ -1,0 +1,48 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/wire"
+)
+
+// orphanWait bounds how long the taking off of one dead layer may take.
+const orphanWait = 30 * time.Second
+
+// RecoverOrphans takes off layers of this machine that nobody serves any more, because
+// all processes were killed that stood by them, and returns them as they were; in
+// Reason is what could not be given back. No keeper and no agent is needed.
+func (c *Client) RecoverOrphans(ctx context.Context) ([]Graft, error) {
+	living, err := c.List(ctx)
+	if living == nil && err != nil {
+		return nil, err // which keepers there are is not known
+	}
+	held := map[string]bool{}
+	for _, g := range living {
+		held[g.ID] = true
+	}
+	orphans, err := graft.Orphans(func(id string) bool { return held[id] })
+	errs := []error{err}
+	off := []Graft{}
+	for _, o := range orphans {
+		octx, cancel := context.WithTimeout(ctx, orphanWait)
+		rep, err := o.TakeOff(octx)
+		cancel()
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		g := Graft{
+			ID: o.ID, Target: Target{PID: o.PID}, Path: o.Path, State: StateReverting, Rules: []RuleStatus{}, Report: rep,
+			Pause: pauseOf(rep), Reason: "all processes that served it were killed",
+		}
+		off = append(off, g)
+		errs = append(errs, WriteEvent(c.StateDir, Event{
+			Type: EventUngraft, Graft: o.ID, Path: o.Path, Who: wire.Self(), PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: g.Reason,
+		}))
+	}
+	return off, errors.Join(errs...)
+}
