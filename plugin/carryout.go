@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/faultgraft/faultgraft/plugin/failpoint"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/policy"
 )
@@ -129,7 +128,7 @@ func (r *reconciler) carryOutGrafts(ctx context.Context, c *Container, result po
 	var failures []string
 	// do has rules put into force. They are remembered before it is done: if the agent
 	// dies in between, their time runs from here.
-	do := func(at failpoint.Steps, made, path string, rules []policy.Rule, graft func() (keeper.Graft, error)) {
+	do := func(path string, rules []policy.Rule, graft func() (keeper.Graft, error)) {
 		before := applied
 		applied = append(slices.Clone(applied), r.remembered(c, rules)...)
 		if err := r.memory.set(c.Key, c.PID, c.StartTime, applied); err != nil {
@@ -138,9 +137,7 @@ func (r *reconciler) carryOutGrafts(ctx context.Context, c *Container, result po
 			return
 		}
 		r.at(c, StateGrafting)
-		at.Pass("remembered")
 		g, err := graft()
-		at.Pass(made)
 		if err != nil {
 			failures = append(failures, fmt.Sprintf("%s: %v", path, err))
 			applied = before
@@ -154,24 +151,16 @@ func (r *reconciler) carryOutGrafts(ctx context.Context, c *Container, result po
 		p.keep = append(p.keep, g)
 	}
 	for _, u := range p.update {
-		do(atAgentChange, "changed", u.graft.Path, u.rules, func() (keeper.Graft, error) { return r.update(ctx, c, u) })
+		do(u.graft.Path, u.rules, func() (keeper.Graft, error) { return r.update(ctx, c, u) })
 	}
 	for _, req := range p.inject {
 		for i := range req.Rules {
 			req.Rules[i].EnsureSeed(rand.Uint64)
 		}
-		do(atAgentGraft, "grafted", req.Path, req.Rules, func() (keeper.Graft, error) { return r.inject(ctx, c, req) })
+		do(req.Path, req.Rules, func() (keeper.Graft, error) { return r.inject(ctx, c, req) })
 	}
 	if err := r.memory.set(c.Key, c.PID, c.StartTime, applied); err != nil {
 		failures = append(failures, err.Error())
-	}
-	switch {
-	case len(p.inject) > 0:
-		atAgentGraft.Pass("recorded")
-	case len(p.update) > 0:
-		atAgentChange.Pass("recorded")
-	case len(p.recover) > 0:
-		atAgentUngraft.Pass("recorded")
 	}
 	switch {
 	case len(failures) > 0:
@@ -260,11 +249,9 @@ func (r *reconciler) recoverAll(ctx context.Context, c *Container, grafts []keep
 	var errs []error
 	for _, g := range grafts {
 		r.at(c, StateReverting)
-		atAgentUngraft.Pass("begun")
 		gctx, cancel := context.WithTimeout(ctx, graftTimeout)
 		off, err := r.grafter.Ungraft(gctx, g.ID)
 		cancel()
-		atAgentUngraft.Pass("recovered")
 		if err != nil && !errors.Is(err, keeper.ErrNoGraft) {
 			errs = append(errs, fmt.Errorf("recover %s (%s): %w", g.ID, g.Path, err))
 			continue

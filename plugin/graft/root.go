@@ -223,8 +223,8 @@ func (c rootCover) moveRoots(layer int) error {
 		return err
 	}
 	err := c.pivot(layer, layer)
-	if errors.Is(err, unix.EINVAL) {
-		return nil // it is not mounted any more
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil // it is not mounted any more, or its root is known to nobody; checkRoots makes sure
 	}
 	if err != nil {
 		return err

@@ -14,14 +14,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/faultgraft/faultgraft/plugin/failpoint"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/policy/limits"
 )
-
-// atSave is where tests make an agent die that has decided something about a policy:
-// test/e2e does.
-var atSave = failpoint.Of("policy save", "decided", "saved")
 
 // FileName is the store's file in the state directory.
 const FileName = "policies.json"
@@ -216,11 +211,9 @@ func (s *Store) save() error {
 		b = append(append(b, '\n'), x.saved...)
 	}
 	b = append(b, "]}\n"...)
-	atSave.Pass("decided")
 	if err := keeper.ReplaceFile(s.path, b); err != nil {
 		return err
 	}
-	atSave.Pass("saved")
 	s.unsaved = false
 	return nil
 }
