@@ -58,6 +58,9 @@ func TestDeathAtEachStep(t *testing.T) {
 			t.Errorf("%s: nobody is killed there", point)
 		}
 		for _, victim := range j.victims {
+			if victim == "command" && strings.HasPrefix(job, "swapper") && os.Getenv("FAULTGRAFT_TEST_WALK") != "all" {
+				continue // the keeper is the one to notice, and does at its own steps; the long run shows it at the swapper's too
+			}
 			t.Run(point+"/"+victim, func(t *testing.T) {
 				t.Parallel()
 				w := &walk{rig: newRigAlone(t), point: point, victim: victim, root: atRoot[step] && strings.HasPrefix(job, "swapper")}
