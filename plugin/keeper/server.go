@@ -100,7 +100,7 @@ type server struct {
 	o           ServerOptions
 	mu          sync.Mutex
 	layers      map[string]*servedLayer
-	namespaceFD int // the target's, held open for another keeper; 0 for none yet
+	namespaceFD int                   // the target's, held open for another keeper; 0 for none yet
 	swappers    map[int]chan struct{} // those that are connected, by their process; closed when one is no more
 	news        *news
 	succession  *succession // nil if nobody could follow this server
