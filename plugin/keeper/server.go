@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"os/exec"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -382,7 +381,7 @@ func (s *server) awaitSwappers() {
 	}
 }
 
-// abandon has the layers of a keeper that has died taken off, and serves them until that is done.
+// abandon has the layers of a keeper that has died taken off, and serves them until its successor ends.
 func (s *server) abandon(orphans []*servedLayer) error {
 	for _, l := range orphans {
 		if err := l.layer.SetRules(nil, time.Now()); err != nil {
@@ -390,18 +389,7 @@ func (s *server) abandon(orphans []*servedLayer) error {
 		}
 	}
 	s.awaitSwappers()
-	for again := time.Duration(0); ; again = retry {
-		time.Sleep(again)
-		err := s.replaceKeeper(orphans)
-		s.mu.Lock()
-		orphans = slices.DeleteFunc(orphans, func(l *servedLayer) bool { return s.layers[l.call.Layer] != l || l.unused != nil })
-		s.mu.Unlock()
-		if len(orphans) == 0 {
-			return err
-		}
-		// Without this process every call on the layers would fail.
-		s.o.Logger.Error("the layers are still on; another keeper is started", "layers", len(orphans), "err", err, "in", retry)
-	}
+	return s.replaceKeeper(orphans)
 }
 
 // replaceKeeper starts a keeper that takes layers off, and answers it until it ends.
