@@ -21,6 +21,8 @@ type beforeStop struct{}
 
 var parasiteCode []byte
 
+const wordFini, wordCount = 0, 1
+
 func paraImage(*paraConfig) ([]byte, error)         { return nil, errArch }
 func paraLast() uint64                              { return 0 }
 func paraFini() uint64                              { return 0 }

@@ -97,9 +97,10 @@ func (r *recovery) everything() (ids []string) {
 func (r *recovery) recover(id string) {
 	if plugin.IsKernelFault(id) {
 		f, err := r.g.endKernel(r.c.Context(), id)
-		if !(r.lenient && errors.Is(err, plugin.ErrNoKernelFault)) {
-			r.ended(f, err)
+		if r.lenient && errors.Is(err, plugin.ErrNoKernelFault) {
+			return
 		}
+		r.ended(f, err)
 		return
 	}
 	gr, err := r.g.keepers().Ungraft(r.c.Context(), id)

@@ -45,7 +45,7 @@ func hold(w *will) {
 			*w.generation = generation
 		}
 		guard = successor(w)
-		syscall.RawSyscall(unix.SYS_WRITE, uintptr(w.claimWrite), uintptr(unsafe.Pointer(&generation)), 1)
+		_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, uintptr(w.claimWrite), uintptr(unsafe.Pointer(&generation)), 1) // nobody is left who could be told
 		if guard < 0 {
 			pause(1e9)
 		}
@@ -61,9 +61,9 @@ func hold(w *will) {
 func disguise(w *will) {
 	var ignored [4]uint64 // struct kernel_sigaction with SIG_DFL
 	for sig := uintptr(1); sig <= 64; sig++ {
-		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&ignored)), 0, 8, 0, 0)
+		_, _, _ = syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&ignored)), 0, 8, 0, 0)
 	}
-	syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0)
+	_, _, _ = syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0)
 	if w.title == nil {
 		return
 	}
@@ -108,7 +108,7 @@ func claim(w *will, generation byte) bool {
 			if b == generation {
 				return true
 			}
-			syscall.RawSyscall(unix.SYS_WRITE, uintptr(w.claimWrite), uintptr(unsafe.Pointer(&b)), 1)
+			_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, uintptr(w.claimWrite), uintptr(unsafe.Pointer(&b)), 1)
 		}
 		pause(1e8)
 	}
@@ -131,9 +131,9 @@ func successor(w *will) int32 {
 		return pidfd
 	}
 	var none uint64
-	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&none)), 0, 8, 0, 0)
-	syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0)
-	syscall.RawSyscall(unix.SYS_EXECVE, w.path, w.args, w.env)
+	_, _, _ = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&none)), 0, 8, 0, 0)
+	_, _, _ = syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0)
+	_, _, _ = syscall.RawSyscall(unix.SYS_EXECVE, w.path, w.args, w.env)
 	exit(127)
 	return -1
 }
@@ -144,7 +144,7 @@ func successor(w *will) int32 {
 //go:nocheckptr
 func pause(nanoseconds int64) {
 	t := unix.Timespec{Nsec: nanoseconds % 1e9, Sec: nanoseconds / 1e9}
-	syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&t)), 0, 0)
+	_, _, _ = syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&t)), 0, 0)
 }
 
 //go:nosplit
@@ -153,6 +153,6 @@ func pause(nanoseconds int64) {
 //go:nocheckptr
 func exit(status uintptr) {
 	for {
-		syscall.RawSyscall(unix.SYS_EXIT_GROUP, status, 0, 0)
+		_, _, _ = syscall.RawSyscall(unix.SYS_EXIT_GROUP, status, 0, 0)
 	}
 }
