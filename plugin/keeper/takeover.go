@@ -187,7 +187,7 @@ func (k *keeper) replace(dead *serverClient) (lost []*held, err error) {
 			k.mu.Unlock()
 			go k.watchServer(s)
 			k.reap(e)
-			k.log(Event{Type: EventServer, Message: fmt.Sprintf("the server has died (%v) and was replaced, %v; %d layers go on", dead.why, time.Since(began).Round(time.Millisecond), len(e.Layers)-len(lost))})
+			k.log(Event{Type: EventServer, Message: fmt.Sprintf("the server has died (%v) and was replaced, %v; layers that go on: %d", dead.why, time.Since(began).Round(time.Millisecond), len(e.Layers)-len(lost))})
 			return lost, nil
 		}
 		k.o.Logger.Error("a server to follow the dead one", "err", err)
