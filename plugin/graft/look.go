@@ -31,8 +31,8 @@ var looks = onlooker{waiting: map[int]<-chan struct{}{}}
 func (o *onlooker) filter(pids []int, keep func(pid int) bool) []int {
 	var kept, late []int
 	for left := slices.DeleteFunc(slices.Clone(pids), o.stuckNow); len(left) > 0; {
-		n := o.walk(left, keep, &kept)
-		if o.waits(left[n-1]) {
+		n, gaveUp := o.walk(left, keep, &kept)
+		if gaveUp {
 			late = append(late, left[n-1])
 		}
 		left = left[n:]
@@ -46,8 +46,8 @@ func (o *onlooker) filter(pids []int, keep func(pid int) bool) []int {
 	return kept
 }
 
-// walk looks at processes until one does not let it. It returns how many are dealt with.
-func (o *onlooker) walk(pids []int, keep func(pid int) bool, kept *[]int) int {
+// walk looks at processes until one does not let it. It returns how many are dealt with, and whether it gave up on the last of them.
+func (o *onlooker) walk(pids []int, keep func(pid int) bool, kept *[]int) (n int, gaveUp bool) {
 	answers := make([]bool, len(pids))
 	var at atomic.Int64 // looks that have come back; orders the answers too
 	done := make(chan struct{})
@@ -84,20 +84,12 @@ func (o *onlooker) walk(pids []int, keep func(pid int) bool, kept *[]int) int {
 		}
 	}
 	if int(last) == len(pids) {
-		return len(pids)
+		return len(pids), false
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.waiting[pids[last]] = done
-	return int(last) + 1
-}
-
-// waits tells whether a look at the process has been given up.
-func (o *onlooker) waits(pid int) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	_, ok := o.waiting[pid]
-	return ok
+	return int(last) + 1, true
 }
 
 // stuckNow tells whether a look at the process has not come back yet.

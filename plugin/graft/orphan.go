@@ -39,7 +39,7 @@ func Orphans(known func(id string) bool) ([]Orphan, error) {
 	}
 	seen := map[inode]bool{}
 	var found []Orphan
-	for _, pid := range append(pids, os.Getpid()) {
+	for _, pid := range append(looks.filter(pids, comesBack), os.Getpid()) {
 		ns, err := identify(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 		if err != nil || seen[ns] {
 			continue // it has ended, or may not be looked at

@@ -61,6 +61,9 @@ func TestExecveThatHangs(t *testing.T) {
 	if out, err := r.run("recover", g.ID); err != nil || !strings.Contains(out, "lingers") {
 		t.Errorf("recover while a process cannot be looked at: %q, %v", out, err)
 	}
+	if out, err := r.run("recover", "--orphans"); err != nil {
+		t.Errorf("recover --orphans while a process cannot be looked at: %q, %v", out, err)
+	}
 	fs.ok("go")
 	for end := time.Now().Add(60 * time.Second); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
