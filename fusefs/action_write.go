@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"math/rand/v2"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -28,12 +29,20 @@ func (w *write) as(c *change, data []byte) (n int, err error) {
 		n, err = w.put(data[:c.short(len(data))])
 		c.event.Bytes = int64(n)
 	case ActionCorrupt:
-		c.corrupt(data, w.q.offset) // the kernel's copy of what the program has
+		data = copied(data) // what was read stays: another server may have to find it
+		c.corrupt(data, w.q.offset)
 		n, err = w.put(data)
 	case ActionTorn:
 		return w.tear(c, data)
 	}
 	return n, err
+}
+
+// copied gives a copy of data that lies on a page, as O_DIRECT needs it.
+func copied(data []byte) []byte {
+	b := make([]byte, len(data)+pageSize)
+	b = b[-uintptr(unsafe.Pointer(&b[0]))%pageSize:]
+	return b[:copy(b, data)]
 }
 
 // store writes data at the operation's place.

@@ -180,7 +180,7 @@ func (d *device) answering(unique uint64) *reader {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for r := range d.all {
-		if r.unique.Load() == unique {
+		if r.unique.Load() == unique&^resentMark {
 			return r
 		}
 	}

@@ -67,6 +67,7 @@ func (r *reader) serve(n int) {
 	if answer == nil {
 		return
 	}
+	r.d.answerAsked(answer)
 	// ENOENT: the caller was interrupted and is gone. ENODEV: the connection is.
 	if _, err := r.d.write(answer); err != nil && err != unix.ENOENT && err != unix.ENODEV {
 		r.d.log.Error("answer a request", "opcode", h.Opcode, "err", err)

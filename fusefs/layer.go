@@ -40,6 +40,8 @@ type Options struct {
 	// State, when set, is kept up to date, so that another process can serve the layer on when this one dies: see Restore. It is
 	// for this layer alone, which does not close it.
 	State *State
+	// NoResend has the layer do as on a kernel that cannot send requests again (before Linux 6.9), for tests.
+	NoResend bool
 	// Logger is where the layer says what it could not do; nil discards.
 	Logger *slog.Logger
 }

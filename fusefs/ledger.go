@@ -25,6 +25,8 @@ import (
 type ledger struct {
 	slots []ledgerSlot // those of the memory; the first is the head
 	head  *ledgerHead
+	// requests is the memory that requests are read into (a memfd), with room for each slot; -1 for none.
+	requests int
 	// opened is when this process began to use the memory: what the one before it has done was done by then.
 	opened time.Time
 
@@ -96,7 +98,7 @@ func resent(h *fuse.InHeader) bool { return h.Unique&resentMark != 0 }
 // openLedger uses memory, which is all zeros at first, as ledger.
 func openLedger(memory []byte) *ledger {
 	n := min(len(memory)/ledgerSlotBytes, 1<<16)
-	l := &ledger{slots: unsafe.Slice((*ledgerSlot)(unsafe.Pointer(&memory[0])), n), opened: time.Now(), orphans: map[uint64]uint16{}}
+	l := &ledger{slots: unsafe.Slice((*ledgerSlot)(unsafe.Pointer(&memory[0])), n), opened: time.Now(), orphans: map[uint64]uint16{}, requests: -1}
 	l.head = (*ledgerHead)(unsafe.Pointer(&memory[0]))
 	l.head.mark = min(max(l.head.mark, 1), uint64(n))
 	for i := l.head.mark - 1; i > 0; i-- {

@@ -20,8 +20,10 @@ type reader struct {
 	in     []byte        // room for the largest request
 	out    []byte        // room for an answer without data
 	data   []byte        // room for the largest answer with data
-	pages  []byte        // what in and data are parts of
+	pages  [2][]byte     // what in and data are parts of
 	slot   uint16        // in the ledger; 0 for none
+	room   uint16        // the slot whose room the requests are read into; 0 for memory of this process
+	left   int           // size of a request that another server had read into in
 
 	mu          sync.Mutex
 	cancel      chan struct{} // closed by an interrupt
@@ -39,18 +41,39 @@ const (
 )
 
 func (d *device) newReader() (*reader, error) {
-	// In one piece: a reader that reads has all that its answer may need, and cannot run short of it.
-	pages, err := mapBuffer(2 * inBytes)
+	slot := d.layer.ledger.take()
+	if slot == 0 && d.layer.handles.kept != nil && !d.resends() { // what it reads would be lost with this process
+		d.layer.handles.kept.head.incomplete.Store(true)
+	}
+	r, err := d.readerOf(slot)
+	if err != nil {
+		d.layer.ledger.give(slot)
+	}
+	return r, err
+}
+
+// readerOf makes the reader that has a slot of the ledger; 0 is none.
+func (d *device) readerOf(slot uint16) (*reader, error) {
+	// All at once: a reader that reads has all that its answer may need, and cannot run short of it.
+	room := slot
+	if d.resends() { // nobody will look for them; and slots change hands there, see claim
+		room = 0
+	}
+	in, err := d.layer.ledger.mapRequests(room)
 	if err != nil {
 		return nil, err
 	}
-	r := &reader{d: d, in: pages[pageSize-writeStart : inBytes], data: pages[inBytes:], pages: pages, out: make([]byte, outBytes), cancel: make(chan struct{}), slot: d.layer.ledger.take()}
+	data, err := mapBuffer(inBytes)
+	if err != nil {
+		_ = unix.Munmap(in)
+		return nil, err
+	}
+	r := &reader{d: d, in: in[requestStart:], data: data, pages: [2][]byte{in, data}, out: make([]byte, outBytes), cancel: make(chan struct{}), slot: slot, room: room}
 	d.mu.Lock()
 	d.all[r] = struct{}{}
 	n := len(d.all)
 	d.mu.Unlock()
 	if d.layer.handles.kept != nil {
-		in := pages[:inBytes]
 		if n > wholeReaders {
 			in = in[:someBytes]
 		}
@@ -78,13 +101,21 @@ func mapBuffer(size int) ([]byte, error) {
 // dataBuffer gives room for a header and so much data, which begins on a page.
 func (r *reader) dataBuffer(size int) []byte { return r.data[pageSize-headerSize : pageSize+size] }
 
-// free gives the buffers back. Nothing refers to them any more.
+// free gives the buffers and the slot back. Nothing refers to them any more.
 func (r *reader) free() {
+	r.drop()
+	r.d.layer.ledger.freeRequests(r.room)
+	r.d.layer.ledger.give(r.slot)
+}
+
+// drop ends the reader, and leaves its request and what is booked of it.
+func (r *reader) drop() {
 	r.d.mu.Lock()
 	delete(r.d.all, r)
 	r.d.mu.Unlock()
-	r.d.layer.ledger.give(r.slot)
-	_ = unix.Munmap(r.pages) // only fails for what is not mapped
+	for _, p := range r.pages {
+		_ = unix.Munmap(p) // only fails for what is not mapped
+	}
 }
 
 func (r *reader) header() *fuse.InHeader { return (*fuse.InHeader)(unsafe.Pointer(&r.in[0])) }
@@ -99,6 +130,12 @@ func (r *reader) readDevice() (int, syscall.Errno) {
 func (r *reader) run() {
 	d := r.d
 	defer d.wg.Done()
+	if n := r.left; n > 0 { // another server had read it
+		r.left = 0
+		if !r.serveOne(n) {
+			return
+		}
+	}
 	for {
 		if d.active.Load() > 1 && !d.pending() && d.leave() {
 			r.rest()
@@ -118,14 +155,22 @@ func (r *reader) run() {
 			r.free()
 			return
 		}
-		turn := r.turn.Add(1)
-		d.stir()
-		r.serve(n)
-		if !r.turn.CompareAndSwap(turn, turn+1) { // replaced meanwhile
-			r.rest()
+		if !r.serveOne(n) {
 			return
 		}
 	}
+}
+
+// serveOne answers the request of n bytes that is in r.in. It reports whether the reader is to read on; else it has been replaced meanwhile.
+func (r *reader) serveOne(n int) bool {
+	turn := r.turn.Add(1)
+	r.d.stir()
+	r.serve(n)
+	if r.turn.CompareAndSwap(turn, turn+1) {
+		return true
+	}
+	r.rest()
+	return false
 }
 
 // rest keeps a reader for later, or frees it. Its goroutine ends.
@@ -142,7 +187,7 @@ func (r *reader) rest() {
 
 // begin says which request is being answered; the answers to come may be interrupted.
 func (r *reader) begin(unique uint64) {
-	r.unique.Store(unique)
+	r.unique.Store(unique &^ resentMark)
 }
 
 // finish ends what begin began.
@@ -159,7 +204,7 @@ func (r *reader) finish() {
 func (r *reader) interrupt(unique uint64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.unique.Load() != unique {
+	if r.unique.Load() != unique&^resentMark {
 		return false
 	}
 	if !r.interrupted {

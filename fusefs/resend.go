@@ -169,7 +169,9 @@ func keep(s *State) *ledger {
 	if s == nil {
 		return nil
 	}
-	return openLedger(s.ledger())
+	l := openLedger(s.ledger())
+	l.requests = s.files[stateRequests]
+	return l
 }
 
 // Resent is how many requests the kernel has sent again since this process serves the layer.

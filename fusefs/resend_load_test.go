@@ -26,9 +26,11 @@ var killedLoad = flag.Duration("killed-load", 4*time.Second, "how long TestKille
 
 // TestKilledUnderLoad kills servers at random moments while processes append, create, rename, link and unlink in one
 // directory. Each knows what it did: no call fails, nothing is lost, nothing is there twice.
-func TestKilledUnderLoad(t *testing.T) {
+func TestKilledUnderLoad(t *testing.T) { resentBothWays(t, killedUnderLoad) }
+
+func killedUnderLoad(t *testing.T, noResend bool) {
 	const workers = 3
-	f := serveFragile(t, false)
+	f := serveFragile(t, false, noResend)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))

@@ -41,10 +41,10 @@ type victimCommand struct {
 	Ops   []uint32
 	Again bool // only one that was sent before
 	Fresh bool // only one that was not
-	// Direct is Options.Direct, for new and restore.
-	Direct bool
-	Rules  []string
-	Start  time.Time
+	// Direct and NoResend are those of Options, for new and restore.
+	Direct, NoResend bool
+	Rules            []string
+	Start            time.Time
 }
 
 type victimReport struct {
@@ -149,7 +149,7 @@ func (s *victim) begin(c victimCommand, make func(fusefs.Options) (*fusefs.Layer
 	if err != nil {
 		return err
 	}
-	s.layer, err = make(fusefs.Options{Prefix: "/data", State: state, Direct: c.Direct, Record: func(e fusefs.Event) {
+	s.layer, err = make(fusefs.Options{Prefix: "/data", State: state, Direct: c.Direct, NoResend: c.NoResend, Record: func(e fusefs.Event) {
 		s.mu.Lock()
 		s.events = append(s.events, e)
 		s.mu.Unlock()
@@ -181,6 +181,28 @@ func (s *victim) reached(place string, op uint32, again bool) {
 	}
 }
 
+// resentBothWays runs a test with a kernel that sends requests again, if this is one, and as if it were none.
+func resentBothWays(t *testing.T, run func(t *testing.T, noResend bool)) {
+	t.Run("sent_again", func(t *testing.T) {
+		if !sendsAgain(t) {
+			t.Skip("this kernel cannot send requests again (Linux 6.9)")
+		}
+		run(t, false)
+	})
+	t.Run("found", func(t *testing.T) { run(t, true) })
+}
+
+// sendsAgain tells whether the kernel has FUSE_NOTIFY_RESEND.
+func sendsAgain(t *testing.T) bool {
+	t.Helper()
+	var u unix.Utsname
+	must(t, unix.Uname(&u))
+	var major, minor int
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	must(t, err)
+	return major > 6 || major == 6 && minor >= 9
+}
+
 // fragile is a layer that is served by processes that are killed. The test holds what they have open, as a holder does, in
 // the moments from one's death to the next one's birth.
 type fragile struct {
@@ -195,16 +217,17 @@ type fragile struct {
 	pipes     []io.Closer
 	rules     victimCommand
 	direct    bool
+	noResend  bool
 	kills     int
 	callers   []*exec.Cmd
 }
 
-func serveFragile(t testing.TB, direct bool) *fragile {
+func serveFragile(t testing.TB, direct, noResend bool) *fragile {
 	t.Helper()
 	if why := unusable(); why != "" {
 		t.Skip(why)
 	}
-	f := &fragile{TB: t, back: t.TempDir(), direct: direct}
+	f := &fragile{TB: t, back: t.TempDir(), direct: direct, noResend: noResend}
 	must(t, os.Chmod(filepath.Dir(f.back), 0o755))
 	must(t, os.Chmod(f.back, 0o755))
 	f.mnt = filepath.Join(t.TempDir(), "mnt")
@@ -220,7 +243,7 @@ func serveFragile(t testing.TB, direct bool) *fragile {
 	must(t, err)
 	f.start(root)
 	must(t, unix.Close(root))
-	f.tell(victimCommand{Do: "new", Direct: direct})
+	f.tell(victimCommand{Do: "new", Direct: direct, NoResend: noResend})
 	must(t, unix.MoveMount(f.mount, "", unix.AT_FDCWD, f.mnt, unix.MOVE_MOUNT_F_EMPTY_PATH))
 	if report := os.NewFile(3, "report"); report != nil {
 		var st unix.Statx_t
@@ -387,7 +410,7 @@ func (f *fragile) restore(arm *victimCommand) {
 	for there, here := range take {
 		byName[strconv.Itoa(there)] = here
 	}
-	f.tell(victimCommand{Do: "restore", Take: byName, Direct: f.direct})
+	f.tell(victimCommand{Do: "restore", Take: byName, Direct: f.direct, NoResend: f.noResend})
 	for _, here := range take {
 		must(f, unix.Close(here))
 	}

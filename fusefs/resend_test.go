@@ -20,15 +20,17 @@ func TestResent(t *testing.T) {
 	for _, direct := range []bool{true, false} {
 		name := map[bool]string{true: "direct", false: "passthrough"}[direct]
 		t.Run(name, func(t *testing.T) {
-			f := serveFragile(t, direct)
-			c := f.caller()
-			plain := t.TempDir()
-			for _, k := range resentCases {
-				if !direct && !k.open {
-					continue
+			resentBothWays(t, func(t *testing.T, noResend bool) {
+				f := serveFragile(t, direct, noResend)
+				c := f.caller()
+				plain := t.TempDir()
+				for _, k := range resentCases {
+					if !direct && !k.open {
+						continue
+					}
+					t.Run(strings.ReplaceAll(k.name, " ", "_"), func(t *testing.T) { f.resent(t, c, &k, plain) })
 				}
-				t.Run(strings.ReplaceAll(k.name, " ", "_"), func(t *testing.T) { f.resent(t, c, &k, plain) })
-			}
+			})
 		})
 	}
 }
@@ -148,7 +150,9 @@ func (f *fragile) comes(acting <-chan string, more time.Duration) bool {
 
 // What rules have drawn for a request is not drawn again: it is counted once, meets the same fault once, and the event is
 // recorded once.
-func TestResentFaults(t *testing.T) {
+func TestResentFaults(t *testing.T) { resentBothWays(t, resentFaults) }
+
+func resentFaults(t *testing.T, noResend bool) {
 	for _, c := range []struct {
 		name, rule, at, result string
 		events                 int // that the last server recorded
@@ -159,7 +163,7 @@ func TestResentFaults(t *testing.T) {
 		{"wait", "io latency=30ms op=mkdir times=1", "begun", "mkdir: ok\n", 0},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
-			f := serveFragile(t, false)
+			f := serveFragile(t, false, noResend)
 			call := f.caller()
 			f.setRules(c.rule)
 			dir := filepath.Join(f.mnt, "case")
@@ -184,11 +188,14 @@ func TestResentFaults(t *testing.T) {
 	}
 }
 
-// A request whose caller is killed while nobody serves is not sent again. What was made for it goes.
-func TestResentToNobody(t *testing.T) {
+// A request whose caller is killed while nobody serves is not sent again. What was made for it goes. One that is found is
+// answered: its caller waits for that, though it was killed.
+func TestResentToNobody(t *testing.T) { resentBothWays(t, resentToNobody) }
+
+func resentToNobody(t *testing.T, noResend bool) {
 	for _, k := range []struct{ name, ops string }{{"mkdir", "mkdir"}, {"open", "open"}, {"create", "create"}, {"lookup", "lookup"}} {
 		t.Run(k.name, func(t *testing.T) {
-			f := serveFragile(t, true)
+			f := serveFragile(t, true, noResend)
 			call := f.caller()
 			dir := filepath.Join(f.mnt, "case")
 			call.do(k.name, "prepare", dir)
@@ -197,22 +204,32 @@ func TestResentToNobody(t *testing.T) {
 			if !f.comes(acting, 0) {
 				t.Fatal("no request came")
 			}
-			asked := armed("asked", "", false)
-			asked.Ops = []uint32{0}
-			f.restore(&asked)
-			must(t, f.in.Encode(victimCommand{Do: "resume"})) // it stops in there
-			f.stopped()
-			must(t, call.cmd.Process.Kill())
+			again := uint64(0)
+			if noResend {
+				again = 1
+				f.restore(nil)
+				must(t, call.cmd.Process.Kill())
+				f.tell(victimCommand{Do: "resume"})
+			} else {
+				asked := armed("asked", "", false)
+				asked.Ops = []uint32{0}
+				f.restore(&asked)
+				must(t, f.in.Encode(victimCommand{Do: "resume"})) // it stops in there
+				f.stopped()
+				must(t, call.cmd.Process.Kill())
+			}
 			if got := call.wait(acting, k.name); !strings.HasPrefix(got, "the caller:") {
 				t.Fatalf("it was answered: %q", got)
 			}
 			gone(t, call)
-			f.replace(nil)
+			if !noResend {
+				f.replace(nil)
+			}
 			other := f.caller()
 			if got := other.do("mkdir", "prepare", dir+"2") + other.do("mkdir", "act", dir+"2"); got != "mkdir: ok\n" {
 				t.Errorf("afterwards: %q", got)
 			}
-			if r := f.settled(); r.Resent != 0 {
+			if r := f.settled(); r.Resent != again {
 				t.Errorf("%d requests were sent again", r.Resent)
 			}
 		})
@@ -234,8 +251,10 @@ func gone(t *testing.T, c *caller) {
 }
 
 // Who waits for a lock goes on waiting when the server is replaced, gets it when its turn comes, and can be killed meanwhile.
-func TestResentLockWait(t *testing.T) {
-	f := serveFragile(t, false)
+func TestResentLockWait(t *testing.T) { resentBothWays(t, resentLockWait) }
+
+func resentLockWait(t *testing.T, noResend bool) {
+	f := serveFragile(t, false, noResend)
 	holder, waiter, victim := f.caller(), f.caller(), f.caller()
 	dir := filepath.Join(f.mnt, "case")
 	holder.do("lock", "prepare", dir)
@@ -278,8 +297,10 @@ func TestResentLockWait(t *testing.T) {
 }
 
 // A call that a signal has interrupted while nobody served ends with EINTR: the kernel interrupts it again.
-func TestResentInterrupted(t *testing.T) {
-	f := serveFragile(t, false)
+func TestResentInterrupted(t *testing.T) { resentBothWays(t, resentInterrupted) }
+
+func resentInterrupted(t *testing.T, noResend bool) {
+	f := serveFragile(t, false, noResend)
 	f.setRules("io hang op=mkdir")
 	call := f.caller()
 	dir := filepath.Join(f.mnt, "case")

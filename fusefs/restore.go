@@ -123,7 +123,8 @@ func (r *restorer) device() error {
 	return nil
 }
 
-// Resume is Serve without the handshake, for a layer made by Restore: it asks the kernel to send again what was not answered.
+// Resume is Serve without the handshake, for a layer made by Restore. What was not answered comes first: the kernel sends it
+// again (FUSE_NOTIFY_RESEND, Linux 6.9), or it is found where the server before has read it.
 func (l *Layer) Resume() error {
 	if l.device == nil {
 		return errors.New("fault layer: it was not restored")
@@ -134,14 +135,28 @@ func (l *Layer) Resume() error {
 	dropResource(l.o.Logger)
 	unix.Umask(0)
 	d := l.device
+	var left []*reader
+	if !d.resends() {
+		var err error
+		if left, err = l.takeUp(); err != nil {
+			return fmt.Errorf("fault layer of %q: resume it: %w", l.o.Prefix, err)
+		}
+	}
 	r, err := d.newReader()
 	if err != nil {
+		for _, r := range left {
+			r.drop()
+		}
 		return fmt.Errorf("fault layer of %q: resume it: %w", l.o.Prefix, err)
 	}
-	// Before anything is read, so that what was not answered comes before what came after it.
-	if err := l.notify.resend(); err != nil && err != unix.ENODEV { // the connection has ended: the reader will find so
-		r.free()
-		return fmt.Errorf("fault layer of %q: have the kernel send again what was not answered (FUSE_NOTIFY_RESEND, Linux 6.9): %w", l.o.Prefix, err)
+	if d.resends() { // before anything is read, so that what was not answered comes before what came after it
+		if err := l.notify.resend(); err != nil && err != unix.ENODEV { // the connection has ended: the reader will find so
+			r.free()
+			return fmt.Errorf("fault layer of %q: have the kernel send again what was not answered (FUSE_NOTIFY_RESEND): %w", l.o.Prefix, err)
+		}
+	}
+	for _, r := range left {
+		d.activate(r)
 	}
 	d.start(r)
 	go l.await(d)
@@ -159,7 +174,7 @@ func (l *Layer) moveAgain() {
 	l.o.Retire()
 }
 
-// CanResume tells whether the layer, which is served, can be served on by another process: its state is kept, and the kernel can send again what was not answered (FUSE_HAS_RESEND, Linux 6.9).
+// CanResume tells whether the layer, which is served, can be served on by another process: its state is kept, whole.
 func (l *Layer) CanResume() bool {
-	return l.o.State != nil && l.device != nil && l.device.init.Flags64()&fuse.CAP_HAS_RESEND != 0 && !l.handles.kept.head.incomplete.Load()
+	return l.o.State != nil && l.device != nil && !l.handles.kept.head.incomplete.Load()
 }

@@ -24,17 +24,22 @@ const (
 	stateControl = iota // which of the tables is in force
 	stateTable0         // what the layer knows; the other one is written by Restore
 	stateTable1
-	stateLedger // what was done about requests that may be sent again
+	stateLedger   // what was done about requests that may be sent again
+	stateRequests // the requests themselves
 	stateFiles
 )
 
 const (
 	stateMagic   = 0x66617567726166 // "faugraf"
-	stateVersion = 1
+	stateVersion = 2
 	headBytes    = 4096
 	// ledgerBytes is the room for what was done about requests.
 	ledgerBytes = 16 << 20
+	// requestBytes is room for a request for each slot of the ledger.
+	requestBytes = ledgerBytes / ledgerSlotBytes * requestRoom
 )
+
+var stateSizes = [stateFiles]int64{headBytes, tableBytes, tableBytes, ledgerBytes, requestBytes}
 
 // stateHead is the first memfd.
 type stateHead struct {
@@ -49,7 +54,7 @@ func NewState() (*State, error) {
 	for i := range s.files {
 		s.files[i] = -1
 	}
-	for i, size := range [stateFiles]int64{headBytes, tableBytes, tableBytes, ledgerBytes} {
+	for i, size := range stateSizes {
 		fd, err := unix.MemfdCreate("faultgraft-state", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 		if err == nil {
 			s.files[i] = fd
@@ -76,7 +81,7 @@ func OpenState(files []int) (*State, error) {
 		return nil, fmt.Errorf("state of a fault layer: it has %d files, not %d", stateFiles, len(files))
 	}
 	s := &State{files: [stateFiles]int(files)}
-	for i, size := range [stateFiles]int64{headBytes, tableBytes, tableBytes, ledgerBytes} {
+	for i, size := range stateSizes {
 		var st unix.Stat_t
 		if err := unix.Fstat(s.files[i], &st); err != nil {
 			return nil, fmt.Errorf("state of a fault layer: look at its file %d: %w", i, err)
@@ -141,7 +146,7 @@ func (s *State) discard() {
 	if s == nil || s.head == nil {
 		return
 	}
-	for _, fd := range []int{s.files[stateTable0], s.files[stateTable1]} {
+	for _, fd := range []int{s.files[stateTable0], s.files[stateTable1], s.files[stateRequests]} {
 		_ = punch(fd) // only gives memory back
 	}
 }

@@ -108,7 +108,7 @@ func (s *State) newTable(which int) (*stateTable, error) {
 
 // punch gives the memory of a memfd back: it is zeros then.
 func punch(fd int) error {
-	return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, tableBytes)
+	return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, max(tableBytes, requestBytes))
 }
 
 func mapTable(fd, how, size int) (*stateTable, error) {

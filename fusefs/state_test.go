@@ -151,7 +151,7 @@ func TestRestoreRefuses(t *testing.T) {
 		t.Error("a state without one of its files is opened")
 	}
 	files := s.Files()
-	if _, err := OpenState([]int{files[1], files[0], files[2], files[3]}); err == nil {
+	if _, err := OpenState([]int{files[1], files[0], files[2], files[3], files[4]}); err == nil {
 		t.Error("a state with its files in another order is opened")
 	}
 }

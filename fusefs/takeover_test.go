@@ -36,7 +36,7 @@ type serverJob struct {
 // Descriptors of a server: the state's files from here on, then the lifeline of holders.
 const (
 	serverState    = 3
-	serverLifeline = 7
+	serverLifeline = 8
 )
 
 // serveForTest is the server. It tells its holder on standard output, and answers to commands.
@@ -62,7 +62,7 @@ func (job *serverJob) serve(in *bufio.Scanner) error {
 	if err != nil {
 		return err
 	}
-	state, err := fusefs.OpenState([]int{serverState, serverState + 1, serverState + 2, serverState + 3})
+	state, err := fusefs.OpenState([]int{serverState, serverState + 1, serverState + 2, serverState + 3, serverState + 4})
 	if err != nil {
 		return err
 	}
@@ -246,7 +246,7 @@ func serve(t testing.TB, rules ...string) *served {
 	s.start()
 	report(s.job.Mnt)
 	if got := s.ask("resumable"); got != "true" {
-		t.Skip("this kernel cannot send requests again (FUSE_NOTIFY_RESEND, Linux 6.9)")
+		t.Fatalf("another server could not follow: %s", got)
 	}
 	return s
 }

@@ -49,8 +49,6 @@ type estateLayer struct {
 	Namespace int   `json:"namespace"`
 	// Off: it was taken off, and is served as long as it is used.
 	Off bool `json:"off,omitempty"`
-	// Resend: the kernel can send again what a dead server has not answered.
-	Resend bool `json:"resend,omitempty"`
 }
 
 // openHolder finds the holder of a server's table.

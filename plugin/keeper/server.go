@@ -307,7 +307,7 @@ func (s *server) optionsOf(l *servedLayer) (fusefs.Options, error) {
 	if l.log, err = newFaultLog(s.o.StateDir, c, s.o.Logger); err != nil {
 		return fusefs.Options{}, err
 	}
-	o := fusefs.Options{Prefix: c.Info.Path, Record: l.log.record, Logger: s.o.Logger}
+	o := fusefs.Options{Prefix: c.Info.Path, Record: l.log.record, Logger: s.o.Logger, NoResend: os.Getenv("FAULTGRAFT_TEST_NO_RESEND") != ""}
 	o.Released = func(handle uint64) { s.news.tell(newsCall{Layer: c.Layer, Released: handle}) }
 	o.Retire = func() { s.news.tell(newsCall{Layer: c.Layer, Retired: true}) }
 	if c.Place.Tree {

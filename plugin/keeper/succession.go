@@ -212,7 +212,7 @@ func (s *server) bequeath(l *servedLayer, gone bool) {
 	}
 	r := estateLayer{
 		Call: l.call, Server: os.Getpid(), State: l.state.Files(), Keep: l.keep, Device: l.device, Namespace: s.namespaceFD,
-		Off: l.unused != nil, Resend: l.layer.CanResume() && os.Getenv("FAULTGRAFT_TEST_NO_RESEND") == "",
+		Off: l.unused != nil,
 	}
 	r.Call.Target.Labels = nil // a keeper that only takes layers off has no use for them
 	p.estate.Target, p.estate.Place = r.Call.Target, r.Call.Place
@@ -220,8 +220,6 @@ func (s *server) bequeath(l *servedLayer, gone bool) {
 	for _, o := range p.estate.Layers {
 		if o.Call.Layer != r.Call.Layer {
 			all = append(all, o)
-		} else {
-			r.Resend = o.Resend // the kernel is the same, and one that was restored cannot be asked yet
 		}
 	}
 	if !gone {

@@ -168,11 +168,6 @@ func (k *keeper) replace(dead *serverClient) (lost []*held, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, l := range e.Layers {
-		if !l.Resend {
-			return nil, errors.New("this kernel does not send again what a dead server has not answered (Linux 6.9)")
-		}
-	}
 	for range maxDeaths {
 		if k.tooMany() {
 			return nil, errors.Join(err, fmt.Errorf("servers have died %d times within %v", maxDeaths, deathSpan))

@@ -15,23 +15,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// noTakeover has servers behave as on a kernel that cannot send requests again (before Linux 6.9).
-var noTakeover = []string{"FAULTGRAFT_TEST_NO_RESEND=1"}
+var (
+	// noTakeover has no server follow a dead one: its layers are taken off.
+	noTakeover = []string{"FAULTGRAFT_TEST_MAX_DEATHS=0"}
+	// noResend has servers behave as on a kernel that cannot send requests again (before Linux 6.9).
+	noResend = []string{"FAULTGRAFT_TEST_NO_RESEND=1"}
+)
 
-// needsTakeover skips where the kernel cannot send requests again.
-func needsTakeover(t *testing.T) {
-	t.Helper()
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		t.Fatal(err)
-	}
-	var major, minor int
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
-		t.Fatal(err)
-	}
-	if major < 6 || major == 6 && minor < 9 {
-		t.Skip("a server can be replaced from Linux 6.9 on")
-	}
+// kernels runs a test with this kernel as it is, and as if it could not send requests again.
+func kernels(t *testing.T, run func(t *testing.T, env []string)) {
+	t.Run("this_kernel", func(t *testing.T) { run(t, nil) })
+	t.Run("without_resend", func(t *testing.T) { run(t, noResend) })
 }
 
 // replaced kills the server and waits until another has followed it, for the n-th time.
@@ -67,11 +61,13 @@ func (r *rig) awaitTakeovers(n int) {
 
 // A server dies, by whatever: another serves on. The target sees no error, and everything is as it was: rules
 // with their counters, what is open, also of files that have no name any more, positions, locks, maps.
-func TestServerIsReplaced(t *testing.T) {
-	needsTakeover(t)
+func TestServerIsReplaced(t *testing.T) { kernels(t, serverIsReplaced) }
+
+func serverIsReplaced(t *testing.T, env []string) {
 	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGSEGV, syscall.SIGABRT} { // Go panics with SIGABRT's exit
 		t.Run(unix.SignalName(sig), func(t *testing.T) {
 			r := newRig(t)
+			r.env = env
 			p, gone := r.write("f", "0123456789"), r.write("gone", "unlinked but open")
 			h := r.start()
 			h.ok("open f %s rdwr", p)
@@ -115,10 +111,11 @@ func TestServerIsReplaced(t *testing.T) {
 }
 
 // Servers are killed one after another under load: no call fails, nothing is lost or done twice.
-func TestServersAreReplacedUnderLoad(t *testing.T) {
-	needsTakeover(t)
+func TestServersAreReplacedUnderLoad(t *testing.T) { kernels(t, serversAreReplacedUnderLoad) }
+
+func serversAreReplacedUnderLoad(t *testing.T, env []string) {
 	r := newRig(t)
-	r.env = []string{"FAULTGRAFT_TEST_MAX_DEATHS=1000"}
+	r.env = append([]string{"FAULTGRAFT_TEST_MAX_DEATHS=1000"}, env...)
 	h := r.start()
 	h.ok("chdir %s", r.data)
 	g := r.inject(h, r.data, "io latency=1ms op=fsync p=10% ttl=10m")
@@ -287,7 +284,7 @@ func locks(dir string, stop <-chan struct{}) error {
 
 // Keeper and server are killed at once: the holder has another keeper take the layers off. The target sees no error.
 func TestKeeperAndServerDieAtOnce(t *testing.T) {
-	for name, env := range map[string][]string{"replaced": nil, "kernel without resend": noTakeover} {
+	for name, env := range map[string][]string{"replaced": nil, "replaced without resend": noResend, "not replaced": noTakeover} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
 			r.env = env
@@ -306,9 +303,7 @@ func TestKeeperAndServerDieAtOnce(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if env == nil {
-				h.is("ok 456789", "read f 100") // it waits, at most
-			}
+			h.is("ok 456789", "read f 100") // it waits, at most
 			for end := time.Now().Add(time.Minute); strings.Contains(h.mountinfo(), "fuse.faultgraft"); time.Sleep(50 * time.Millisecond) {
 				if time.Now().After(end) {
 					t.Fatalf("still mounted%s", r.logs())
@@ -330,7 +325,6 @@ func TestKeeperAndServerDieAtOnce(t *testing.T) {
 
 // Servers die again and again: the layer is taken off.
 func TestServersThatKeepDying(t *testing.T) {
-	needsTakeover(t)
 	r := newRig(t)
 	p := r.write("f", "0123456789")
 	h := r.start()
