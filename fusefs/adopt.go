@@ -188,6 +188,8 @@ func (l *Layer) Trust(pid int, on bool) {
 	l.trusted.set(pid, on)
 	if on {
 		l.dropKnown()
+	} else {
+		l.tables.clear()
 	}
 }
 

@@ -80,6 +80,7 @@ type Layer struct {
 	ending atomic.Bool // see EndFlushes
 	moved  movedLocks
 	moves  moveTable
+	tables tableNames
 
 	keptRules keptRules // guarded by setting
 }

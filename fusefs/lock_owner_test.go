@@ -291,7 +291,7 @@ func TestOFDLockIsOfTheDescription(t *testing.T) {
 	must(t, setlk(fd, unix.F_WRLCK, 100, 1))
 	var st unix.Stat_t
 	must(t, unix.Fstat(fd, &st))
-	if got := b.PosixLocks(os.Getpid(), st.Ino); len(got) != 1 || got[0].Start != 100 {
+	if got := b.PosixLocks(os.Getpid(), os.Getpid(), st.Ino); len(got) != 1 || got[0].Start != 100 {
 		t.Errorf("POSIX locks: %+v", got)
 	}
 	info := ""

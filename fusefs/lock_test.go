@@ -33,7 +33,7 @@ func TestPosixLocks(t *testing.T) {
 	var st unix.Stat_t
 	must(t, unix.Fstat(fd, &st))
 	want := map[fusefs.Lock]bool{{Type: unix.F_WRLCK, Start: 0, Len: 40}: true, {Type: unix.F_WRLCK, Start: 60, Len: 30}: true, {Type: unix.F_RDLCK, Start: 90}: true}
-	got := b.PosixLocks(os.Getpid(), st.Ino)
+	got := b.PosixLocks(os.Getpid(), os.Getpid(), st.Ino)
 	for _, l := range got {
 		if !want[l] {
 			t.Errorf("lock %+v", l)
@@ -42,7 +42,7 @@ func TestPosixLocks(t *testing.T) {
 	if len(got) != len(want) {
 		t.Errorf("%+v", got)
 	}
-	if l := b.PosixLocks(1, st.Ino); len(l) != 0 {
+	if l := b.PosixLocks(1, 1, st.Ino); len(l) != 0 {
 		t.Errorf("locks of another process: %+v", l)
 	}
 	below := b.below("f", unix.O_RDWR)

@@ -86,8 +86,9 @@ func (l *Layer) lockNodes(dev, ino uint64) (out []*node) {
 }
 
 // LocksTaken says that the process has its locks in the other place now: what the
-// guard took, or what the process had through the layer, is let go of.
-func (l *Layer) LocksTaken(tgid int, dev, ino uint64) {
+// guard took, or what the process had through the layer, is let go of; as of PosixLocks,
+// that may be those of one descriptor table of several.
+func (l *Layer) LocksTaken(tgid, tid int, dev, ino uint64) {
 	for _, n := range l.lockNodes(dev, ino) {
 		n.locks.mu.Lock()
 		leaves := false
@@ -100,7 +101,7 @@ func (l *Layer) LocksTaken(tgid int, dev, ino uint64) {
 		}
 		n.locks.mu.Unlock()
 		if leaves {
-			n.locks.drop(func(o *lockOwner) bool { return o.pid == uint32(tgid) })
+			n.locks.drop(func(o *lockOwner) bool { return o.pid == uint32(tgid) && l.tables.has(tid, o.id) })
 		}
 	}
 }

@@ -25,6 +25,36 @@ type lockOwner struct {
 	kept    *ownerSlot
 }
 
+// tableNames are the kernel's names of the descriptor tables, as owners of locks, of threads that a swapper has stopped. A
+// process may have several (CLONE_FILES of clone(2)), and its number tells them not apart.
+type tableNames struct {
+	mu sync.Mutex
+	of map[uint32]uint64 // by thread
+}
+
+func (t *tableNames) store(tid uint32, owner uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.of == nil {
+		t.of = map[uint32]uint64{}
+	}
+	t.of[tid] = owner
+}
+
+// has reports whether an owner is the table of a thread, or that is not known.
+func (t *tableNames) has(tid int, owner uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	own, known := t.of[uint32(tid)]
+	return !known || own == owner
+}
+
+func (t *tableNames) clear() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.of = nil
+}
+
 // lockTable holds the POSIX locks of a node.
 type lockTable struct {
 	shared int // nodes that have it; guarded by nodeTable.mu

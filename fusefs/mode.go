@@ -43,12 +43,14 @@ type openFiles struct {
 	// passed: it was open in passthrough mode, of which maps may be left. Such a map keeps the file below and no
 	// file of the layer (fuse_passthrough_mmap, backing_file_mmap), so that its end is not seen.
 	passed  bool
-	since   time.Time   // when it was retired
-	unmoved atomic.Bool // and nobody has looked yet for what is mapped of it
-	backing int32       // the kernel's name of the file below; 0 for none
-	owner   fuse.Owner  // who it was named for
-	refused bool        // the kernel does not take the file below
-	parked  uint64      // place in parking
+	since   atomic.Pointer[time.Time] // when it was retired, or a zero time: nobody moves what is open of it, see moves.go
+	unmoved atomic.Bool               // and that has not been done
+	// used: direct files are in use. Those that a swapper has prepared are not before it takes them up.
+	used    bool
+	backing int32      // the kernel's name of the file below; 0 for none
+	owner   fuse.Owner // who it was named for
+	refused bool       // the kernel does not take the file below
+	parked  uint64     // place in parking
 }
 
 // none reports whether nobody has the node's file open.
@@ -95,11 +97,18 @@ func (l *Layer) enterMode(h *handle, by *fuse.InHeader, out *fuse.OpenOut) {
 	if foreign && o.none() {
 		l.unname(h.node)
 	}
+	// Who does not wait until all is moved shares its maps with what is left.
+	split := !h.adopted && !o.used && len(l.nodes.unmoved(h.node)) > 0
 	switch {
 	case o.through.Load() > 0 && (seen || h.exact || foreign || o.retired.Load()):
 		h.mode = modeMixed
 	case o.through.Load() > 0:
 		h.mode = modePassthrough
+	case split && (seen || h.exact || o.direct.Load() > 0):
+		h.mode = modeDirect
+		if l.passes(h.node, by) {
+			h.mode = modeMixed
+		}
 	case o.direct.Load() > 0: // it may be mapped, and an inode is not both cached and passed through
 		h.mode = modeDirect
 	case o.retired.Load() || !seen && h.exact && l.mapped(h.node): // maps of it are of the file below
@@ -118,6 +127,9 @@ func (l *Layer) enterMode(h *handle, by *fuse.InHeader, out *fuse.OpenOut) {
 	}
 	if h.mode == modeDirect || h.mode == modeCached {
 		o.direct.Add(1)
+		if !h.adopted || l.moved.on.Load() {
+			o.used = true
+		}
 	} else {
 		o.through.Add(1)
 		if !o.passed {
@@ -182,7 +194,9 @@ func (l *Layer) leaveMode(h *handle) {
 	switch h.mode {
 	case modeNone: // a directory
 	case modeDirect, modeCached:
-		o.direct.Add(-1)
+		if o.direct.Add(-1) == 0 {
+			o.used = false
+		}
 	default:
 		o.through.Add(-1)
 	}

@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"fmt"
 	"sync"
 	"time"
 
@@ -9,94 +10,145 @@ import (
 
 // A retired file has two inodes until what is open of it has been moved. Maps through the
 // old one are of the file below, one through the new one has pages of its own: it would
-// not show what is stored through the others, and when a page of it is written back, what
+// not show what is written through the others, and when a page of it is written back, what
 // they have stored in that page since is lost. So nothing is opened through the new inode
 // until the move is over, but by the swapper that moves, whose files nobody uses yet.
+//
+// An open that has waited too long, or comes after a move that failed, is mixed (see
+// enterMode): its maps are of the file below, too. An inode with such files cannot have
+// maps with pages of its own, so that a swapper that has prepared others has to give up.
 
-// longestMove is how long an open may be held back. A move that takes longer goes on without that.
-const longestMove = time.Second
+// longestMove is how long the open of a file is held back after the file was retired.
+const longestMove = 10 * time.Second
 
-// moveTable says whether files have been retired that are going to be moved.
+// moveTable tells those who wait for a move that it may be over.
 type moveTable struct {
-	mu    sync.Mutex
-	end   chan struct{} // closed when the move is over; nil: there is none
-	since time.Time     // when the last file was retired
+	mu   sync.Mutex
+	news chan struct{} // closed and replaced by tell
 }
 
-// begin is called before a file is retired.
-func (t *moveTable) begin(now time.Time) {
+func (t *moveTable) next() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.since = now
-	if t.end != nil {
-		return
+	if t.news == nil {
+		t.news = make(chan struct{})
 	}
-	end := make(chan struct{})
-	t.end = end
-	time.AfterFunc(longestMove, func() { t.over(end) })
+	return t.news
 }
 
-// over ends the move that began with this channel.
-func (t *moveTable) over(end chan struct{}) {
+func (t *moveTable) tell() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.end == end && end != nil {
-		close(end)
-		t.end = nil
+	if t.news != nil {
+		close(t.news)
+		t.news = nil
 	}
 }
 
-func (t *moveTable) now() chan struct{} {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.end
+// BeginMove says that somebody begins to move what is open of retired files. Others wait for that who open them,
+// also where a move failed before; EndMove ends it.
+func (l *Layer) BeginMove() {
+	now := time.Now()
+	l.nodes.mu.RLock()
+	defer l.nodes.mu.RUnlock()
+	for _, all := range l.nodes.retired {
+		for _, n := range all {
+			if since := n.open.since.Load(); n.open.unmoved.Load() && since.IsZero() {
+				n.open.since.CompareAndSwap(since, &now)
+			}
+		}
+	}
 }
 
-// Moved says that what was open and mapped of the files that were retired before a time
-// has been moved, or is left where it is.
-func (l *Layer) Moved(before time.Time) {
+// Moved says that what was open and mapped of retired files, which Retired has listed, has been moved, or
+// is left where it is.
+func (l *Layer) Moved(nodes []uint64) {
+	var late []*node
+	l.nodes.mu.RLock()
+	for _, id := range nodes {
+		n := l.nodes.byID[id]
+		if n == nil || !n.open.retired.Load() {
+			continue
+		}
+		n.open.unmoved.Store(false)
+		n.kept.unmoved.Store(false)
+		if next := l.nodes.current(n); next != n && next.open.through.Load() > 0 {
+			late = append(late, next)
+		}
+	}
+	l.nodes.mu.RUnlock()
+	l.moves.tell()
+	for _, n := range late { // it was opened mixed: a rule for maps would not see all
+		l.renamed(n)
+	}
+}
+
+// EndMove says that nobody is at work any more at what was retired before a time. What Moved
+// was not called for stays as it is, and nobody waits for it.
+func (l *Layer) EndMove(before time.Time) {
 	l.nodes.mu.RLock()
 	for _, all := range l.nodes.retired {
 		for _, n := range all {
-			if n.open.unmoved.Load() && n.open.since.Before(before) {
-				n.open.unmoved.Store(false)
-				n.kept.unmoved.Store(false)
+			if since := n.open.since.Load(); n.open.unmoved.Load() && since.Before(before) {
+				n.open.since.CompareAndSwap(since, &time.Time{})
 			}
 		}
 	}
 	l.nodes.mu.RUnlock()
-	l.moves.mu.Lock()
-	end := l.moves.end
-	if !l.moves.since.Before(before) {
-		end = nil // another one is to come
+	l.moves.tell()
+}
+
+// unmoved are the retired inodes of the file of a node, which takes their place, from which what is open of them was not moved.
+func (t *nodeTable) unmoved(n *node) (all []*node) {
+	if t.splits.Load() == 0 || n.open.retired.Load() {
+		return nil
 	}
-	l.moves.mu.Unlock()
-	l.moves.over(end)
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, o := range t.retired[n.key] {
+		if o.open.unmoved.Load() {
+			all = append(all, o)
+		}
+	}
+	return all
+}
+
+// toMove is how long the open of a file has to wait for a move, as long as that is not over.
+func (l *Layer) toMove(n *node) (longest time.Duration) {
+	for _, o := range l.nodes.unmoved(n) {
+		longest = max(longest, time.Until(o.open.since.Load().Add(longestMove)))
+	}
+	if longest > 0 && !l.mustSee(n) { // the rules have gone: all are passed through
+		return 0
+	}
+	return longest
 }
 
 // awaitMove holds the open of a file back that has a retired inode. A caller that is
 // stopped meanwhile is let go on: it may have to be moved itself, and will not get to
 // use the file before that. Any other interrupt (Go programs send themselves many) has to wait.
 func (l *Layer) awaitMove(cancel <-chan struct{}, n *node, by *fuse.InHeader) {
-	if l.nodes.splits.Load() == 0 || n.open.retired.Load() {
-		return
-	}
-	end := l.moves.now()
-	if end == nil || !l.nodes.split(n) || l.trusted.has(by.Pid) {
+	if l.o.Retire == nil || l.toMove(n) <= 0 || l.trusted.has(by.Pid) {
 		return
 	}
 	l.blocking(by)
-	select {
-	case <-end:
-		return
-	case <-cancel:
-	}
-	for !traced(by.Pid) {
-		select {
-		case <-end:
+	for {
+		news := l.moves.next() // before the look
+		left := l.toMove(n)
+		if left <= 0 || cancel == nil && traced(by.Pid) {
 			return
-		case <-time.After(time.Millisecond):
 		}
+		if cancel == nil {
+			left = min(left, time.Millisecond)
+		}
+		t := time.NewTimer(left)
+		select {
+		case <-news:
+		case <-cancel:
+			cancel = nil
+		case <-t.C:
+		}
+		t.Stop()
 	}
 }
 
@@ -104,4 +156,29 @@ func (l *Layer) awaitMove(cancel <-chan struct{}, n *node, by *fuse.InHeader) {
 func traced(tid uint32) bool {
 	w := statusLine(tid, "TracerPid:")
 	return len(w) != 1 || w[0] != "0"
+}
+
+// takeInUse is called when a swapper is about to put the files that it has prepared in the place
+// of those of retired inodes. From here on others are opened as they are. It fails if
+// somebody could not wait, and has opened such a file in another way.
+func (l *Layer) takeInUse() error {
+	var next []*node
+	l.nodes.mu.RLock()
+	for key := range l.nodes.retired {
+		if n := l.nodes.byKey[key]; n != nil {
+			next = append(next, n)
+		}
+	}
+	l.nodes.mu.RUnlock()
+	for _, n := range next {
+		o := &n.open
+		o.mu.Lock()
+		conflict := o.through.Load() > 0 && o.direct.Load() > 0
+		o.used = o.direct.Load() > 0
+		o.mu.Unlock()
+		if conflict {
+			return fmt.Errorf("fault layer of %q: a process that opens a file waits %v at most for it to be moved, and the move was not ready by then: try it again when there is less to do", l.o.Prefix, longestMove)
+		}
+	}
+	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/faultgraft/faultgraft/fusefs"
 )
 
 // sharedMap maps a file's first page through fd, and closes fd.
@@ -43,6 +45,15 @@ func (b *bench) closed(name string) {
 	})
 }
 
+// moved is what a swapper says that has moved all that is open of retired files.
+func (b *bench) moved() {
+	var nodes []uint64
+	for _, f := range b.Retired() {
+		nodes = append(nodes, f.Node)
+	}
+	b.Moved(nodes)
+}
+
 // A file of which nothing is left but a map is one that a rule comes to, and so has to be
 // moved; one that was only open is not.
 func TestMappedFileIsRetired(t *testing.T) {
@@ -64,10 +75,10 @@ func TestMappedFileIsRetired(t *testing.T) {
 	if got, err := os.ReadFile(b.path("mapped")); err != nil || string(got) != "x123456789" {
 		t.Errorf("%q %v", got, err)
 	}
-	b.Moved(time.Now())
-	if list := b.Retired(); len(list) != 0 {
-		t.Errorf("after the move: %+v", list)
-	}
+	eventually(b, "nothing is left to be moved", func() bool { // that of ReadFile, too, as long as its close is not seen
+		b.moved()
+		return len(b.Retired()) == 0
+	})
 }
 
 // A file that is opened in a way that needs the layer shows in its maps what an earlier
@@ -147,8 +158,88 @@ func TestOpenWaitsForTheMove(t *testing.T) {
 		t.Error("it was opened before the move")
 	}
 	must(t, unix.Close(before))
-	b.Moved(time.Now())
+	b.moved()
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+}
+
+// Who opens a file whose move has failed, and who could not wait for one, shares the maps of those that are not
+// moved, and meets the rule in what it writes. The swapper that has prepared other files may not use them then, and
+// the next one moves both.
+func TestOpenWithoutAMove(t *testing.T) {
+	needsPassthrough(t)
+	for name, prepared := range map[string]bool{"nothing is prepared": false, "files are prepared": true} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int32
+			b := over(t, setup{retire: func() { asked.Add(1) }})
+			b.write("f", "0123456789")
+			fd := b.open("f", unix.O_RDWR)
+			old := sharedMap(t, fd)
+			b.rules("io error=EIO op=write p=0 path=/data/f")
+			new := -1
+			if prepared {
+				b.Trust(os.Getpid(), true)
+				new, _ = b.adopt(b.below("f", unix.O_RDWR), "f", unix.O_RDWR, fusefs.Adoption{})
+				b.Trust(os.Getpid(), false)
+			}
+			b.EndMove(time.Now())
+			late := b.open("f", unix.O_RDWR)
+			mem := sharedMap(t, late)
+			old[0] = 'a'
+			_, err := unix.Pwrite(fd, []byte("b"), 1)
+			must(t, err)
+			mem[2] = 'c'
+			_, err = unix.Pwrite(late, []byte("d"), 3)
+			must(t, err)
+			for what, m := range map[string][]byte{"the old map": old, "the late map": mem} {
+				if string(m[:10]) != "abcd456789" {
+					t.Errorf("%s shows %q", what, m[:10])
+				}
+			}
+			if m := b.Rules()[0].Matched; m != 1 {
+				t.Errorf("the rule has seen %d writes", m)
+			}
+			_, err = b.KeepLocks(true)
+			if prepared != (err != nil) {
+				t.Errorf("files are exchanged: %v", err)
+			}
+			_, err = b.KeepLocks(false)
+			must(t, err)
+			if prepared {
+				must(t, unix.Close(new))
+				return
+			}
+			b.moved()
+			if list := b.Retired(); len(list) != 2 || asked.Load() == 0 { // that of fd, which this test has not moved, and that of late
+				t.Errorf("to be moved: %+v, asked for %d times", list, asked.Load())
+			}
+		})
+	}
+}
+
+// Files that a swapper has taken up are in use: what is opened after that is as they are.
+func TestOpenAfterTheExchange(t *testing.T) {
+	needsPassthrough(t)
+	b := over(t, setup{retire: func() {}})
+	b.write("f", "0123456789")
+	fd := b.open("f", unix.O_RDWR)
+	b.rules("io error=EIO op=write p=0 path=/data/f")
+	b.Trust(os.Getpid(), true)
+	moved, _ := b.adopt(b.below("f", unix.O_RDWR), "f", unix.O_RDWR, fusefs.Adoption{})
+	b.Trust(os.Getpid(), false)
+	_, err := b.KeepLocks(true)
+	must(t, err)
+	mem := sharedMap(t, moved)
+	b.EndMove(time.Now())
+	other := sharedMap(t, b.open("f", unix.O_RDWR))
+	mem[0] = 'a'
+	other[1] = 'b'
+	if string(mem[:10]) != "ab23456789" || string(other[:10]) != "ab23456789" {
+		t.Errorf("one map shows %q, the other %q", mem[:10], other[:10])
+	}
+	_, err = b.KeepLocks(false)
+	must(t, err)
+	must(t, unix.Close(fd))
+	b.moved()
 }

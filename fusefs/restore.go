@@ -3,7 +3,6 @@ package fusefs
 import (
 	"errors"
 	"fmt"
-	"time"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -170,7 +169,6 @@ func (l *Layer) moveAgain() {
 	if l.o.Retire == nil || len(l.Retired()) == 0 {
 		return
 	}
-	l.moves.begin(time.Now())
 	l.o.Retire()
 }
 

@@ -37,6 +37,7 @@ func (r *restorer) handles() error {
 		case modeNone: // a directory
 		case modeDirect, modeCached:
 			n.open.direct.Add(1)
+			n.open.used = true
 		default:
 			n.open.through.Add(1)
 		}

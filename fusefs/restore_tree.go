@@ -71,7 +71,8 @@ func (r *restorer) node(s *nodeSlot) (*node, error) {
 	o.passed, o.refused = s.passed.Load(), s.refused.Load()
 	o.retired.Store(s.retired.Load())
 	o.unmoved.Store(s.unmoved.Load())
-	o.since = time.Now() // whoever moves what is open of it begins anew
+	now := time.Now()
+	o.since.Store(&now) // whoever moves what is open of it begins anew
 	o.owner = ownerOf(s.owner.Load())
 	switch b := int32(s.backing.Load()); {
 	case b > 0:

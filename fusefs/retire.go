@@ -52,12 +52,10 @@ func (l *Layer) retireNode(n *node) bool {
 	if n.open.retired.Load() || !n.open.passed || !l.mustSee(n) || !l.mapped(n) {
 		return false
 	}
-	n.open.since = time.Now()
+	now := time.Now()
+	n.open.since.Store(&now)
 	n.open.unmoved.Store(true)
 	n.kept.unmoved.Store(true)
-	if l.o.Retire != nil {
-		l.moves.begin(n.open.since)
-	}
 	n.open.retired.Store(true)
 	n.kept.retired.Store(true)
 	l.nodes.retire(n)
@@ -106,6 +104,7 @@ func (l *Layer) renamed(n *node) {
 // movedLocks are POSIX locks that a swapper takes from retired files to those that take
 // their place: those of a process at an inode number.
 type movedLocks struct {
+	on atomic.Bool  // a swapper exchanges files
 	n  atomic.Int32 // entries, so that the usual case costs no lock
 	mu sync.Mutex
 	of map[lockHolder]bool
@@ -116,31 +115,36 @@ type lockHolder struct {
 	ino uint64
 }
 
-// KeepLocks begins and ends a move of open files from retired inodes to others. It
+// KeepLocks begins and ends the exchange of open files of retired inodes for others. It
 // reports whether a process has POSIX locks at one of these files. Those that LocksToKeep
 // is asked for stay until the end.
-func (l *Layer) KeepLocks(on bool) (held bool) {
+func (l *Layer) KeepLocks(on bool) (held bool, err error) {
 	l.moved.mu.Lock()
 	l.moved.of = nil
 	l.moved.n.Store(0)
 	l.moved.mu.Unlock()
+	l.moved.on.Store(on)
 	if !on {
-		return false
+		return false, nil
+	}
+	if err := l.takeInUse(); err != nil {
+		l.moved.on.Store(false)
+		return false, err
 	}
 	l.nodes.mu.RLock()
 	defer l.nodes.mu.RUnlock()
 	for _, all := range l.nodes.retired {
 		if all[0].locks.held() { // one table for all
-			return true
+			return true, nil
 		}
 	}
-	return false
+	return false, nil
 }
 
 // LocksToKeep is PosixLocks, and has closes of the process leave these locks alone from
 // here on: a swapper closes its files, and it is stopped. Closes of others, which run,
 // end their locks as always.
-func (l *Layer) LocksToKeep(tgid int, ino uint64) []Lock {
+func (l *Layer) LocksToKeep(tgid, tid int, ino uint64) []Lock {
 	l.moved.mu.Lock()
 	if l.moved.of == nil {
 		l.moved.of = map[lockHolder]bool{}
@@ -148,7 +152,7 @@ func (l *Layer) LocksToKeep(tgid int, ino uint64) []Lock {
 	l.moved.of[lockHolder{uint32(tgid), ino}] = true
 	l.moved.n.Store(int32(len(l.moved.of)))
 	l.moved.mu.Unlock()
-	return l.PosixLocks(tgid, ino)
+	return l.PosixLocks(tgid, tid, ino)
 }
 
 // moving reports whether the locks of those owners of a node that match are being moved elsewhere.
@@ -171,24 +175,36 @@ func (l *Layer) moving(n *node, match func(*lockOwner) bool) bool {
 // Retired lists the files of which open files do not reach the layer although a
 // rule can match them, and those of which maps may be left that do not, until Moved.
 func (l *Layer) Retired() []RetiredFile {
+	var files [][]*node // all inodes of each file: any of them may have its names
+	l.nodes.mu.RLock()
+	for key, all := range l.nodes.retired {
+		all = slices.Clone(all)
+		if n := l.nodes.byKey[key]; n != nil {
+			all = append(all, n)
+		}
+		files = append(files, all)
+	}
+	l.nodes.mu.RUnlock()
+	files = slices.DeleteFunc(files, func(all []*node) bool { return !slices.ContainsFunc(all, l.mustSee) })
 	var out []RetiredFile
 	l.nodes.mu.RLock()
 	defer l.nodes.mu.RUnlock()
-	for _, all := range l.nodes.retired {
-		for _, n := range all {
-			if n.open.through.Load() > 0 || n.open.unmoved.Load() {
-				out = append(out, RetiredFile{Node: n.id, Ino: n.key.ino, Path: l.nodes.path(l.nodes.current(n))})
-			}
+	for _, n := range slices.Concat(files...) {
+		if n.open.retired.Load() && (n.open.through.Load() > 0 || n.open.unmoved.Load()) {
+			out = append(out, RetiredFile{Node: n.id, Ino: n.key.ino, Path: l.nodes.path(l.nodes.current(n))})
 		}
 	}
 	slices.SortFunc(out, func(a, b RetiredFile) int { return cmp.Compare(a.Node, b.Node) })
 	return out
 }
 
-// current is the node that stands for a retired one now; its names are followed. The caller holds mu.
+// current is the node that stands for a retired one now, or did last; its names are followed. The caller holds mu.
 func (t *nodeTable) current(n *node) *node {
 	if next := t.byKey[n.key]; next != nil {
 		return next
+	}
+	if all := t.retired[n.key]; len(all) > 0 {
+		return all[len(all)-1]
 	}
 	return n
 }

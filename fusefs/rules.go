@@ -148,6 +148,7 @@ func (l *Layer) SetRules(rules []policy.Rule, start time.Time) error {
 	if next.ops&cacheable != 0 {
 		l.retire()
 	}
+	l.moves.tell() // rules for which somebody waits may have gone
 	l.dropCaches(fresh)
 	return nil
 }

@@ -189,6 +189,9 @@ type Options struct {
 	// taken again on the new file. It is for file systems whose locks the kernel
 	// does not show in fdinfo, which is not read then.
 	Locks func(*Object) []Lock
+	// OwnLocks, if set, is asked once more where threads of a process have descriptor tables of their own: of
+	// the locks that Locks has told, for those of the table of thread TID, which has made an F_GETLK just before.
+	OwnLocks func(*Object) []Lock
 	// Locked reports that somebody has such a lock, of Locks, on the object's file.
 	// It is asked while the processes run.
 	Locked func(*Object) bool

@@ -20,19 +20,20 @@ type job struct {
 	fs    *fsInfo
 	mem   *memory
 
-	r       *remote
-	locks   []heldLock
-	guard   func(LockPhase, []LockedFile, bool) error // Options.GuardLocks
-	back    bool                                      // this is a rollback
-	dirs    map[int]int                               // files of ours for directories and the executable: temporary number in the target
-	maps    []stagedMap
-	brk     uint64 // the program break, where the executable is exchanged
-	cwd     int    // present working directory, O_PATH, where the root is exchanged; else -1
-	gone    bool   // the process ended
-	alone   bool   // no other job opens or closes anything while all stand: the look at the table tells what is open
-	begun   bool   // commit was tried: something may be changed
-	calls   int
-	refused []ObjectReport // directories that the thread may not enter
+	r        *remote
+	locks    []heldLock
+	guard    func(LockPhase, []LockedFile, bool) error // Options.GuardLocks
+	leaveOwn func() error                              // see transaction.ownLocks
+	back     bool                                      // this is a rollback
+	dirs     map[int]int                               // files of ours for directories and the executable: temporary number in the target
+	maps     []stagedMap
+	brk      uint64 // the program break, where the executable is exchanged
+	cwd      int    // present working directory, O_PATH, where the root is exchanged; else -1
+	gone     bool   // the process ended
+	alone    bool   // no other job opens or closes anything while all stand: the look at the table tells what is open
+	begun    bool   // commit was tried: something may be changed
+	calls    int
+	refused  []ObjectReport // directories that the thread may not enter
 
 	extra    []int   // in a rollback: descriptors that were not there before
 	restored []*slot // in a rollback: all slots, also those that were not changed

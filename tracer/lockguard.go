@@ -84,6 +84,11 @@ func (b *batch) setLock(fd int, l Lock) *call {
 
 // guardLocks does steps 1 and 2.
 func (j *job) guardLocks() error {
+	if len(j.locks) > 0 && !j.back {
+		if err := j.leaveOwn(); err != nil {
+			return err
+		}
+	}
 	if j.guard == nil || len(j.locks) == 0 {
 		return nil
 	}
@@ -119,6 +124,7 @@ func (j *job) tellGuard(phase LockPhase) error {
 		k := slices.IndexFunc(files, func(f LockedFile) bool { return f.Object.Dev == l.obj.Dev && f.Object.Ino == l.obj.Ino })
 		if k < 0 {
 			files, k = append(files, LockedFile{Object: *l.obj}), len(files)
+			files[k].Object.TID = j.t.tid // see ownLocks
 		}
 		files[k].Locks = append(files[k].Locks, l.Lock)
 	}

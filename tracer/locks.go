@@ -3,6 +3,7 @@ package tracer
 import (
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -94,6 +95,7 @@ func (x *transaction) collectLocks(j *job) error {
 	if x.o.GuardLocks != nil {
 		j.guard = x.guardLocks
 	}
+	j.leaveOwn = func() error { return x.ownLocks(j) }
 	j.findReaders()
 	for f, locks := range taken {
 		for l, ok := range locks {
@@ -103,6 +105,31 @@ func (x *transaction) collectLocks(j *job) error {
 			}
 		}
 	}
+	return nil
+}
+
+// ownLocks leaves those of the job's locks that belong to its descriptor table. Who tells of locks in our stead
+// (Options.Locks) knows the process that has them, which may have several tables. Then each asks for a lock by itself:
+// that shows the file server which owner it is, so that OwnLocks can tell of its locks alone.
+func (x *transaction) ownLocks(j *job) error {
+	several := slices.ContainsFunc(x.jobs, func(o *job) bool { return o != j && o.p == j.p && o.table != nil })
+	if x.o.OwnLocks == nil || !several {
+		return nil
+	}
+	b := j.r.batch()
+	b.add(unix.SYS_FCNTL, uint64(j.locks[0].fd), unix.F_GETLK, b.bytes(Lock{Type: unix.F_WRLCK}.flock()))
+	if err := b.run(); err != nil {
+		return fmt.Errorf("have process %d (%s), whose threads have descriptor tables of their own, ask for its POSIX locks: %w", j.p.pid, j.p.comm, err)
+	}
+	own := map[*Object][]Lock{}
+	for _, l := range j.locks {
+		if _, ok := own[l.obj]; !ok {
+			o := *l.obj
+			o.TID = j.t.tid
+			own[l.obj] = x.o.OwnLocks(&o)
+		}
+	}
+	j.locks = slices.DeleteFunc(j.locks, func(l heldLock) bool { return !slices.Contains(own[l.obj], l.Lock) })
 	return nil
 }
 

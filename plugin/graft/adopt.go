@@ -103,9 +103,13 @@ func (a *attachment) adoptAs(rel string, flags int, token string, d *tracer.Desc
 // adopter makes files of a layer that wrap descriptions that are there.
 type adopter struct {
 	server  Server
-	mount   int // of the layer
-	adopted []AdoptedDescription
+	keeper  Keeper
+	mount   int                  // of the layer
+	adopted []AdoptedDescription // that the keeper does not have yet
 }
+
+// mostKept is how many originals wait for the hand-over: each is a descriptor, beside the two that a file needs.
+const mostKept = 200
 
 // adoption opens a file of the layer, by the token or by whatever open opens, that
 // wraps the description in the place of d. name is what the target calls it.
@@ -132,7 +136,23 @@ func (a *adopter) adoption(d *tracer.Description, description int, token, name s
 		return -1, fmt.Errorf("keep the original: %w", err)
 	}
 	a.adopted = append(a.adopted, AdoptedDescription{Handle: handle, File: original})
+	if len(a.adopted) < mostKept {
+		return fd, nil
+	}
+	if err := a.handOver(); err != nil {
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("hand the originals over: %w", err)
+	}
 	return fd, nil
+}
+
+// handOver leaves the adopted originals with the keeper, for the day the server dies.
+func (a *adopter) handOver() error {
+	err := a.keeper.Adopted(a.adopted)
+	if err == nil {
+		a.close()
+	}
+	return err
 }
 
 // settle has the kernel ask for the size of a file that has changed since it was
@@ -165,6 +185,7 @@ func (a *adopter) close() {
 	for _, d := range a.adopted {
 		_ = unix.Close(d.File)
 	}
+	a.adopted = nil
 }
 
 func (a *attachment) open(rel string, flags int, mode uint32) (int, error) {

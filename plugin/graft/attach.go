@@ -166,7 +166,7 @@ func (a *attachment) prepare(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	a.adopter = adopter{server: a.Server, mount: a.fuse.mount}
+	a.adopter = adopter{server: a.Server, keeper: a.Keeper, mount: a.fuse.mount}
 	if a.dev, err = device(a.fuse.mount); err != nil {
 		return err
 	}
@@ -270,11 +270,6 @@ func (a *attachment) revert() error {
 		},
 	})
 	return err
-}
-
-// handOver leaves the adopted originals with the keeper, for the day the server dies.
-func (a *attachment) handOver() error {
-	return a.Keeper.Adopted(a.adopted)
 }
 
 func (a *attachment) release() {

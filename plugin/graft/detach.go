@@ -69,7 +69,7 @@ type detachment struct {
 
 func (d *detachment) run(ctx context.Context) error {
 	swap := tracer.Options{
-		Match: d.match, Device: d.Layer.Info.Dev, Replace: d.original, Locks: d.locks, Locked: d.hasLocks, Settle: d.settle,
+		Match: d.match, Device: d.Layer.Info.Dev, Replace: d.original, Locks: d.locks, OwnLocks: d.locks, Locked: d.hasLocks, Settle: d.settle,
 		Stopped: d.quiesce, Exchanged: d.takeOff, Step: d.step, Deadline: d.Deadline,
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,
@@ -80,7 +80,7 @@ func (d *detachment) run(ctx context.Context) error {
 		},
 	}
 	if d.Server == nil {
-		swap.Replace, swap.Locks, swap.Locked, swap.GuardLocks = d.rescue, nil, nil, nil
+		swap.Replace, swap.Locks, swap.OwnLocks, swap.Locked, swap.GuardLocks = d.rescue, nil, nil, nil, nil
 		swap.Together = true // once the connection is aborted, nobody must run who has files of it
 		swap.Seized = func() error { return abortConnection(d.Layer.Info.Dev) }
 		swap.MapsByPath = true
@@ -283,7 +283,7 @@ func (d *detachment) locks(o *tracer.Object) []tracer.Lock {
 	if d.lockless || !d.locked[o.Ino] {
 		return nil
 	}
-	locks, err := d.Server.PosixLocks(o.PID, o.Ino)
+	locks, err := d.Server.PosixLocks(o.PID, o.TID, o.Ino)
 	if err != nil {
 		d.rep.Notes = append(d.rep.Notes, fmt.Sprintf("%s: its POSIX locks are lost: %v", o, err))
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/faultgraft/faultgraft/tracer"
@@ -48,7 +49,7 @@ func Reswap(ctx context.Context, o ReswapOptions) (*Report, error) {
 	if o.Step == nil {
 		o.Step = func(string) error { return nil }
 	}
-	r := &reswap{ReswapOptions: o, adopter: adopter{server: o.Server, mount: o.Layer.Mount}, files: map[uint64]RetiredFile{}, rep: &Report{}}
+	r := &reswap{ReswapOptions: o, adopter: adopter{server: o.Server, keeper: o.Keeper, mount: o.Layer.Mount}, files: map[uint64]RetiredFile{}, rep: &Report{}}
 	for _, f := range o.Files {
 		r.files[f.Node] = f
 	}
@@ -77,7 +78,7 @@ type lockKey struct {
 
 func (r *reswap) run(ctx context.Context) error {
 	swap := tracer.Options{
-		Match: r.match, Device: r.Layer.Info.Dev, Replace: r.replace, Locks: r.locks,
+		Match: r.match, Device: r.Layer.Info.Dev, Replace: r.replace, Locks: r.locks, OwnLocks: r.ownLocks,
 		Stopped: r.stopped, Undo: r.endKeeping, Exchanged: r.endKeeping, Settle: r.settle, Step: r.Step, Deadline: r.Deadline, Budget: r.Budget, RequireAll: r.RequireAll,
 		Together: true, // see stopped
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
@@ -98,6 +99,9 @@ func (r *reswap) run(ctx context.Context) error {
 		if len(t.Swapped) == 0 {
 			break
 		}
+	}
+	if err := r.Server.Moved(slices.Collect(maps.Keys(r.files))); err != nil {
+		return errors.Join(err, r.handOver())
 	}
 	if err := r.Step(StepHandOver); err != nil {
 		return err
@@ -141,9 +145,6 @@ func (r *reswap) endKeeping() error {
 	_, err := r.Server.KeepLocks(false)
 	return err
 }
-
-// handOver leaves the descriptions with the keeper, for the day the server dies.
-func (r *reswap) handOver() error { return r.Keeper.Adopted(r.adopted) }
 
 // match picks descriptors and maps of the old inodes. Directories are never
 // retired, and an O_PATH descriptor does no I/O.
@@ -255,8 +256,13 @@ func (r *reswap) allLocks(o *tracer.Object) []tracer.Lock {
 	if l, ok := r.known[k]; ok { // each question takes time in which everything stands still
 		return l
 	}
-	locks, err := r.Server.LocksToKeep(o.PID, o.Ino)
-	r.known[k] = locks
+	r.known[k] = r.ownLocks(o)
+	return r.known[k]
+}
+
+// ownLocks asks the layer.
+func (r *reswap) ownLocks(o *tracer.Object) []tracer.Lock {
+	locks, err := r.Server.LocksToKeep(o.PID, o.TID, o.Ino)
 	if err != nil {
 		r.rep.Notes = append(r.rep.Notes, fmt.Sprintf("%s: its POSIX locks are lost: %v", o, err))
 	}

@@ -24,22 +24,26 @@ type Server interface {
 	// EndFlushes has closes of the layer's files no longer wait for the server, if no POSIX lock
 	// depends on them. Locks that are taken later end with the last close of their description.
 	EndFlushes() (bool, error)
-	// KeepLocks begins and ends a move of retired files to those that take their place. It reports whether
+	// KeepLocks begins and ends the exchange of retired files for those that take their place. It reports whether
 	// somebody has POSIX locks at such files.
 	KeepLocks(on bool) (held bool, err error)
+	// Moved says that all that can be moved of retired files was moved. Until then others wait who open such a file.
+	Moved(nodes []uint64) error
 	// LocksToKeep is PosixLocks, and has closes of the process, which must be stopped, leave these locks
 	// alone until KeepLocks ends the move.
-	LocksToKeep(pid int, ino uint64) ([]tracer.Lock, error)
+	LocksToKeep(pid, tid int, ino uint64) ([]tracer.Lock, error)
 	// GuardLocks keeps POSIX locks from others while they go over between files of the layer and those
 	// below, from them to the layer or, leaving, back (see tracer.LockPhase).
 	GuardLocks(phase tracer.LockPhase, files []GuardedFile, leaving bool) error
-	// PosixLocks lists the POSIX locks that the process holds on the inode through the layer.
-	PosixLocks(pid int, ino uint64) ([]tracer.Lock, error)
+	// PosixLocks lists the POSIX locks that the process holds on the inode through the layer; if its thread tid, which must be
+	// stopped, has made an F_GETLK, those of that thread's descriptor table.
+	PosixLocks(pid, tid int, ino uint64) ([]tracer.Lock, error)
 }
 
 // GuardedFile is a file with POSIX locks of a process. Dev is st_dev below the layer, 0 if it is not known.
 type GuardedFile struct {
 	PID   int           `json:"pid"`
+	TID   int           `json:"tid"` // as of PosixLocks
 	Dev   uint64        `json:"dev,omitempty"`
 	Ino   uint64        `json:"ino"`
 	Locks []tracer.Lock `json:"locks"`
@@ -49,7 +53,7 @@ type GuardedFile struct {
 func guarded(files []tracer.LockedFile, layer uint64) []GuardedFile {
 	var out []GuardedFile
 	for _, f := range files {
-		g := GuardedFile{PID: f.Object.PID, Dev: f.Object.Dev, Ino: f.Object.Ino, Locks: f.Locks}
+		g := GuardedFile{PID: f.Object.PID, TID: f.Object.TID, Dev: f.Object.Dev, Ino: f.Object.Ino, Locks: f.Locks}
 		if g.Dev == layer {
 			g.Dev = 0
 		}

@@ -37,6 +37,7 @@ const (
 	callEndFlushes  = "end flushes"  // -> bool
 	callGuardLocks  = "guard locks"  // guardCall
 	callKeepLocks   = "keep locks"   // bool -> bool
+	callMoved       = "moved"        // nodes of retired files
 	// swapper to keeper
 	callJob       = "job"       // -> job, fds: mount, backing[, the other mount of one over "/"][, peer group], none for an attach
 	callLayer     = "layer"     // graft.LayerInfo, fds: device, mount, backing[, the other mount of one over "/"][, peer group]
@@ -84,6 +85,8 @@ type releaseCall struct {
 type swapperCall struct {
 	Layer string `json:"layer"`
 	PID   int    `json:"pid"`
+	// Moves: it moves what is open of retired files.
+	Moves bool `json:"moves,omitempty"`
 }
 
 // newsCall is one thing that happened to a layer.
@@ -121,6 +124,7 @@ type guardCall struct {
 
 type locksCall struct {
 	PID int    `json:"pid"`
+	TID int    `json:"tid"`
 	Ino uint64 `json:"ino"`
 	// Keep: closes of the process leave them alone, see graft.Server.
 	Keep bool `json:"keep,omitempty"`
@@ -197,20 +201,25 @@ func (s serverLink) KeepLocks(on bool) (bool, error) {
 	return held, err
 }
 
+func (s serverLink) Moved(nodes []uint64) error {
+	_, err := s.call(callMoved, nodes, nil)
+	return err
+}
+
 func (s serverLink) GuardLocks(phase tracer.LockPhase, files []graft.GuardedFile, leaving bool) error {
 	_, err := s.call(callGuardLocks, guardCall{Phase: phase, Files: files, Leaving: leaving}, nil)
 	return err
 }
 
-func (s serverLink) PosixLocks(pid int, ino uint64) ([]tracer.Lock, error) {
+func (s serverLink) PosixLocks(pid, tid int, ino uint64) ([]tracer.Lock, error) {
 	var l []tracer.Lock
-	_, err := s.call(callLocks, locksCall{PID: pid, Ino: ino}, &l)
+	_, err := s.call(callLocks, locksCall{PID: pid, TID: tid, Ino: ino}, &l)
 	return l, err
 }
 
-func (s serverLink) LocksToKeep(pid int, ino uint64) ([]tracer.Lock, error) {
+func (s serverLink) LocksToKeep(pid, tid int, ino uint64) ([]tracer.Lock, error) {
 	var l []tracer.Lock
-	_, err := s.call(callLocks, locksCall{PID: pid, Ino: ino, Keep: true}, &l)
+	_, err := s.call(callLocks, locksCall{PID: pid, TID: tid, Ino: ino, Keep: true}, &l)
 	return l, err
 }
 

@@ -75,7 +75,7 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 	files = nil
 	d := &deskOfSwapper{k: k, h: h, job: j, server: server}
 	if serverEnd >= 0 {
-		if err := server.call(callSwapper, swapperCall{Layer: h.ID, PID: cmd.Process.Pid}, nil, serverEnd); err != nil {
+		if err := server.call(callSwapper, swapperCall{Layer: h.ID, PID: cmd.Process.Pid, Moves: len(j.Reswap) > 0}, nil, serverEnd); err != nil {
 			_ = cmd.Process.Kill()
 			return nil, errors.Join(err, awaitSwapper(cmd, nil))
 		}

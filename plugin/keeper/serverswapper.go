@@ -29,6 +29,9 @@ func (s *server) attachSwapper(r *wire.Request) error {
 	grafts := err != nil
 	if !grafts {
 		h.trust(l.layer)
+		if c.Moves {
+			l.layer.BeginMove()
+		}
 	}
 	gone := make(chan struct{})
 	s.mu.Lock()
@@ -47,9 +50,11 @@ func (s *server) attachSwapper(r *wire.Request) error {
 		}
 		if h.layer != nil {
 			h.layer.Trust(c.PID, false)
-			h.layer.KeepLocks(false)
+			_, _ = h.layer.KeepLocks(false) // only a beginning can fail
 			h.layer.EndGuards(0, 0, 0)
-			h.layer.Moved(began)
+			if c.Moves {
+				h.layer.EndMove(began)
+			}
 			if grafts {
 				h.layer.DropPages()
 			}
@@ -130,7 +135,15 @@ func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
 		if err := r.Decode(&on); err != nil {
 			return nil, nil, err
 		}
-		return h.layer.KeepLocks(on), nil, nil
+		held, err := h.layer.KeepLocks(on)
+		return held, nil, err
+	case callMoved:
+		var nodes []uint64
+		if err := r.Decode(&nodes); err != nil {
+			return nil, nil, err
+		}
+		h.layer.Moved(nodes)
+		return nil, nil, nil
 	case callLocks:
 		var c locksCall
 		if err := r.Decode(&c); err != nil {
@@ -140,7 +153,7 @@ func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
 		if c.Keep {
 			list = h.layer.LocksToKeep
 		}
-		for _, l := range list(c.PID, c.Ino) {
+		for _, l := range list(c.PID, c.TID, c.Ino) {
 			locks = append(locks, tracer.Lock{Type: l.Type, Start: l.Start, Len: l.Len})
 		}
 		return locks, nil, nil
@@ -154,7 +167,7 @@ func guardLocks(l *fusefs.Layer, c guardCall) error {
 	for _, f := range c.Files {
 		switch c.Phase {
 		case tracer.LocksTaken:
-			l.LocksTaken(f.PID, f.Dev, f.Ino)
+			l.LocksTaken(f.PID, f.TID, f.Dev, f.Ino)
 			continue
 		case tracer.LocksKept:
 			l.EndGuards(f.PID, f.Dev, f.Ino)

@@ -41,7 +41,7 @@ func (b *bench) pauseRows() []pauseRow {
 		{"100 files, 64 threads", hold(100, 64), 100, 15, -1},
 		{"5,000 files, 200 threads", hold(5000, 200), 5000, -1, -1},
 		{"10,000 files, 200 threads", func(dir string) (pauseTarget, error) {
-			if err := descriptors(40000); err != nil {
+			if err := descriptors(21000); err != nil {
 				return nil, err
 			}
 			return b.holdWith(dir, 10000, 200)
@@ -102,7 +102,7 @@ func (b *bench) pauses() error {
 }
 
 // descriptors says whether a process may have so many: the swapper and the server
-// need three for each file, and take what the hard limit gives (setrlimit(2)).
+// need two for each file, and take what the hard limit gives (setrlimit(2)).
 func descriptors(n uint64) error {
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {

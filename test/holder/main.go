@@ -15,6 +15,7 @@
 //	busy PATH THREADS         idle              (threads that read and write a file all the time, until idle; pipes that are full)
 //	grab PATH once|again KIND grabbed           (a thread that tries to lock the whole file all the time, opened anew each time or not, KIND: read, write)
 //	rdlk NAME START LEN       waitlk NAME START LEN                      unlk NAME
+//	apart NAME START LEN      together          (a thread with a copy of the descriptors in a table of its own, which locks, and its end)
 //	watch NAME PATH           events NAME         poll NAME FILE    ready NAME        (inotify, epoll; these make NAME)
 //	lease NAME                leased NAME         unlease NAME      (F_SETLEASE for reads, F_GETLEASE)
 //	fill PATH                 (writes until it is told why not)         append NAME LEN   free PATH  (blocks)
@@ -217,6 +218,10 @@ func run(f []string) (any, error) {
 		return "", unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
 	case "rdlk":
 		return "", unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Start: int64(number(f[2])), Len: int64(number(f[3]))})
+	case "apart":
+		return "", apart.start(fd, unix.Flock_t{Type: unix.F_WRLCK, Start: int64(number(f[2])), Len: int64(number(f[3]))})
+	case "together":
+		return "", apart.stop()
 	case "busy":
 		return "", crowd.start(f[1], number(f[2]))
 	case "idle":

@@ -338,8 +338,8 @@ func TestMoveThatFails(t *testing.T) {
 	}
 }
 
-// A POSIX lock that was taken through a file that is not moved stays, although what is
-// moved has not the access for it.
+// A POSIX lock stays that was taken through a descriptor of another inode of the file than one that
+// is moved and has not the access for it.
 func TestLockOfAnotherDescriptorStaysInAMove(t *testing.T) {
 	r := newRig(t)
 	file := r.write("f", strings.Repeat("0123456789abcdef", 1024))
@@ -350,10 +350,10 @@ func TestLockOfAnotherDescriptorStaysInAMove(t *testing.T) {
 	if out, err := r.run("update", g.ID, "io error=EIO op=read path="+file+" ttl=5m"); err == nil {
 		t.Fatalf("the first move succeeds: %s", out)
 	}
-	h.ok("open w %s rdwr,append", file) // it comes to where the other will be moved, and asks the server already
+	h.ok("open w %s rdwr,append", file) // of another inode
 	h.ok("setlk w 2 5")
 	moved := r.update(g, "io error=EIO op=read path="+file+" ttl=5m")
-	if n := len(moved.Report.Swapped); n != 1 {
+	if n := len(moved.Report.Swapped); n != 2 {
 		t.Errorf("%d objects moved: %+v", n, moved.Report.Swapped)
 	}
 	h.is("EIO", "pread a 0 10")

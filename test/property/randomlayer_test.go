@@ -14,10 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// onLayers is what random programs leave out on layers (docs/swap.md, "Known defects"):
-// POSIX locks of threads that have descriptor tables of their own.
-var onLayers = []string{"no-own-tables"}
-
 // What random programs have open comes onto layers, under other rules there, and goes
 // back. No rule ever fires: everything stays what it was.
 func TestRandomOnLayers(t *testing.T) {
@@ -30,7 +26,7 @@ func randomOnLayers(t *testing.T, program string) {
 	seed := aSeed(t)
 	r := rand.New(rand.NewPCG(seed, 2))
 	words := append(append([]string{}, inNamespace...), program, "DATA", fmt.Sprint(seed))
-	g := newGrafted(t, &syscall.SysProcAttr{}, append(words, onLayers...)...)
+	g := newGrafted(t, &syscall.SysProcAttr{}, words...)
 	h := &history{t: t}
 	rule := func() string {
 		rules := []string{fmt.Sprintf(elsewhere, g.data), never, "io latency=1s op=open+getattr+rename p=0 ttl=10m"}
@@ -44,7 +40,7 @@ func randomOnLayers(t *testing.T, program string) {
 		g.p.ask("check")
 		for range r.IntN(4) {
 			nap(100)
-			h.note("update", func() *graft.Report { return g.change("update", of.ID, rule()).Report })
+			h.note("update", func() *graft.Report { return g.change("update", of.ID, "--deadline", "20s", rule()).Report })
 			updates++
 			g.p.ask("check")
 		}

@@ -167,7 +167,7 @@ func (w *worker) ownDirectories() {
 		return
 	}
 	defer w.p.apart.Unlock()
-	folder, table := w.r.IntN(folders), w.p.ownTables && w.one(3)
+	folder, table := w.r.IntN(folders), w.one(3)
 	w.note(nil, "a thread with its own directories, in d%d, own table: %v", folder, table)
 	done := make(chan struct{})
 	var caught any

@@ -4,7 +4,7 @@
 // threads, the poller of the runtime, preemption by signals, children by os/exec and
 // syscall.ForkExec.
 //
-//	random DIR SEED [no-description-locks] [no-maps] [keep-append] [no-own-tables]
+//	random DIR SEED [no-description-locks] [no-maps] [keep-append]
 //
 // What docs/swap.md and docs/layer.md name as limits is not done.
 //
@@ -41,7 +41,7 @@ const (
 type program struct {
 	seed uint64
 	// what is left out, by words of the command line
-	descriptionLocks, memoryMaps, changeAppend, ownTables bool
+	descriptionLocks, memoryMaps, changeAppend bool
 
 	dir      string
 	folders  [folders]int // descriptors, O_PATH ones among them
@@ -86,7 +86,7 @@ func main() {
 	leftOut := func(word string) bool { return slices.Contains(os.Args[3:], word) }
 	p := &program{
 		seed: seed, dir: os.Args[1],
-		descriptionLocks: !leftOut("no-description-locks"), memoryMaps: !leftOut("no-maps"), changeAppend: !leftOut("keep-append"), ownTables: !leftOut("no-own-tables"),
+		descriptionLocks: !leftOut("no-description-locks"), memoryMaps: !leftOut("no-maps"), changeAppend: !leftOut("keep-append"),
 	}
 	runtime.GOMAXPROCS(4) // also on a machine with fewer processors
 	if err := p.prepare(); err != nil {
