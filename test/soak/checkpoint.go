@@ -32,6 +32,7 @@ func (s *soak) check(ctx context.Context, phase int, last bool) {
 		{"mounts", s.mountsAreAsBefore},
 		{"what processes hold", s.nothingHeld},
 		{"data", s.dataIsWhole},
+		{"what grafts leave in processes that stay", func(ctx context.Context) error { return s.staysTheSame(ctx, phase) }},
 		{"a crash with a layer on", func(ctx context.Context) error { return s.crashGrafted(ctx, phase) }},
 		{"files", func(ctx context.Context) error { return s.checkFiles(ctx, last) }},
 	} {
@@ -237,23 +238,13 @@ func (s *soak) crashGrafted(ctx context.Context, phase int) error {
 		return fmt.Errorf("%s: %w", t.name, err)
 	}
 	s.sum.count("kill container with a layer on")
-	if err := s.begun(ctx, t); err != nil {
+	if err := t.begun(ctx); err != nil {
 		return err
 	}
 	if err := s.untilNone(ctx, "the death of their container"); err != nil {
 		return err
 	}
 	return s.onlyTheAgent(ctx)
-}
-
-// begun notes the mounts of a container that was started again.
-func (s *soak) begun(ctx context.Context, t *target) error {
-	pid, err := t.pid(ctx)
-	if err != nil {
-		return err
-	}
-	t.mounts, err = mountinfo(pid)
-	return err
 }
 
 // checkFiles has the databases' own programs look at their files, at the last checkpoint.

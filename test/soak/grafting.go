@@ -74,14 +74,15 @@ func (s *soak) graftDrawn(ctx context.Context, r *rand.Rand) error {
 	if err != nil {
 		return s.allowed(err)
 	}
-	return s.took(out)
+	_, err = s.took(out)
+	return err
 }
 
-// took counts what a graft, an ungraft or a change of rules did.
-func (s *soak) took(out string) error {
+// took counts what a graft, an ungraft or a change of rules did, and returns the graft's id.
+func (s *soak) took(out string) (string, error) {
 	var all []keeper.Graft
 	if err := json.Unmarshal([]byte(out), &all); err != nil || len(all) == 0 || all[0].Report == nil {
-		return fmt.Errorf("an answer without a report: %w: %.200q", err, out)
+		return "", fmt.Errorf("an answer without a report: %w: %.200q", err, out)
 	}
 	g := all[0]
 	s.note("  %s over %s of %s: %d objects moved, %d left, %.1f ms", g.ID, g.Path, g.Target.Name, len(g.Report.Swapped), len(g.Report.Skipped), g.PauseMs)
@@ -90,7 +91,7 @@ func (s *soak) took(out string) error {
 	}
 	s.sum.count("grafts, ungrafts and changes of rules")
 	s.sum.add("objects moved", int64(len(g.Report.Swapped)))
-	return nil
+	return g.ID, nil
 }
 
 // active lists the grafts that can be changed.
@@ -164,7 +165,8 @@ func (s *soak) recover(ctx context.Context, st step) error {
 	if err != nil {
 		return s.allowed(err)
 	}
-	return s.took(out)
+	_, err = s.took(out)
+	return err
 }
 
 func (s *soak) releaseHung(ctx context.Context, st step) error {

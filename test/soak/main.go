@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/test/lab"
+	"golang.org/x/sys/unix"
 )
 
 // options of one soak.
@@ -66,6 +67,23 @@ func main() {
 	}
 }
 
+// canTakeOver says why no server can follow another here.
+func canTakeOver() error {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return fmt.Errorf("uname: %w", err)
+	}
+	var major, minor int
+	release := unix.ByteSliceToString(u.Release[:])
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return fmt.Errorf("release of the kernel: %w", err)
+	}
+	if major < 6 || major == 6 && minor < 9 {
+		return fmt.Errorf("a server can be replaced from Linux 6.9 on, this is %s", release)
+	}
+	return nil
+}
+
 func list(s string) []string {
 	if s == "" {
 		return nil
@@ -76,6 +94,8 @@ func list(s string) []string {
 func run(ctx context.Context, o options) (err error) {
 	if !o.takeover {
 		o.without = append(o.without, needTakeover...)
+	} else if err := canTakeOver(); err != nil {
+		return fmt.Errorf("-takeover: %w", err)
 	}
 	for _, k := range o.without {
 		if kindOf(k) == nil {

@@ -16,16 +16,39 @@ type sampler struct {
 	mu sync.Mutex
 	// phases hold the most that a process of each role took, one entry for each phase.
 	phases []map[string]use
+	// lives are of the processes that there are, by pid; only look has them.
+	lives map[int]*life
+	// grew is the most that one process of each role has grown in its life.
+	grew map[string]growth
+}
+
+// life is of one process.
+type life struct {
+	role  string
+	begin time.Time
+	// warm is what it took when it had been there for warmUp.
+	warm *use
+	// slow and stuck: see watchSwapper.
+	slow, stuck bool
+}
+
+// growth is what a process has at some time more than when it was warm.
+type growth struct {
+	use
+	after time.Duration
 }
 
 // Bounds for one process; what is above is a leak, whatever the load.
 const (
 	maxMemory      = 256 << 10 // KiB
 	maxDescriptors = 4000
+	// maxGrowth is how much memory one process may take beside what it took when it was warm, KiB.
+	maxGrowth = 64 << 10
+	warmUp    = 20 * time.Second
 )
 
 func sample(s *soak) *sampler {
-	m := &sampler{s: s, stop: make(chan struct{}), done: make(chan struct{}), phases: []map[string]use{{}}}
+	m := &sampler{s: s, stop: make(chan struct{}), done: make(chan struct{}), phases: []map[string]use{{}}, lives: map[int]*life{}, grew: map[string]growth{}}
 	go func() {
 		defer close(m.done)
 		for {
@@ -46,11 +69,18 @@ func (m *sampler) look() {
 		m.s.find("look at faultgraft's processes: %v", err)
 		return
 	}
+	there := map[int]*life{}
 	for _, p := range all {
 		u, ok := uses(p.Pid)
 		if !ok {
 			continue
 		}
+		l := m.lives[p.Pid]
+		if l == nil || l.role != p.role { // the kernel uses pids again
+			l = &life{role: p.role, begin: time.Now()}
+		}
+		there[p.Pid] = l
+		m.age(p, u, l)
 		if u.memory > maxMemory || u.descriptors > maxDescriptors {
 			m.s.find("process %d (%s) has %d KiB of memory and %d descriptors", p.Pid, p.role, u.memory, u.descriptors)
 		}
@@ -59,6 +89,29 @@ func (m *sampler) look() {
 		was := most[p.role]
 		most[p.role] = use{max(was.memory, u.memory), max(was.descriptors, u.descriptors)}
 		m.mu.Unlock()
+	}
+	m.lives = there
+}
+
+// age sees how a process has grown, and how long a swapper has been at work.
+func (m *sampler) age(p process, u use, l *life) {
+	since := time.Since(l.begin)
+	switch {
+	case p.role == swapper:
+		m.s.watchSwapper(p, since.Round(time.Second), l)
+	case since < warmUp:
+	case l.warm == nil:
+		l.warm = &u
+	default:
+		now := growth{use{u.memory - l.warm.memory, u.descriptors - l.warm.descriptors}, since}
+		m.mu.Lock()
+		if was := m.grew[p.role]; now.memory > was.memory {
+			m.grew[p.role] = now
+		}
+		m.mu.Unlock()
+		if now.memory > maxGrowth {
+			m.s.find("process %d (%s) grows: %d KiB of memory when it was warm, %d KiB %s later", p.Pid, p.role, l.warm.memory, u.memory, (since - warmUp).Round(time.Second))
+		}
 	}
 }
 
@@ -82,6 +135,13 @@ func (m *sampler) most(role string) (u use) {
 		u = use{max(u.memory, p[role].memory), max(u.descriptors, p[role].descriptors)}
 	}
 	return u
+}
+
+// growthOf is the most that one process of that role has grown in its life.
+func (m *sampler) growthOf(role string) growth {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.grew[role]
 }
 
 // growth compares the last third of the phases with the first, by their medians: what grows all along grows without an end.

@@ -67,14 +67,16 @@ func (s *soak) say(format string, args ...any) { _, _ = fmt.Fprintf(s.out, forma
 func (s *soak) find(format string, args ...any) {
 	what := fmt.Sprintf(format, args...)
 	s.mu.Lock()
+	first := len(s.findings) == 0
 	what = fmt.Sprintf("%s (at %s, in step %s)", what, time.Now().UTC().Format("15:04:05.000"), s.now)
 	s.findings = append(s.findings, what)
-	if len(s.findings) == 1 {
-		close(s.found)
-	}
 	s.mu.Unlock()
 	s.note("FOUND %s", what)
 	s.say("soak: FOUND %s", what)
+	if first { // before all else that is done now changes it
+		s.keepThreads(what)
+		close(s.found)
+	}
 }
 
 func (s *soak) clean() bool {

@@ -93,12 +93,22 @@ func (m *summary) text(s *soak) string {
 			row(role, fmt.Sprintf("%d MiB, %d", u.memory>>10, u.descriptors))
 		}
 	}
+	fmt.Fprintf(&b, "Most that one process grew, once it was %s old (anonymous memory)\n", warmUp)
+	for _, role := range []string{agentRole, keeperRole, server, holder} {
+		if g := s.sampler.growthOf(role); g.after > 0 {
+			row(role, fmt.Sprintf("%d KiB in %s", g.memory, (g.after-warmUp).Round(time.Second)))
+		}
+	}
 	if !s.clean() {
 		fmt.Fprintln(&b, "Found")
 		for _, f := range s.findings {
 			fmt.Fprintf(&b, "  %s\n", f)
 		}
-		fmt.Fprintf(&b, "Again, with the same steps: make soak HOURS=%.2g SOAK='-seed %d'\n", s.o.length.Hours(), s.o.seed)
+		takeover := ""
+		if s.o.takeover {
+			takeover = "-takeover "
+		}
+		fmt.Fprintf(&b, "Again, with the same steps: make soak HOURS=%.2g SOAK='%s-seed %d'\n", s.o.length.Hours(), takeover, s.o.seed)
 	}
 	return strings.TrimRight(b.String(), "\n")
 }

@@ -23,6 +23,8 @@ type target struct {
 	name string
 	// paths are where layers go, the one over all of the volume first.
 	paths []string
+	// apart are two of them of which none is in the other; "" for a target that has no such two.
+	apart [2]string
 	// faults are rules whose errors its program expects, below faulty.
 	faults []string
 	faulty string
@@ -39,7 +41,8 @@ type target struct {
 	crash func(context.Context) error
 	// reset begins with new data.
 	reset func(context.Context) error
-	// mounts of its first process, as they were before the first graft.
+	// first is its first process, mounts what that had before the first graft.
+	first  int
 	mounts []string
 }
 
@@ -79,16 +82,21 @@ func (s *soak) setUp(ctx context.Context) error {
 		s.targets = append(s.targets, t)
 	}
 	for _, t := range s.targets {
-		pid, err := t.pid(ctx)
-		if err != nil {
-			return err
-		}
-		if t.mounts, err = mountinfo(pid); err != nil {
+		if err := t.begun(ctx); err != nil {
 			return err
 		}
 	}
 	s.sampler = sample(s)
 	return s.agent.start(ctx)
+}
+
+// begun notes the mounts of a container that was started.
+func (t *target) begun(ctx context.Context) (err error) {
+	if t.first, err = t.pid(ctx); err != nil {
+		return err
+	}
+	t.mounts, err = mountinfo(t.first)
+	return err
 }
 
 func containerName(what string) string { return "soak-" + what }
@@ -119,6 +127,7 @@ func (s *soak) postgres(ctx context.Context, data string) (*target, error) {
 	}
 	return &target{
 		paths: []string{"/data", "/data/db", "/data/db/pg_wal", "/data/db/base", "/data/db/global", "/data/db/pg_dynshmem"},
+		apart: [2]string{"/data/db/global", "/data/db/base"},
 		pid:   p.PID, acknowledged: p.Acknowledged.Load,
 		work: p.Work,
 		check: func(ctx context.Context) error {
@@ -194,6 +203,7 @@ func (s *soak) recorder(ctx context.Context, data string) (*target, error) {
 	d := &workload.Database{Lab: s.lab, Name: containerName("recorder")}
 	return &target{
 		paths:  []string{"/data", "/data/clean", "/data/faulty"},
+		apart:  [2]string{"/data/clean", "/data/faulty"},
 		faulty: "/data/faulty",
 		faults: []string{
 			"io error=EIO op=write path=/data/faulty/** p=30% ttl=TTL",
