@@ -94,7 +94,7 @@ func (a *agent) stop(ctx context.Context, sig syscall.Signal) error {
 	select {
 	case <-a.ended:
 		return nil
-	case <-time.After(time.Minute):
+	case <-time.After(patience):
 	case <-ctx.Done():
 	}
 	return fmt.Errorf("the agent (process %d) does not end on %s", a.pid(), sig)

@@ -74,7 +74,7 @@ func (s *soak) deletePolicies(ctx context.Context) error {
 // onlyTheAgent waits until the agent is the only process of faultgraft.
 func (s *soak) onlyTheAgent(ctx context.Context) error {
 	var left []string
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); pause(ctx, 100*time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); pause(ctx, 100*time.Millisecond) {
 		all, err := s.processes("")
 		if err != nil {
 			return err
@@ -101,7 +101,7 @@ func (s *soak) stateIsClean(ctx context.Context) error {
 		return err
 	}
 	var left []string
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); pause(ctx, 100*time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); pause(ctx, 100*time.Millisecond) {
 		left = left[:0]
 		err := filepath.WalkDir(state, func(path string, d fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) || path == state {

@@ -229,7 +229,7 @@ func (s *soak) stopAll(ctx context.Context, st step) error {
 // untilNone waits until no graft is on.
 func (s *soak) untilNone(ctx context.Context, after string) error {
 	var left []keeper.Graft
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); pause(ctx, 100*time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); pause(ctx, 100*time.Millisecond) {
 		all, err := s.grafts(ctx)
 		if err != nil {
 			return err
@@ -244,5 +244,5 @@ func (s *soak) untilNone(ctx context.Context, after string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("grafts are left a minute after %s: %+v", after, left)
+	return fmt.Errorf("grafts are left %s after %s: %+v", patience, after, left)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -40,8 +41,41 @@ func killing(role string) func(*soak, context.Context, step) error {
 	}
 }
 
-// kill ends a process without a warning; false: it had ended already.
+// deathSpan is for how long a keeper remembers the deaths of its servers. At the
+// fourth it takes the layers off, which costs what docs/reliability.md says.
+const deathSpan = 10 * time.Second
+
+// mayKill says whether another server follows when this process is killed.
+func (s *soak) mayKill(p process) bool {
+	if p.role != server {
+		return true
+	}
+	s.deaths = slices.DeleteFunc(s.deaths, func(d death) bool { return time.Since(d.at) > deathSpan+time.Second })
+	n := 0
+	for _, d := range s.deaths {
+		if d.target == p.target {
+			n++
+		}
+	}
+	if n >= 3 {
+		s.note("  process %d (%s, of target %d) would be the fourth within %s: left alone", p.Pid, p.role, p.target, deathSpan)
+		return false
+	}
+	s.deaths = append(s.deaths, death{p.target, time.Now()})
+	return true
+}
+
+// death is of a server.
+type death struct {
+	target int
+	at     time.Time
+}
+
+// kill ends a process without a warning; false: it had ended already, or may not.
 func (s *soak) kill(p process) bool {
+	if !s.mayKill(p) {
+		return false
+	}
 	if err := p.Kill(); err != nil {
 		s.note("  process %d (%s): %v", p.Pid, p.role, err)
 		return false

@@ -23,7 +23,6 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/test/lab"
-	"golang.org/x/sys/unix"
 )
 
 // options of one soak.
@@ -51,7 +50,7 @@ func main() {
 	flag.Uint64Var(&o.seed, "seed", 0, "draw the steps that were drawn from this seed; 0: take a new one")
 	flag.StringVar(&without, "without", "", "leave out these kinds of steps, with commas in between: "+strings.Join(kindNames(), ", "))
 	flag.StringVar(&only, "only", "", "the containers to have: postgres, redis, recorder (default: all)")
-	flag.BoolVar(&o.takeover, "takeover", false, "kill servers too, whose layers must then go on")
+	flag.BoolVar(&o.takeover, "takeover", true, "kill servers too, whose layers must then go on")
 	flag.BoolVar(&o.verbose, "v", false, "print each step")
 	flag.Parse()
 	o.length = time.Duration(hours * float64(time.Hour))
@@ -67,23 +66,6 @@ func main() {
 	}
 }
 
-// canTakeOver says why no server can follow another here.
-func canTakeOver() error {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return fmt.Errorf("uname: %w", err)
-	}
-	var major, minor int
-	release := unix.ByteSliceToString(u.Release[:])
-	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
-		return fmt.Errorf("release of the kernel: %w", err)
-	}
-	if major < 6 || major == 6 && minor < 9 {
-		return fmt.Errorf("a server can be replaced from Linux 6.9 on, this is %s", release)
-	}
-	return nil
-}
-
 func list(s string) []string {
 	if s == "" {
 		return nil
@@ -94,8 +76,6 @@ func list(s string) []string {
 func run(ctx context.Context, o options) (err error) {
 	if !o.takeover {
 		o.without = append(o.without, needTakeover...)
-	} else if err := canTakeOver(); err != nil {
-		return fmt.Errorf("-takeover: %w", err)
 	}
 	for _, k := range o.without {
 		if kindOf(k) == nil {

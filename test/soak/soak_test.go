@@ -26,10 +26,6 @@ func TestSoak(t *testing.T) {
 	l := lab.RequireDatabases(t)
 	var out strings.Builder
 	o := options{length: *length, checkpoint: time.Hour, seed: *seed, takeover: true, without: []string{"restart-containerd"}}
-	if err := canTakeOver(); err != nil {
-		t.Logf("no server is killed: %v", err)
-		o.takeover, o.without = false, append(o.without, needTakeover...)
-	}
 	s, err := newSoak(l, o, &out)
 	if err != nil {
 		t.Fatal(err)

@@ -104,11 +104,7 @@ func (m *summary) text(s *soak) string {
 		for _, f := range s.findings {
 			fmt.Fprintf(&b, "  %s\n", f)
 		}
-		takeover := ""
-		if s.o.takeover {
-			takeover = "-takeover "
-		}
-		fmt.Fprintf(&b, "Again, with the same steps: make soak HOURS=%.2g SOAK='%s-seed %d'\n", s.o.length.Hours(), takeover, s.o.seed)
+		fmt.Fprintf(&b, "Again, with the same steps: make soak HOURS=%.2g SOAK='-takeover=%t -seed %d'\n", s.o.length.Hours(), s.o.takeover, s.o.seed)
 	}
 	return strings.TrimRight(b.String(), "\n")
 }

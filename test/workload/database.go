@@ -98,10 +98,13 @@ func (d *Database) Inspect(ctx context.Context, image, program string, args ...s
 	return filepath.Base(program) + ": " + out[strings.LastIndexByte(out, '\n')+1:], nil
 }
 
-// Await asks, for a minute, until it is so.
+// patience is long: initdb of a PostgreSQL takes a second on an idle machine, and more than a minute on one that is busy with many other things.
+const patience = 5 * time.Minute
+
+// Await asks until it is so.
 func Await(ctx context.Context, what string, so func() error) error {
 	var err error
-	for end := time.Now().Add(time.Minute); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
 		if err = so(); err == nil {
 			return nil
 		}
