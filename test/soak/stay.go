@@ -9,7 +9,7 @@ import (
 )
 
 // cyclesOfStay is how often a layer comes and goes beside one that stays.
-const cyclesOfStay = 10
+const cyclesOfStay = 8
 
 // staysTheSame puts a layer over one folder of a container, which keeps its
 // keeper and its server, has layers come and go over another one, and sees

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -241,13 +242,20 @@ func (p *Postgres) Check(ctx context.Context) error {
 	return errors.Join(bad...)
 }
 
+// slowStart are warnings of a machine that is busy with other things: a worker of
+// autovacuum began later than autovacuum_naptime after it was asked for, five
+// seconds here (AutoVacLauncherMain and AutoVacWorkerMain, src/backend/postmaster/autovacuum.c).
+var slowStart = regexp.MustCompile(`WARNING:  autovacuum worker (took too long to start; canceled|started without a worker entry)$`)
+
 // Complaints are lines of the server's log, from that byte on, of one of these severities.
 func (p *Postgres) Complaints(ctx context.Context, from int, severities ...string) ([]string, error) {
 	log, err := p.Log(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return regexp.MustCompile(`(?m)^.*\b(`+strings.Join(severities, "|")+`):.*$`).FindAllString(log[min(from, len(log)):], 5), nil
+	bad := regexp.MustCompile(`(?m)^.*\b(`+strings.Join(severities, "|")+`):.*$`).FindAllString(log[min(from, len(log)):], -1)
+	bad = slices.DeleteFunc(bad, slowStart.MatchString)
+	return bad[:min(len(bad), 5)], nil
 }
 
 // CheckFiles has PostgreSQL check its tables and indexes, stops it, and checks the sums of all pages.
