@@ -166,7 +166,7 @@ func notStopping(tid int, after time.Duration) error {
 	if s, err := readStatus(tid); err == nil {
 		e.comm, e.state = s.name, s.state
 	}
-	if err := new(freezer).check(tid, e.comm); err != nil {
+	if err := Frozen(tid, e.comm); err != nil {
 		return err // it was frozen just now
 	}
 	if b, err := readProc(procPath(tid, "wchan")); err == nil && len(b) > 0 && string(b) != "0" {

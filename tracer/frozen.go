@@ -62,11 +62,11 @@ func (f *freezer) check(pid int, comm string) error {
 	return nil
 }
 
+// Frozen returns an error that says so if a process is frozen by its cgroup. comm is for the words.
+func Frozen(pid int, comm string) error { return new(freezer).check(pid, comm) }
+
 // frozenNow returns an *errFrozen for a process that was frozen since it was looked at.
-func (p *process) frozenNow() error {
-	var now freezer
-	return now.check(p.pid, p.comm)
-}
+func (p *process) frozenNow() error { return Frozen(p.pid, p.comm) }
 
 // frozen names the cgroup that freezes a process with this text of /proc/PID/cgroup (cgroups(7)).
 func (f *freezer) frozen(text []byte) string {

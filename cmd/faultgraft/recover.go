@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -73,8 +74,15 @@ type recovery struct {
 	errs    []error
 }
 
+// fail notes an error, once: a keeper that does not answer is met at each step.
 func (r *recovery) fail(err error) {
-	if err != nil {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			r.fail(e)
+		}
+		return
+	}
+	if err != nil && !slices.ContainsFunc(r.errs, func(e error) bool { return e.Error() == err.Error() }) {
 		r.errs = append(r.errs, err)
 	}
 }

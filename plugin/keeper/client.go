@@ -38,9 +38,8 @@ func (c *Client) dir() stateDir {
 }
 
 // startWait is how long a new keeper may take until it listens, endWait how long
-// an old one may take to go, listWait how long one may take to say what it holds.
+// an old one may take to go.
 const (
-	listWait  = 3 * time.Second
 	startWait = 10 * time.Second
 	endWait   = 10 * time.Second
 )
@@ -67,7 +66,7 @@ func (c *Client) Inject(ctx context.Context, t Target, req Request) (Graft, erro
 			return Graft{}, fmt.Errorf("the keeper of pid %d died while it made the graft, which is taken off now: %w", t.PID, err)
 		}
 		if !gone || time.Now().After(end) {
-			return g, err
+			return g, saying(err, "The graft is not made, or is taken off again when the keeper goes on")
 		}
 		// The old keeper was about to end. A new one takes its place in a moment.
 		select {
@@ -193,11 +192,8 @@ func lastLine(b []byte) string {
 
 // List returns all grafts of all keepers on this node, oldest first.
 func (c *Client) List(ctx context.Context) ([]Graft, error) {
-	all, err := c.fromEach(func(key string) (grafts []Graft, err error) {
-		ctx, cancel := context.WithTimeout(ctx, listWait) // one that hangs does not hide the others
-		defer cancel()
-		err = c.call(ctx, key, http.MethodGet, "/v1/grafts", nil, &grafts)
-		return grafts, err
+	all, err := c.fromEach(func(key string) ([]Graft, error) {
+		return c.listOf(ctx, key)
 	})
 	sort.Slice(all, func(i, j int) bool { return all[i].Since.Before(all[j].Since) })
 	return all, err
@@ -221,7 +217,7 @@ func (c *Client) fromEach(ask func(key string) ([]Graft, error)) ([]Graft, error
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil && !isGone(err) {
-				errs = append(errs, fmt.Errorf("keeper %s: %w", key, err))
+				errs = append(errs, named(key, err))
 			}
 			all = append(all, grafts...)
 		})
@@ -241,9 +237,7 @@ func (c *Client) Ungraft(ctx context.Context, id string) (Graft, error) {
 // whoever started it did not live to send. The error is about those that do not answer.
 func (c *Client) EndIdle(ctx context.Context) error {
 	_, err := c.fromEach(func(key string) (none []Graft, err error) {
-		ctx, cancel := context.WithTimeout(ctx, listWait)
-		defer cancel()
-		err = c.call(ctx, key, http.MethodPost, "/v1/end", nil, &none)
+		err = c.callSoon(ctx, key, http.MethodPost, "/v1/end", nil, &none)
 		var status *statusError
 		if errors.As(err, &status) && status.code == http.StatusNotFound {
 			err = nil // one of an earlier version: it ends by itself
@@ -278,7 +272,7 @@ func (c *Client) ask(ctx context.Context, id, method, what string, in, out any) 
 	if errors.As(err, &status) && status.code == http.StatusNotFound || isGone(err) {
 		return fmt.Errorf("%w: %s ended just now", ErrNoGraft, id)
 	}
-	return err
+	return saying(err, "What it had begun is brought to its end when it goes on")
 }
 
 // find looks for the keeper of a graft.
@@ -287,21 +281,29 @@ func (c *Client) find(ctx context.Context, id string) (key string, g Graft, err 
 	if err != nil {
 		return "", Graft{}, err
 	}
-	var unknown []error
+	type answer struct {
+		key    string
+		grafts []Graft
+		err    error
+	}
+	answers := make(chan answer, len(keys))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // the others need not say anything any more
 	for _, key := range keys {
-		var grafts []Graft
-		wait, cancel := context.WithTimeout(ctx, listWait) // one that hangs does not hide the others
-		err := c.call(wait, key, http.MethodGet, "/v1/grafts", nil, &grafts)
-		cancel()
-		if err != nil {
-			if !isGone(err) {
-				unknown = append(unknown, fmt.Errorf("keeper %s: %w", key, err))
-			}
-			continue
+		go func() {
+			grafts, err := c.listOf(ctx, key)
+			answers <- answer{key, grafts, err}
+		}()
+	}
+	var unknown []error
+	for range keys {
+		a := <-answers
+		if a.err != nil && !isGone(a.err) {
+			unknown = append(unknown, named(a.key, a.err))
 		}
-		for _, g := range grafts {
+		for _, g := range a.grafts {
 			if g.ID == id {
-				return key, g, nil
+				return a.key, g, nil
 			}
 		}
 	}
@@ -309,6 +311,21 @@ func (c *Client) find(ctx context.Context, id string) (key string, g Graft, err 
 		return "", Graft{}, errors.Join(unknown...) // one of them may have it
 	}
 	return "", Graft{}, fmt.Errorf("%w: %s (see faultgraft ps)", ErrNoGraft, id)
+}
+
+// listOf asks one keeper for its grafts.
+func (c *Client) listOf(ctx context.Context, key string) (grafts []Graft, err error) {
+	err = c.callSoon(ctx, key, http.MethodGet, "/v1/grafts", nil, &grafts)
+	return grafts, err
+}
+
+// named adds to an error which keeper it is about.
+func named(key string, err error) error {
+	var silent *SilentError
+	if errors.As(err, &silent) {
+		return err // it says so itself
+	}
+	return fmt.Errorf("keeper %s: %w", key, err)
 }
 
 type statusError struct {
@@ -323,7 +340,8 @@ func (e *statusError) Is(target error) bool {
 	return target == ErrStopped && e.code == http.StatusLocked
 }
 
-func (c *Client) call(ctx context.Context, key, method, path string, in, out any) error {
+// request sends one request to a keeper and waits for its answer as long as ctx allows.
+func (c *Client) request(ctx context.Context, key, method, path string, in, out any) error {
 	socket := c.dir().socket(key)
 	tr := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return wire.DialUnix(socket) }}
 	defer tr.CloseIdleConnections()

@@ -381,25 +381,32 @@ func (k *keeper) list() []Graft {
 		all = append(all, h)
 	}
 	k.mu.Unlock()
-	out := []Graft{}
-	for _, h := range all {
-		var status []RuleStatus
-		var faults []FaultCount
-		if server != nil && server.alive() {
-			status = statusSoon(server, h.ID)
-			faults = countsSoon(server, h.ID)
-		}
-		k.mu.Lock()
-		if status != nil {
-			h.status = status
-		}
-		if faults != nil {
-			h.faults = faults
-		}
-		g := h.Graft
-		g.Rules, g.Faults = h.status, h.faults
-		k.mu.Unlock()
-		out = append(out, g)
+	out := make([]Graft, len(all))
+	var wg sync.WaitGroup
+	for i, h := range all { // side by side: each waits for a server that hangs
+		wg.Go(func() { out[i] = k.look(server, h) })
 	}
+	wg.Wait()
 	return out
+}
+
+// look is the state of a graft as its server tells it now; as it was last seen, if that does not.
+func (k *keeper) look(server *serverClient, h *held) Graft {
+	var status []RuleStatus
+	var faults []FaultCount
+	if server != nil && server.alive() {
+		status = statusSoon(server, h.ID)
+		faults = countsSoon(server, h.ID)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if status != nil {
+		h.status = status
+	}
+	if faults != nil {
+		h.faults = faults
+	}
+	g := h.Graft
+	g.Rules, g.Faults = h.status, h.faults
+	return g
 }

@@ -43,9 +43,9 @@ func (n *news) send() {
 		all := n.queue
 		n.queue = nil
 		n.mu.Unlock()
-		ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
-		_, err := n.conn.Call(ctx, callNews, all, nil)
-		cancel()
+		// Without a deadline: to give up would end the connection, and a keeper that was stopped for a while would hear
+		// of nothing any more. Nobody waits for this but what is told later.
+		_, err := n.conn.Call(context.Background(), callNews, all, nil)
 		if err != nil {
 			// The keeper has died; all its duplicates went with it.
 			n.log.Debug("tell the keeper what happened", "news", len(all), "err", err)

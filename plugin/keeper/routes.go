@@ -16,6 +16,7 @@ type apiError struct {
 
 // routes is the control API of a keeper: HTTP and JSON on its root-only socket.
 //
+//	GET    /v1/alive                -> {}: the keeper runs
 //	GET    /v1/grafts               -> []Graft
 //	POST   /v1/grafts               Request -> Graft, with its report
 //	PUT    /v1/grafts/{id}/rules    Change -> Graft, with the report of files that were swapped again
@@ -25,12 +26,15 @@ type apiError struct {
 //	DELETE /v1/grafts/{id}          -> Graft, with the report of the ungraft
 func (k *keeper) routes() http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+alivePath, func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, struct{}{})
+	})
 	mux.HandleFunc("GET /v1/grafts", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, k.list())
 	})
 	mux.HandleFunc("POST /v1/grafts", func(w http.ResponseWriter, r *http.Request) {
 		var req Request
-		if !decode(w, r, &req) {
+		if !decode(w, r, &req) || k.nobodyWaits(r) {
 			return
 		}
 		g, err := k.inject(req, wire.Who(r.Context()))
@@ -44,7 +48,7 @@ func (k *keeper) routes() http.Handler {
 	})
 	mux.HandleFunc("PUT /v1/grafts/{id}/rules", func(w http.ResponseWriter, r *http.Request) {
 		var c Change
-		if !decode(w, r, &c) {
+		if !decode(w, r, &c) || k.nobodyWaits(r) {
 			return
 		}
 		g, err := k.change(r.PathValue("id"), c, wire.Who(r.Context()))
@@ -76,6 +80,16 @@ func (k *keeper) routes() http.Handler {
 		}
 	})
 	return mux
+}
+
+// nobodyWaits: this process was stopped for a while, and whoever asked has given up meanwhile and said that
+// it was not done. What takes faults away is done all the same.
+func (k *keeper) nobodyWaits(r *http.Request) bool {
+	gone := wire.HungUp(r.Context())
+	if gone {
+		k.o.Logger.Warn("whoever asked has hung up: nothing is done", "request", r.Method+" "+r.URL.Path)
+	}
+	return gone
 }
 
 // bodyWait is how long the body of a request may take to arrive.

@@ -73,8 +73,10 @@ func FromDescriptor(fd int) (*Conn, error) {
 func (c *Conn) Close() error { return c.c.Close() }
 
 // HungUp reports that the other side has closed the connection, or has died.
-func (c *Conn) HungUp() bool {
-	raw, err := c.c.SyscallConn()
+func (c *Conn) HungUp() bool { return hungUp(c.c) }
+
+func hungUp(c *net.UnixConn) bool {
+	raw, err := c.SyscallConn()
 	if err != nil {
 		return true
 	}

@@ -6,14 +6,19 @@ import (
 	"os"
 )
 
-// peerKey is where a request's context has its peer.
+// peerKey is where a request's context has who sent it.
 type peerKey struct{}
 
-// WithPeer notes who is at the other end of a connection, for Who; it is an http.Server's ConnContext.
+type sender struct {
+	conn *net.UnixConn
+	peer Peer
+}
+
+// WithPeer notes who is at the other end of a connection, for Who and HungUp; it is an http.Server's ConnContext.
 func WithPeer(ctx context.Context, c net.Conn) context.Context {
 	if u, ok := c.(*net.UnixConn); ok {
 		if p, err := PeerOf(u); err == nil {
-			return context.WithValue(ctx, peerKey{}, p)
+			return context.WithValue(ctx, peerKey{}, sender{u, p})
 		}
 	}
 	return ctx
@@ -21,10 +26,16 @@ func WithPeer(ctx context.Context, c net.Conn) context.Context {
 
 // Who describes who sent a request over a unix socket, for a log; empty: nobody knows.
 func Who(ctx context.Context) string {
-	if p, ok := ctx.Value(peerKey{}).(Peer); ok {
-		return p.String()
+	if s, ok := ctx.Value(peerKey{}).(sender); ok {
+		return s.peer.String()
 	}
 	return ""
+}
+
+// HungUp reports that who sent a request over a unix socket waits for no answer any more.
+func HungUp(ctx context.Context) bool {
+	s, ok := ctx.Value(peerKey{}).(sender)
+	return ok && hungUp(s.conn)
 }
 
 // Self describes this process as Who describes another one.
