@@ -83,6 +83,9 @@ func (l *Layer) ask(set *ruleSet, q request, paths func() []string) (*change, sy
 		if !ok || !r.IO.MatchRequest(q.place()) || !r.able(&q) {
 			continue
 		}
+		if q.op == policy.OpFlush && (l.o.Scope != nil || r.IO.Caller.NeedsExe()) && withinExec(q.header.Pid) {
+			continue
+		}
 		if !asked {
 			if !l.faultable(q.header.Pid) {
 				return nil, 0

@@ -63,6 +63,17 @@ func parseCall(words []string) (c systemCall, ok bool) {
 
 func (c systemCall) among(list []int) bool { return slices.Contains(list, c.nr) }
 
+// withinExec reports whether a thread is within an execve(2) that closes its close-on-exec files. Until that is done the kernel lets nobody
+// look into most of /proc/TID: the look would wait for the answer to the very FLUSH that asks for it (exec_update_lock; begin_new_exec and
+// do_close_on_exec of fs/exec.c). Its memory, which can be looked at, is new then, and has no program yet (proc_pid_statm(5)). A thread that
+// exits has no memory.
+func withinExec(tid uint32) bool {
+	b, err := os.ReadFile(procOf(tid, "statm"))
+	f := strings.Fields(string(b))
+	const size, text = 0, 3
+	return err == nil && len(f) > text && f[size] != "0" && f[text] == "0"
+}
+
 // lacks reports whether a thread is without a capability. One that is gone has none.
 func lacks(tid uint32, capability uint) bool {
 	for _, w := range statusLine(tid, "CapEff:") {

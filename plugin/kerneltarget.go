@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -77,6 +78,9 @@ func protectedProcess(pid int) string {
 		return "the host's init"
 	case os.Getpid():
 		return "faultgraft itself"
+	}
+	if _, err := graft.ReadStat(pid); errors.Is(err, graft.ErrWithinExec) {
+		return fmt.Sprintf("of which nobody can tell what it is: it %v", graft.ErrWithinExec)
 	}
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 	if err != nil {

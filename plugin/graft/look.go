@@ -1,6 +1,7 @@
 package graft
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -92,6 +93,26 @@ func (o *onlooker) walk(pids []int, keep func(pid int) bool, kept *[]int) (n int
 	return int(last) + 1, true
 }
 
+// look has one process looked at, and gives up when that takes long: it reports whether the look has come back.
+func (o *onlooker) look(pid int, at func()) bool {
+	if o.stuckNow(pid) {
+		return false
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); at() }()
+	patience := time.NewTimer(lookPatience)
+	defer patience.Stop()
+	select {
+	case <-done:
+		return true
+	case <-patience.C:
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.waiting[pid] = done
+	return false
+}
+
 // stuckNow tells whether a look at the process has not come back yet.
 func (o *onlooker) stuckNow(pid int) bool {
 	o.mu.Lock()
@@ -137,12 +158,15 @@ func (t Target) Swappable() ([]int, error) {
 
 // comesBack is for a filter that only leaves out what cannot be looked at.
 func comesBack(pid int) bool {
-	_, _ = ReadStat(pid) // one that has ended comes back too
+	_, _ = readStat(pid) // one that has ended comes back too
 	return true
 }
 
+// ErrWithinExec says that a process cannot be looked at, see lookPatience. It has not ended.
+var ErrWithinExec = errors.New("is within an execve(2) that waits to close a file, on a file system that does not answer; try again when that is over")
+
 func errWithinExec(pid int) error {
-	return fmt.Errorf("process %d (%s) is within an execve(2) that waits to close a file, on a file system that does not answer; try again when that is over", pid, commOf(pid))
+	return fmt.Errorf("process %d (%s) %w", pid, commOf(pid), ErrWithinExec)
 }
 
 // mayHave tells whether a process that cannot be looked at may be the target's: by its parents, and by its

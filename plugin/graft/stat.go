@@ -31,8 +31,18 @@ func (s Stat) Ended() bool {
 
 const pfKthread = 0x00200000 // PF_KTHREAD, include/linux/sched.h
 
-// ReadStat reads the stat file of a process; os.ErrNotExist: there is none of that id.
+// ReadStat reads the stat file of a process; os.ErrNotExist: there is none of that id; ErrWithinExec: it cannot be had now.
 func ReadStat(pid int) (Stat, error) {
+	var s Stat
+	var err error
+	if !looks.look(pid, func() { s, err = readStat(pid) }) {
+		return Stat{}, errWithinExec(pid)
+	}
+	return s, err
+}
+
+// readStat waits for a process that is within an execve(2).
+func readStat(pid int) (Stat, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if errors.Is(err, syscall.ESRCH) {
 		err = os.ErrNotExist

@@ -42,9 +42,6 @@ func CheckTarget(pid int) (Target, error) {
 	if pid == 1 {
 		return t, refuse("it is the host's own init; name a process of a container, or the first process of a tree")
 	}
-	if len(looks.filter([]int{pid}, comesBack)) == 0 {
-		return t, fmt.Errorf("pid %d: %w", pid, errWithinExec(pid))
-	}
 	stat, err := ReadStat(pid)
 	if errors.Is(err, os.ErrNotExist) {
 		return t, fmt.Errorf("pid %d: no such process", pid)
@@ -97,6 +94,9 @@ func CheckTarget(pid int) (Target, error) {
 // Alive reports whether the process that the target was made from still runs.
 func (t Target) Alive() bool {
 	s, err := ReadStat(t.PID)
+	if errors.Is(err, ErrWithinExec) {
+		return true // and which process it is can be seen when that is over
+	}
 	return err == nil && s.StartTime == t.StartTime && !s.Ended()
 }
 
