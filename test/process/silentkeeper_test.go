@@ -167,7 +167,7 @@ func TestKeeperHearsWhatItMissed(t *testing.T) {
 	resume := suspend(t, r.keeperOf(h))
 	h.ok("close f")
 	other.is("EAGAIN", "trylock %s", p) // the keeper has the description too
-	time.Sleep(11 * time.Second)       // calls between these processes end after 10
+	time.Sleep(11 * time.Second)        // calls between these processes end after 10
 	resume()
 	for end := time.Now().Add(30 * time.Second); other.do("trylock %s", p) != "ok"; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
