@@ -154,24 +154,28 @@ func TestKeeperIsStopped(t *testing.T) {
 	}
 }
 
-// A keeper that was stopped for longer than calls may take hears afterwards what its server had to tell: it lets go of a file that was
-// closed meanwhile, and of the lock on it.
+// A keeper that was stopped for longer than calls between faultgraft's processes may take hears afterwards what its server had to tell: it lets
+// go of files that were closed meanwhile, and of the locks on them.
 func TestKeeperHearsWhatItMissed(t *testing.T) {
 	r := newRig(t)
-	p := r.write("f", "0123456789")
+	p, q := r.write("f", "0123456789"), r.write("g", "0123456789")
 	h, other := r.start(), r.start()
 	h.ok("open f %s rdwr", p)
-	h.ok("flock f ex")
-	other.ok("open f %s rdwr", p)
+	h.ok("flock f")
+	h.ok("open g %s rdwr", q)
+	h.ok("flock g")
 	r.inject(h, r.data, "io error=EIO op=fsync ttl=5m")
 	resume := suspend(t, r.keeperOf(h))
 	h.ok("close f")
 	other.is("EAGAIN", "trylock %s", p) // the keeper has the description too
-	time.Sleep(11 * time.Second)        // calls between these processes end after 10
+	time.Sleep(11 * time.Second)        // callDeadline is over
+	h.ok("close g")
 	resume()
-	for end := time.Now().Add(30 * time.Second); other.do("trylock %s", p) != "ok"; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("the lock of a file that is closed stays held")
+	for _, path := range []string{p, q} {
+		for end := time.Now().Add(30 * time.Second); other.do("trylock %s", path) != "ok"; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("the lock of %s, which is closed, stays held", path)
+			}
 		}
 	}
 }
