@@ -33,9 +33,12 @@ func kinds() []kind {
 		{"kill-keeper-in-swap", 3, killingInTheMiddle(keeperRole)},
 		{"kill-command", 3, killingInTheMiddle(command)},
 		{"hang-server", 2, (*soak).hangServer},
-		{"restart-containerd", 1, (*soak).restartContainerd},
+		{restartContainerd, 1, (*soak).restartContainerd},
 	}
 }
+
+// restartContainerd is the name of the step that ends sessions of nerdctl exec.
+const restartContainerd = "restart-containerd"
 
 // needTakeover are the steps that cost a target what is written in docs/how-a-graft-works.md (files without a name, locks), unless another server takes the layers over.
 var needTakeover = []string{"kill-server", "kill-server-in-swap", "hang-server"}

@@ -130,26 +130,42 @@ func (s *soak) run(ctx context.Context) (err error) {
 
 // phase has the clients work and does steps from number n on, until that time or the first finding; it returns the number of the next step.
 func (s *soak) phase(ctx, life context.Context, n int, until time.Time) int {
+	rest := s.clients(life)
+	for ; time.Now().Before(until) && ctx.Err() == nil && s.clean(); n++ {
+		st := drawStep(s.o.seed, n, s.o.without)
+		if st.kind.name != restartContainerd {
+			s.do(life, st)
+		} else { // clients in sessions of nerdctl exec would end with it; what the containers themselves do goes on
+			rest()
+			s.do(life, st)
+			rest = s.clients(life)
+		}
+		s.allWell(life)
+	}
+	rest()
+	return n
+}
+
+// clients has them work until the function that it returns is called; that waits until they have ended what they began.
+func (s *soak) clients(life context.Context) (rest func()) {
 	work, stop := context.WithCancel(life)
 	var clients sync.WaitGroup
 	for _, t := range s.targets {
 		clients.Go(func() { t.work(work, life) })
 	}
-	for ; time.Now().Before(until) && ctx.Err() == nil && s.clean(); n++ {
-		s.do(life, drawStep(s.o.seed, n, s.o.without))
+	return func() {
+		stop()
+		ended := make(chan struct{})
+		go func() { clients.Wait(); close(ended) }()
+		select {
+		case <-ended:
+		case <-time.After(2 * patience):
+			s.find("clients do not end within %s", 2*patience)
+		}
 	}
-	stop()
-	ended := make(chan struct{})
-	go func() { clients.Wait(); close(ended) }()
-	select {
-	case <-ended:
-	case <-time.After(2 * patience):
-		s.find("clients do not end within %s", 2*patience)
-	}
-	return n
 }
 
-// do does one step and sees whether the containers are well after it.
+// do does one step.
 func (s *soak) do(ctx context.Context, st step) {
 	limited, cancel := context.WithTimeout(ctx, 3*patience)
 	defer cancel()
@@ -164,8 +180,13 @@ func (s *soak) do(ctx context.Context, st step) {
 	s.sum.count("step " + st.kind.name)
 	if err := st.kind.do(s, limited, st); err != nil {
 		s.find("%v", err)
-		return
 	}
+}
+
+// allWell sees whether the containers are well after a step.
+func (s *soak) allWell(ctx context.Context) {
+	limited, cancel := context.WithTimeout(ctx, 3*patience)
+	defer cancel()
 	for _, t := range s.targets {
 		s.well(limited, t)
 	}
