@@ -177,10 +177,10 @@ func TestOpenWithoutAMove(t *testing.T) {
 			fd := b.open("f", unix.O_RDWR)
 			old := sharedMap(t, fd)
 			b.rules("io error=EIO op=write p=0 path=/data/f")
-			new := -1
+			ready := -1
 			if prepared {
 				b.Trust(os.Getpid(), true)
-				new, _ = b.adopt(b.below("f", unix.O_RDWR), "f", unix.O_RDWR, fusefs.Adoption{})
+				ready, _ = b.adopt(b.below("f", unix.O_RDWR), "f", unix.O_RDWR, fusefs.Adoption{})
 				b.Trust(os.Getpid(), false)
 			}
 			b.EndMove(time.Now())
@@ -207,7 +207,7 @@ func TestOpenWithoutAMove(t *testing.T) {
 			_, err = b.KeepLocks(false)
 			must(t, err)
 			if prepared {
-				must(t, unix.Close(new))
+				must(t, unix.Close(ready))
 				return
 			}
 			b.moved()
