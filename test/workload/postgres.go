@@ -126,7 +126,8 @@ func (p *Postgres) ledger(ctx, life context.Context, client int) (err error) {
 		}
 	}()
 	answers := bufio.NewReader(out)
-	for ctx.Err() == nil {
+	// One row at least: an end of input that comes before the session has begun is lost (containerd's CloseIO), and psql waits for ever.
+	for more := true; more; more = ctx.Err() == nil {
 		n := p.rows[client]
 		if _, err := fmt.Fprintf(in, "INSERT INTO ledger VALUES (%d, %d, '%s') RETURNING n;\n", client, n, entry(client, n)); err != nil {
 			return err
