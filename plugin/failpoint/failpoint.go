@@ -21,13 +21,16 @@ import (
 
 // The environment of a process under test; its children have the same.
 const (
-	// At is [fail:|kill:|stop:]POINT[#N]: what happens when a process comes to the point for
+	// At is [fail:|kill:|panic:|stop:]POINT[#N]: what happens when a process comes to the point for
 	// the Nth time, and from then on: an error (the default, where the step can fail), kill -9
-	// of the process, or a stop of its thread (SIGSTOP), until somebody continues it.
+	// of the process, a panic, or a stop of its thread (SIGSTOP), until somebody continues it.
 	At = "FAULTGRAFT_TEST_FAIL_AT"
 	// Reached is a folder in which a file is made when it happens, see Mark. While it is
 	// there, it does not happen again: what comes after a death is to succeed.
 	Reached = "FAULTGRAFT_TEST_REACHED"
+	// Times is how often it happens before it does not any more, once by default: to so many
+	// processes one after the other. The files of the second and later ones end in " 2", " 3" and so on.
+	Times = "FAULTGRAFT_TEST_TIMES"
 )
 
 // Steps are the points of one job, such as a graft by a keeper.
@@ -59,6 +62,7 @@ func All() []string { return slices.Clone(all) }
 type armed struct {
 	how, point string
 	reached    int // folder, opened before a thread goes to another mount namespace; -1: there is none
+	times      int
 
 	mu   sync.Mutex
 	left int
@@ -83,7 +87,8 @@ func parse(text, reached string) *armed {
 	if !slices.Contains(all, name) {
 		panic(fmt.Sprintf("failpoint: %s=%s: there is no such point", At, text)) // a test would pass that tests nothing
 	}
-	a := &armed{how: how, point: name, reached: -1, left: max(left, 1)}
+	times, _ := strconv.Atoi(os.Getenv(Times)) // not set: 0
+	a := &armed{how: how, point: name, reached: -1, left: max(left, 1), times: max(times, 1)}
 	if reached != "" {
 		if a.reached, err = unix.Open(reached, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
 			panic(fmt.Sprintf("failpoint: %s=%s: %v", Reached, reached, err))
@@ -92,9 +97,17 @@ func parse(text, reached string) *armed {
 	return a
 }
 
-// Mark names the file in Reached for what happens at a point, by "fail", "kill" or
-// "stop". It has the process's id.
-func Mark(how, point string) string { return how + " " + point }
+// Mark names the file in Reached for what happens at a point, by "fail", "kill",
+// "panic" or "stop". It has the process's id.
+func Mark(how, point string) string { return MarkOf(how, point, 1) }
+
+// MarkOf is Mark for the n-th time, see Times.
+func MarkOf(how, point string, n int) string {
+	if n > 1 {
+		return fmt.Sprintf("%s %s %d", how, point, n)
+	}
+	return how + " " + point
+}
 
 // Pass is passed by a process between two steps.
 func (s Steps) Pass(step string) {
@@ -122,6 +135,8 @@ func (s Steps) at(step string, a *armed) error {
 	case "kill":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
+	case "panic":
+		panic("asked for before step " + step)
 	case "stop":
 		// To this thread: it goes no further, while a signal to the process may find another one first.
 		_ = unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGSTOP)
@@ -141,7 +156,10 @@ func (a *armed) due() bool {
 	if a.reached < 0 {
 		return true
 	}
-	fd, err := unix.Openat(a.reached, Mark(a.how, a.point), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	fd, err := -1, error(unix.EEXIST)
+	for n := 1; n <= a.times && errors.Is(err, unix.EEXIST); n++ {
+		fd, err = unix.Openat(a.reached, MarkOf(a.how, a.point, n), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	}
 	if errors.Is(err, unix.EEXIST) {
 		return false
 	}

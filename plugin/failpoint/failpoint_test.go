@@ -33,6 +33,7 @@ func TestPoints(t *testing.T) {
 		{"kill:test.second", "kill test.second", true, 0},
 		{"test.second", "fail test.second", false, 3},
 		{"test.first", "fail test.first", false, 0}, // nobody there can fail
+		{"panic:test.first", "panic test.first", false, 2},
 		{"kill:test.first#2", "", false, 0},
 		{"kill:test.other", "", false, 2}, // a mistake of the test
 	} {
@@ -74,4 +75,20 @@ func TestAll(t *testing.T) {
 		}
 	}()
 	Of("test", "first")
+}
+
+// So many processes come to it one after the other, and the next one passes.
+func TestTimes(t *testing.T) {
+	dir := t.TempDir()
+	for n := 1; n <= 4; n++ {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), At+"=kill:test.first", Reached+"="+dir, Times+"=3")
+		_ = cmd.Run() // its status is looked at
+		if killed := cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled(); killed != (n <= 3) {
+			t.Errorf("process %d: %v", n, cmd.ProcessState)
+		}
+		if _, err := os.Stat(filepath.Join(dir, MarkOf("kill", "test.first", n))); (err == nil) != (n <= 3) {
+			t.Errorf("the mark of process %d: %v", n, err)
+		}
+	}
 }
