@@ -29,6 +29,8 @@ const maxDescriptors = 253
 type Conn struct {
 	c  *net.UnixConn
 	mu sync.Mutex // one call at a time
+	// late is how many answers are still to come that nobody waits for any more; guarded by mu.
+	late int
 }
 
 type envelope struct {
@@ -108,7 +110,8 @@ func (e *RemoteError) Unwrap() error {
 
 // Call sends method with in as its body and fds beside it, and waits for the
 // answer, whose body goes to out (nil: not wanted). The descriptors returned
-// belong to the caller. fds stay the caller's.
+// belong to the caller. fds stay the caller's. A call that gets no answer in time
+// may still be carried out; the next one passes its late answer over. So a side that was slow, or stopped for a while, is heard again.
 func (c *Conn) Call(ctx context.Context, method string, in, out any, fds ...int) ([]int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -116,8 +119,16 @@ func (c *Conn) Call(ctx context.Context, method string, in, out any, fds ...int)
 	if err := c.c.SetDeadline(deadline); err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = c.c.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	over := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = c.c.SetDeadline(time.Unix(1, 0))
+		close(over)
+	})
+	defer func() {
+		if !stop() {
+			<-over // not in the middle of the next call
+		}
+	}()
 	body, err := json.Marshal(in)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", method, err)
@@ -125,9 +136,13 @@ func (c *Conn) Call(ctx context.Context, method string, in, out any, fds ...int)
 	if err := c.send(envelope{Method: method, Body: body}, fds); err != nil {
 		return nil, fmt.Errorf("%s: send: %w", method, err)
 	}
-	e, got, err := c.receive()
+	e, got, err := c.answer()
 	if err != nil {
-		_ = c.c.Close() // a late answer would be taken for that of the next call
+		if errors.Is(err, errSilent) {
+			c.late++
+		} else {
+			_ = c.c.Close() // what comes next begins in the middle of a message
+		}
 		switch {
 		case ctx.Err() != nil:
 			err = ctx.Err()
@@ -147,6 +162,18 @@ func (c *Conn) Call(ctx context.Context, method string, in, out any, fds ...int)
 		}
 	}
 	return got, nil
+}
+
+// answer waits for the answer to the call that was sent last. They come in the order of the calls.
+func (c *Conn) answer() (envelope, []int, error) {
+	for {
+		e, got, err := c.receive()
+		if err != nil || c.late == 0 {
+			return e, got, err
+		}
+		c.late--
+		CloseAll(got)
+	}
 }
 
 // Request is one call as the serving side sees it.
@@ -228,10 +255,15 @@ func (c *Conn) send(e envelope, fds []int) error {
 		return err
 	}
 	if n < len(buf) {
-		_, err = c.c.Write(buf[n:])
+		if _, err = c.c.Write(buf[n:]); err != nil {
+			_ = c.c.Close() // a part of a message is there
+		}
 	}
 	return err
 }
+
+// errSilent says that nothing came within the time, not a part of a message.
+var errSilent = errors.New("nothing came")
 
 func (c *Conn) receive() (envelope, []int, error) {
 	var e envelope
@@ -240,6 +272,9 @@ func (c *Conn) receive() (envelope, []int, error) {
 	n, on, _, _, err := c.c.ReadMsgUnix(head, oob)
 	if err == nil && n == 0 {
 		err = io.EOF
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = errors.Join(errSilent, err)
 	}
 	if err != nil {
 		return e, nil, err

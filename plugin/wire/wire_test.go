@@ -3,6 +3,7 @@ package wire
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -119,6 +120,45 @@ func TestCallEndsAtItsDeadline(t *testing.T) {
 	defer cancel()
 	if _, err := c.Call(ctx, "m", nil, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("err = %v", err)
+	}
+}
+
+// Who was too slow for some calls is heard again: their answers are not taken for those of others, nor their descriptors kept.
+func TestLateAnswers(t *testing.T) {
+	release := make(chan struct{})
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	c := serving(t, func(q *Request) (any, []int, error) {
+		if q.Method != "late" {
+			return q.Method, nil, nil
+		}
+		<-release
+		fd, err := unix.Dup(int(w.Fd()))
+		return q.Method, []int{fd}, err
+	})
+	for range 2 {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+		if _, err := c.Call(ctx, "late", nil, nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("err = %v", err)
+		}
+		cancel()
+	}
+	close(release)
+	for _, want := range []string{"first", "second"} {
+		var got string
+		fds, err := c.Call(context.Background(), want, nil, &got)
+		if err != nil || got != want || len(fds) > 0 {
+			t.Errorf("%s was answered %q, %v, %v", want, got, fds, err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := r.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("a descriptor that came late is open still: %d, %v", n, err)
 	}
 }
 

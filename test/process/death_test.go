@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/keeper"
 )
 
 // Each process that stands by can be killed: the target goes on, without its
@@ -30,6 +32,35 @@ func TestRecoverFromHungServer(t *testing.T) {
 	h.is("ok 456789", "read f 100")
 	h.ok("lseek f 4")
 	same(t, before, h.snapshot())
+}
+
+// A server that was stopped for longer than its keeper waits for an answer goes on, and so does its graft.
+func TestServerIsStoppedForAWhile(t *testing.T) {
+	r := newRig(t)
+	h := r.start()
+	h.ok("open f %s rdwr", r.write("f", "0123456789"))
+	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=5m")
+	r.oneServer()
+	server := r.processes("server")
+	r.signal("server", syscall.SIGSTOP)
+	r.list()                     // asks for its counters
+	time.Sleep(12 * time.Second) // keeper.callDeadline, and some more
+	r.list()
+	if err := syscall.Kill(server[0], syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		h.is("EIO", "fsync f")
+		if l := r.list(); len(l) != 1 || l[0].State != keeper.StateActive || l[0].Takeovers != 0 {
+			t.Fatalf("%+v%s", l, r.logs())
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if l := r.list(); l[0].Rules[0].Fired != 10 {
+		t.Errorf("the counters are late: %+v", l[0].Rules)
+	}
+	r.recover(g)
+	h.is("ok", "fsync f")
 }
 
 // processes are those of faultgraft with that role.
