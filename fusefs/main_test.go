@@ -100,7 +100,7 @@ func supervise() int {
 	case err = <-done:
 	case <-time.After(limit + 8*time.Second):
 		mu.Lock()
-		abort(conns)
+		abort(slices.DeleteFunc(conns, func(c string) bool { return !mounted(cmd.Process.Pid, c) }))
 		mu.Unlock()
 		_ = cmd.Process.Kill()
 		err = <-done
@@ -114,6 +114,13 @@ func supervise() int {
 		return 1
 	}
 	return 0
+}
+
+// mounted reports whether a connection's mount is there still: the number of one that is gone may be another's by now, of
+// tests beside these.
+func mounted(pid int, connection string) bool {
+	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	return err == nil && strings.Contains(string(mounts), " 0:"+connection+" ")
 }
 
 // abort ends FUSE connections through a fusectl mount that only this thread sees.
