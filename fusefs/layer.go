@@ -42,6 +42,9 @@ type Options struct {
 	State *State
 	// NoResend has the layer do as on a kernel that cannot send requests again (before Linux 6.9), for tests.
 	NoResend bool
+	// Resent, when set, is called once in a layer that was made by Restore, when all that the process before had not answered has
+	// come again, if there was anything: so many requests. It must not block.
+	Resent func(requests uint64)
 	// Logger is where the layer says what it could not do; nil discards.
 	Logger *slog.Logger
 }

@@ -65,7 +65,7 @@ func (d *device) nextResent(r *reader) (int, syscall.Errno) {
 		h := r.header()
 		l.claim(r, h)
 		if complete(h) {
-			d.layer.sweep()
+			d.layer.swept()
 			l.resuming.Store(false)
 		}
 	}
@@ -84,6 +84,14 @@ func (l *Layer) sweep() {
 		}
 		delete(b.orphans, unique)
 		b.give(i)
+	}
+}
+
+// swept is called when all requests have come again.
+func (l *Layer) swept() {
+	l.sweep()
+	if n := l.ledger.resent.Load(); n > 0 && l.o.Resent != nil {
+		l.o.Resent(n)
 	}
 }
 

@@ -71,7 +71,7 @@ func (l *Layer) takeUp() ([]*reader, error) {
 		b.own(r.slot)
 	}
 	b.resent.Add(uint64(len(all)))
-	l.sweep()
+	l.swept()
 	for _, slot := range b.free {
 		b.freeRequests(slot)
 	}

@@ -188,8 +188,20 @@ func printGrafts(w io.Writer, grafts []keeper.Graft) error {
 				return err
 			}
 		}
+		if g.Takeovers > 0 {
+			if _, err := fmt.Fprintf(w, "%s: its server died and was replaced %s; see faultgraft events\n", g.ID, times(g.Takeovers)); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
+}
+
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
 }
 
 func newShowCommand(g *global) *cobra.Command {

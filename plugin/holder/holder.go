@@ -85,6 +85,27 @@ func (c Claim) Take(generation byte) error {
 	return ErrTaken
 }
 
+// Return puts the claim of a generation there if none comes within patience: who had it has died with it.
+func (c Claim) Return(generation byte, patience time.Duration) error {
+	for end := time.Now().Add(patience); ; {
+		p := []unix.PollFd{{Fd: int32(c.Read), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, int(max(0, time.Until(end).Milliseconds())))
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return fmt.Errorf("claim: %w", err)
+		case n > 0:
+			return nil // it is there
+		}
+		break
+	}
+	if _, err := unix.Write(c.Write, []byte{generation}); err != nil {
+		return fmt.Errorf("claim: %w", err)
+	}
+	return nil
+}
+
 // Holder is a process that shares a descriptor table.
 type Holder struct {
 	PID   int

@@ -191,6 +191,31 @@ func TestNoSuccessorWhileTheGuardLives(t *testing.T) {
 	}
 }
 
+// A claim comes back that somebody has died with, and there is one at any time.
+func TestReturnOfAClaim(t *testing.T) {
+	c, err := NewClaim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = unix.Close(c.Read), unix.Close(c.Write) }()
+	for i, patience := range []time.Duration{0, time.Minute, time.Millisecond} {
+		if i == 2 {
+			if err := c.Take(FirstGeneration); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.Return(FirstGeneration, patience); err != nil { // the first two find it there
+			t.Fatal(err)
+		}
+	}
+	if err := c.Take(FirstGeneration); err != nil {
+		t.Errorf("it is away: %v", err)
+	}
+	if err := c.Take(FirstGeneration); !errors.Is(err, ErrTaken) {
+		t.Errorf("it is there twice: %v", err)
+	}
+}
+
 // Many holders in a process that is busy: each is there, each ends, and nothing of them is left.
 func TestManyHolders(t *testing.T) {
 	stop := make(chan struct{})

@@ -98,8 +98,9 @@ type Graft struct {
 	Reason string    `json:"reason,omitempty"`
 	Origin Origin    `json:"origin,omitempty"`
 	Since  time.Time `json:"since"`
-	// Takeovers is how often its server died and was replaced.
+	// Takeovers is how often its server died and was replaced, Resent how many requests were under way then that the next one was sent again.
 	Takeovers int          `json:"takeovers,omitempty"`
+	Resent    uint64       `json:"resent,omitempty"`
 	Rules     []RuleStatus `json:"rules"`
 	// Faults counts what the graft has done so far, by rule, operation and outcome; only in the answer to List.
 	Faults []FaultCount `json:"faults,omitempty"`

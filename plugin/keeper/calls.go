@@ -96,6 +96,8 @@ type newsCall struct {
 	Released uint64 `json:"released,omitempty"`
 	// Retired: a file that is open got a name by which a rule can match it, and has to be moved.
 	Retired bool `json:"retired,omitempty"`
+	// Resent is how many requests came again that a dead server had not answered.
+	Resent uint64 `json:"resent,omitempty"`
 	// Unused: the last user of a layer that was taken off has gone.
 	Unused bool `json:"unused,omitempty"`
 }

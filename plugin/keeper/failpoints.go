@@ -21,6 +21,12 @@ var (
 	atChange = failpoint.Of("keeper change", "planned", "united", "swapper", "job", "adopted", "result", "covered", "set", "timed", "logged")
 	atEnd    = failpoint.Of("keeper end", "ended", "server", "folder")
 
+	// Of a server that follows a dead one. "layer" and "taken" are passed for each layer.
+	atFollow = failpoint.Of("server follow", "started", "holder", "layer", "taken", "restored", "rules", "claimed", "ended", "only", "resumed")
+
+	// Of a server that serves: it was asked to release what hangs.
+	atServe = failpoint.Of("server", "release")
+
 	// Of a state file, whoever writes it.
 	atFile = failpoint.Of("file", "written", "renamed")
 

@@ -141,7 +141,7 @@ func (k *keeper) rollBack(h *held) error {
 // detach runs an ungraft, and once more without the server if that was what it failed for.
 func (k *keeper) detach(h *held, j job, server *serverClient) (*graft.Report, error) {
 	rep, err := k.runSwapper(h, j)
-	for range maxDeaths {
+	for range maxKills {
 		if err == nil || j.Dead || server.alive() {
 			break
 		}

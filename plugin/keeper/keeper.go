@@ -80,7 +80,7 @@ type keeper struct {
 	server  *serverClient
 	swapper *os.Process
 	estate  *estateFile // what the server leaves if it dies; nil: nobody could follow it
-	deaths  []time.Time // of servers, the last ones
+	deaths  deaths
 	// generation is that of the claim that servers of this keeper have (see package holder).
 	generation byte
 	ending     bool
@@ -345,7 +345,7 @@ func (k *keeper) running() (*serverClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	k.server = s
+	k.server, s.since = s, time.Now()
 	go k.watchServer(s)
 	return s, nil
 }

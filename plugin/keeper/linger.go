@@ -25,7 +25,7 @@ const (
 // end has the server let go of a layer that is nowhere mounted any more, and
 // reports whether it is still in use.
 func (k *keeper) end(id string, wait time.Duration) (lingers bool) {
-	for range maxDeaths {
+	for range maxKills {
 		server := k.settled()
 		if server == nil || !server.alive() {
 			return false

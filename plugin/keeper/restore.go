@@ -39,6 +39,7 @@ func (s *server) restore() ([]restoredLayer, error) {
 	}
 	out := []restoredLayer{}
 	for _, r := range p.estate.Layers {
+		atFollow.Pass("layer")
 		l := restoredLayer{Layer: r.Call.Layer}
 		served, err := s.restoreLayer(r, p.estate)
 		if err != nil {
@@ -49,6 +50,7 @@ func (s *server) restore() ([]restoredLayer, error) {
 		}
 		out = append(out, l)
 	}
+	atFollow.Pass("restored")
 	return out, nil
 }
 
@@ -56,8 +58,8 @@ func (s *server) restore() ([]restoredLayer, error) {
 // system calls. One that is not dead has no keeper any more, and is killed.
 func awaitDeath(pid int, start uint64) error {
 	pidfd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil // for the last two (Linux 6.15 has ENOENT) the id was given to a thread of another
 	}
 	if err != nil {
 		return fmt.Errorf("dead server %d: %w", pid, err)
@@ -69,7 +71,7 @@ func awaitDeath(pid int, start uint64) error {
 	if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("dead server %d: %w", pid, err)
 	}
-	for end := time.Now().Add(holderDeadline); time.Now().Before(end); {
+	for end := time.Now().Add(releaseDeadline); time.Now().Before(end); {
 		p := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
 		if n, err := unix.Poll(p, 1000); err == nil && n > 0 {
 			return nil
@@ -172,6 +174,7 @@ func (s *server) restoreLayer(r estateLayer, e estate) (l *servedLayer, err erro
 	if l.layer, err = fusefs.Restore(opts, owner.Take); err != nil {
 		return nil, err
 	}
+	atFollow.Pass("taken")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r.Off {
@@ -205,11 +208,31 @@ func (s *server) resume() (out resumed, err error) {
 	case err != nil:
 		return resumed{}, fmt.Errorf("server: follow the dead one: %w", err)
 	}
-	defer func() {
-		if _, werr := unix.Write(p.claim.Write, []byte{p.generation}); werr != nil { // for who follows this one, or is in its place
-			s.o.Logger.Error("leave the claim to who may follow", "err", werr)
+	atFollow.Pass("claimed")
+	err = s.becomeOnly(p)
+	if _, werr := unix.Write(p.claim.Write, []byte{p.generation}); werr != nil { // for who follows this one, or is in its place
+		s.o.Logger.Error("leave the claim to who may follow", "err", werr)
+	}
+	if err != nil {
+		return resumed{}, err
+	}
+	atFollow.Pass("only")
+	out.Failed = map[string]string{}
+	for id, l := range s.layers {
+		if err := l.layer.Resume(); err != nil {
+			out.Failed[id] = err.Error()
+			continue
 		}
-	}()
+		if l.unused != nil {
+			go s.awaitEnd(l)
+		}
+	}
+	atFollow.Pass("resumed")
+	return out, nil
+}
+
+// becomeOnly ends the holders of those who served before, and puts down that this process is the only one. The caller holds s.mu.
+func (s *server) becomeOnly(p *succession) error {
 	// A lock that was let go of may still be held by a descriptor that nobody knows: the old tables go first.
 	var self estateServer
 	for _, o := range p.estate.Servers {
@@ -221,12 +244,13 @@ func (s *server) resume() (out resumed, err error) {
 		if err != nil {
 			continue // it is gone
 		}
-		err = h.End(holderDeadline)
+		err = h.End(releaseDeadline)
 		h.Close()
 		if err != nil {
-			return resumed{}, err
+			return err
 		}
 	}
+	atFollow.Pass("ended")
 	var layers []estateLayer
 	for _, r := range p.estate.Layers {
 		if s.layers[r.Call.Layer] != nil { // the others' descriptors are gone
@@ -234,18 +258,5 @@ func (s *server) resume() (out resumed, err error) {
 		}
 	}
 	p.estate.Servers, p.estate.Layers, p.pending = []estateServer{self}, layers, false
-	if err := p.file.write(p.estate); err != nil {
-		return resumed{}, err
-	}
-	out.Failed = map[string]string{}
-	for id, l := range s.layers {
-		if err := l.layer.Resume(); err != nil {
-			out.Failed[id] = err.Error()
-			continue
-		}
-		if l.unused != nil {
-			go s.awaitEnd(l)
-		}
-	}
-	return out, nil
+	return p.file.write(p.estate)
 }

@@ -50,6 +50,7 @@ func RunServer(o ServerOptions) error {
 	left, generation := -1, holder.FirstGeneration
 	if o.Follow != "" {
 		left, generation = o.Estate, o.Follow[0]
+		atFollow.Pass("started")
 	}
 	if err := s.provide(left, generation); err != nil {
 		if left >= 0 {
@@ -174,6 +175,9 @@ func (s *server) handle(r *wire.Request) (any, []int, error) {
 		if c.Coming {
 			return nil, nil, l.layer.Expect(c.Rules)
 		}
+		if s.follows() {
+			defer atFollow.Pass("rules")
+		}
 		return nil, nil, l.layer.SetRules(c.Rules, c.Start)
 	case callStatus:
 		l, err := s.layerOf(r)
@@ -210,6 +214,7 @@ func (s *server) handle(r *wire.Request) (any, []int, error) {
 		if err != nil {
 			return nil, nil, err
 		}
+		atServe.Pass("release")
 		return l.layer.ReleaseHung(c.Rule), nil, nil
 	case callEstate:
 		return s.shareEstate()
@@ -309,6 +314,7 @@ func (s *server) optionsOf(l *servedLayer) (fusefs.Options, error) {
 	}
 	o := fusefs.Options{Prefix: c.Info.Path, Record: l.log.record, Logger: s.o.Logger, NoResend: os.Getenv("FAULTGRAFT_TEST_NO_RESEND") != ""}
 	o.Released = func(handle uint64) { s.news.tell(newsCall{Layer: c.Layer, Released: handle}) }
+	o.Resent = func(n uint64) { s.news.tell(newsCall{Layer: c.Layer, Resent: n}) }
 	o.Retire = func() { s.news.tell(newsCall{Layer: c.Layer, Retired: true}) }
 	if c.Place.Tree {
 		o.Scope = newTreeScope(c.Target.PID).contains

@@ -23,6 +23,8 @@ type serverClient struct {
 	ending  sync.Once     // closes dead
 	handled chan struct{} // closed when another server serves its layers, or it is clear that none will
 	why     error         // it has ended; set before dead is closed
+	starved uint64        // processes that the kernel has killed for lack of memory while it was there; set before dead is closed
+	since   time.Time     // when it began to serve; zero while it does not yet; guarded by the keeper's mu
 	shared  bool          // the keeper has its estate; guarded by the keeper's mu
 }
 
@@ -61,6 +63,7 @@ func startServer(dir string, of *follow, desk wire.Handler, logger *slog.Logger)
 		cmd.ExtraFiles = append(cmd.ExtraFiles, estate)
 	}
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	killed := outOfMemory()
 	err = cmd.Start()
 	_, _ = theirs.Close(), theirNews.Close() // the process has its own
 	if err != nil {
@@ -76,8 +79,11 @@ func startServer(dir string, of *follow, desk wire.Handler, logger *slog.Logger)
 	}()
 	go func() {
 		err := cmd.Wait()
-		logger.Info("the server has ended", "pid", cmd.Process.Pid, "err", err)
+		if err != nil && !crashed(err) {
+			s.starved = outOfMemory() - killed
+		}
 		s.end(err)
+		logger.Info("the server has ended", "pid", cmd.Process.Pid, "why", s.obituary())
 		_ = news.Close()
 	}()
 	return s, nil

@@ -32,6 +32,9 @@ const (
 	holderPatience = time.Minute
 	// holderDeadline is how long a holder may take to close what it has open when it is killed.
 	holderDeadline = 10 * time.Second
+	// releaseDeadline is how long a dead server, and then its holder, may take to let go of all that they have open, before another
+	// serves: a last close may wait for the disk, behind what others write.
+	releaseDeadline = 90 * time.Second
 )
 
 // provide makes the server's holder before there is a layer, so that there is next
@@ -73,7 +76,17 @@ func (s *server) provide(left int, generation byte) error {
 	}
 	s.succession = p
 	go s.watchHolder(p.holder)
+	if p.pending {
+		atFollow.Pass("holder")
+	}
 	return nil
+}
+
+// follows: a dead server is about to be followed by this one.
+func (s *server) follows() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.succession != nil && s.succession.pending
 }
 
 // takeClaim takes the claim from one of the holders of an estate.
@@ -245,13 +258,12 @@ func (s *server) shareEstate() (any, []int, error) {
 // decide is for a server whose keeper died before it answered a request: with layers
 // of a dead one in its hands it is the one to follow that, if no other is at it.
 func (s *server) decide() error {
-	s.mu.Lock()
-	pending := s.succession != nil && s.succession.pending
-	n := len(s.layers)
-	s.mu.Unlock()
-	if !pending {
+	if !s.follows() {
 		return nil
 	}
+	s.mu.Lock()
+	n := len(s.layers)
+	s.mu.Unlock()
 	if n == 0 {
 		return errors.New("server: the keeper has died before there was anything to serve")
 	}

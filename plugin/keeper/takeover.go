@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/holder"
@@ -17,14 +16,19 @@ import (
 // layers' states say what of it is what (package holder, fusefs.Restore). Requests
 // wait meanwhile. If that cannot be, the layers are taken off without a server.
 
+// The deadlines are for a machine that is busy with other things: meanwhile the target
+// waits, which is better than what it sees when the layer is taken off without a server.
 const (
-	// maxDeaths of servers within deathSpan are too many: what kills them is in what they do.
-	maxDeaths = 3
-	deathSpan = 10 * time.Second
-	// restoreDeadline bounds how long a new server may take to learn what the dead one had open.
-	restoreDeadline = 30 * time.Second
+	// restoreDeadline bounds how long a new server may take to learn what the dead one had open, and resumeDeadline how long until it
+	// answers. The greatest part of that is the holder's, which closes what the dead one had open.
+	restoreDeadline = 2 * time.Minute
+	resumeDeadline  = releaseDeadline + 30*time.Second
+	// takeoverPatience is how long new servers are started after a death that cannot follow, if one is not told by them why.
+	takeoverPatience = 3 * time.Minute
+	// maxRefusals is how many servers may say that they cannot follow until it is believed.
+	maxRefusals = 3
 	// settleDeadline bounds the wait for a server that follows a dead one.
-	settleDeadline = 2 * time.Minute
+	settleDeadline = 5 * time.Minute
 )
 
 // shareEstate takes the memory in which a server writes down what it leaves.
@@ -126,7 +130,7 @@ func (k *keeper) serverDied(s *serverClient) {
 
 // giveUp takes the layers of a dead server off.
 func (k *keeper) giveUp(s *serverClient, err error) {
-	k.log(Event{Type: EventServer, Message: fmt.Sprintf("the server has died (%v) and cannot be replaced: %v; its layers are taken off", s.why, err)})
+	k.log(Event{Type: EventServer, Message: fmt.Sprintf("the server has died (%s) and cannot be replaced: %v; its layers are taken off", s.obituary(), err)})
 	k.mu.Lock()
 	all := make([]*held, 0, len(k.grafts))
 	for _, h := range k.grafts {
@@ -159,6 +163,8 @@ func (k *keeper) answerCloses(h *held) {
 }
 
 // replace starts servers until one has followed the dead one. lost are grafts whose layers it does not have.
+// One that is killed on its way has died like any other. One that cannot start, or does not answer, may be
+// able to when the machine has more time or memory. One that says what it lacks is asked a few times.
 func (k *keeper) replace(dead *serverClient) (lost []*held, err error) {
 	began := time.Now()
 	e, there, err := k.left()
@@ -168,61 +174,68 @@ func (k *keeper) replace(dead *serverClient) (lost []*held, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for range maxDeaths {
-		if k.tooMany() {
-			return nil, errors.Join(err, fmt.Errorf("servers have died %d times within %v", maxDeaths, deathSpan))
-		}
-		var s *serverClient
-		if s, lost, err = k.successor(); err == nil {
-			k.mu.Lock()
-			k.server = s
-			for _, h := range k.grafts {
-				h.Takeovers++
-			}
-			k.mu.Unlock()
-			go k.watchServer(s)
-			k.reap(e)
-			k.log(Event{Type: EventServer, Message: fmt.Sprintf("the server has died (%v) and was replaced, %v; layers that go on: %d", dead.why, time.Since(began).Round(time.Millisecond), len(e.Layers)-len(lost))})
+	if os.Getenv("FAULTGRAFT_TEST_NO_TAKEOVER") != "" {
+		return nil, errors.New("a test forbids it")
+	}
+	if err := k.countDeath(dead); err != nil {
+		return nil, err
+	}
+	refusals, pause := 0, 100*time.Millisecond
+	for {
+		s, lost, err := k.successor()
+		if err == nil {
+			k.took(s, e, fmt.Sprintf("the server has died (%s) and was replaced, %v; layers that go on: %d", dead.obituary(), time.Since(began).Round(time.Millisecond), len(e.Layers)-len(lost)))
 			return lost, nil
 		}
 		k.o.Logger.Error("a server to follow the dead one", "err", err)
 		if errors.Is(err, holder.ErrTaken) {
+			k.discard(s)
 			return nil, err
 		}
+		if s != nil {
+			died := !s.alive()
+			k.discard(s)
+			k.returnClaim()
+			if died {
+				if many := k.countDeath(s); many != nil {
+					return nil, errors.Join(many, err)
+				}
+				continue
+			}
+		}
+		var refused *wire.RemoteError
+		if errors.As(err, &refused) {
+			refusals++
+		}
+		if refusals == maxRefusals || time.Since(began) > takeoverPatience {
+			return nil, err
+		}
+		time.Sleep(pause)
+		pause = min(2*pause, 2*time.Second)
 	}
-	return nil, err
 }
 
-// tooMany counts a death, and reports that there were too many of late.
-func (k *keeper) tooMany() bool {
-	now := time.Now()
+// took makes the one that follows the server.
+func (k *keeper) took(s *serverClient, e estate, message string) {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.deaths = append(k.deaths, now)
-	for len(k.deaths) > 0 && now.Sub(k.deaths[0]) > deathSpan {
-		k.deaths = k.deaths[1:]
+	k.server, s.since = s, time.Now()
+	for _, h := range k.grafts {
+		h.Takeovers++
 	}
-	most, err := strconv.Atoi(os.Getenv("FAULTGRAFT_TEST_MAX_DEATHS"))
-	if err != nil {
-		most = maxDeaths
-	}
-	return len(k.deaths) > most
+	k.mu.Unlock()
+	go k.watchServer(s)
+	k.reap(e)
+	k.log(Event{Type: EventServer, Message: message})
 }
 
-// successor starts a server that follows the dead one and serves its layers.
-func (k *keeper) successor() (_ *serverClient, lost []*held, err error) {
-	s, err := startServer(k.o.StateDir, &follow{estate: k.estate.fd, generation: k.generation}, k.newsDesk, k.o.Logger)
-	if err != nil {
+// successor starts a server that follows the dead one and serves its layers. If that fails, the process is given, which the caller discards; nil: none could be started.
+func (k *keeper) successor() (s *serverClient, lost []*held, err error) {
+	if s, err = startServer(k.o.StateDir, &follow{estate: k.estate.fd, generation: k.generation}, k.newsDesk, k.o.Logger); err != nil {
 		return nil, nil, err
 	}
-	defer func() {
-		if err != nil {
-			k.discard(s)
-		}
-	}()
 	var layers []restoredLayer
 	if _, err := s.callWithin(restoreDeadline, callRestore, nil, &layers); err != nil {
-		return nil, nil, err
+		return s, nil, err
 	}
 	there := map[string]bool{}
 	for _, l := range layers {
@@ -232,18 +245,18 @@ func (k *keeper) successor() (_ *serverClient, lost []*held, err error) {
 		}
 		if rules := k.rulesToRestore(h); len(rules) > 0 {
 			if err := s.call(callRules, rulesCall{Layer: l.Layer, Rules: rules, Start: time.Now()}, nil); err != nil {
-				return nil, nil, err
+				return s, nil, err
 			}
 		}
 		k.stillAdopted(h, l.Adopted)
 		there[l.Layer] = true
 	}
 	var out resumed
-	if _, err := s.callWithin(restoreDeadline, callResume, nil, &out); err != nil {
-		return nil, nil, err
+	if _, err := s.callWithin(resumeDeadline, callResume, nil, &out); err != nil {
+		return s, nil, err
 	}
 	if out.Taken {
-		return nil, nil, holder.ErrTaken
+		return s, nil, holder.ErrTaken
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -265,6 +278,27 @@ func (k *keeper) discard(s *serverClient) {
 		k.o.Logger.Warn("a server that could not follow does not end", "pid", s.pid())
 	}
 	close(s.handled)
+}
+
+// claimPatience is how long the claim may be away that a server which has ended may have taken with it: whoever else takes it puts the next one there at once.
+const claimPatience = time.Second
+
+// returnClaim puts the claim back that a server of this keeper has taken and died with. While the keeper lives, no holder takes it.
+func (k *keeper) returnClaim() {
+	e, _, err := k.left()
+	if err != nil {
+		k.o.Logger.Error("the claim of a server that could not follow", "err", err)
+		return
+	}
+	c, err := takeClaim(e)
+	if err != nil {
+		k.o.Logger.Warn("the claim of a server that could not follow", "err", err)
+		return
+	}
+	defer wire.CloseAll([]int{c.Read, c.Write})
+	if err := c.Return(k.generation, claimPatience); err != nil {
+		k.o.Logger.Error("the claim of a server that could not follow", "err", err)
+	}
 }
 
 func (k *keeper) graftOf(id string) *held {

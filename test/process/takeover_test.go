@@ -1,6 +1,8 @@
 package process
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,13 +13,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/faultgraft/faultgraft/plugin/failpoint"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"golang.org/x/sys/unix"
 )
 
 var (
 	// noTakeover has no server follow a dead one: its layers are taken off.
-	noTakeover = []string{"FAULTGRAFT_TEST_MAX_DEATHS=0"}
+	noTakeover = []string{"FAULTGRAFT_TEST_NO_TAKEOVER=1"}
 	// noResend has servers behave as on a kernel that cannot send requests again (before Linux 6.9).
 	noResend = []string{"FAULTGRAFT_TEST_NO_RESEND=1"}
 )
@@ -59,55 +62,115 @@ func (r *rig) awaitTakeovers(n int) {
 	}
 }
 
+// serverDeath is a way in which a server dies: how is told the graft, why is what the event log says of it.
+type serverDeath struct {
+	env []string
+	how func(r *rig, g keeper.Graft)
+	why string
+}
+
+func bySignal(sig syscall.Signal, why string) serverDeath {
+	return serverDeath{how: func(r *rig, _ keeper.Graft) { r.signal("server", sig) }, why: why}
+}
+
+// crash is what Go's runtime makes of a signal that it does not survive, and of a panic: it tells of it in keeper.log.
+const crash = "(exit status 2: it crashed, keeper.log has the stack)"
+
 // A server dies, by whatever: another serves on. The target sees no error, and everything is as it was: rules
 // with their counters, what is open, also of files that have no name any more, positions, locks, maps.
 func TestServerIsReplaced(t *testing.T) { kernels(t, serverIsReplaced) }
 
 func serverIsReplaced(t *testing.T, env []string) {
-	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGSEGV, syscall.SIGABRT} { // Go panics with SIGABRT's exit
-		t.Run(unix.SignalName(sig), func(t *testing.T) {
-			r := newRig(t)
-			r.env = env
-			p, gone := r.write("f", "0123456789"), r.write("gone", "unlinked but open")
-			h := r.start()
-			h.ok("open f %s rdwr", p)
-			h.ok("lseek f 4")
-			h.ok("mmap M f 10 shared")
-			h.ok("chdir %s", r.data)
-			before := h.snapshot()
-			g := r.inject(h, r.data, "io error=EIO op=fsync times=3 ttl=5m")
-			h.is("EIO", "fsync f")
-			h.ok("open gone %s rdwr", gone)
-			h.ok("unlink %s", gone)
-			h.ok("open locked %s rdwr", p)
-			h.ok("flock locked")
-			h.ok("lseek gone 9")
-			r.replaced(sig, 1)
-			h.is("EIO", "fsync f")
-			h.is("ok but open", "read gone 100")
-			h.is("ok 0123", "peek M 0 4")
-			if got := h.do("trylock %s", p); got == "ok" {
-				t.Errorf("the lock is lost: %s", got)
-			}
-			h.ok("close locked")
-			h.is("ok", "trylock %s", p)
-			if l := r.list(); len(l) != 1 || l[0].State != keeper.StateActive || len(l[0].Rules) != 1 || l[0].Rules[0].Fired != 2 {
-				t.Errorf("after the takeover: %+v", l)
-			}
-			h.is("EIO", "fsync f")
-			h.is("ok", "fsync f") // three times in all
-			if !slices.ContainsFunc(r.events(), func(e keeper.Event) bool {
-				return e.Type == keeper.EventServer && strings.Contains(e.Message, "was replaced")
-			}) {
-				t.Error("the event log does not tell of it")
-			}
-			h.ok("close gone")
-			r.recover(g)
-			h.is("ok 456789", "read f 100")
-			h.ok("lseek f 4")
-			same(t, before, h.snapshot())
+	for name, death := range map[string]serverDeath{
+		"SIGKILL": bySignal(syscall.SIGKILL, "(signal: killed)"),
+		"SIGSEGV": bySignal(syscall.SIGSEGV, crash),
+		"SIGABRT": bySignal(syscall.SIGABRT, crash),
+		"panic":   {env: []string{failpoint.At + "=panic:server.release"}, how: panics, why: crash},
+		"OOM":     {how: starves, why: "(signal: killed; while it was there, the kernel has killed "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			death.env = append(slices.Clone(env), death.env...)
+			replacedAfter(t, death)
 		})
 	}
+}
+
+// panics has the server panic in the middle of an order.
+func panics(r *rig, g keeper.Graft) {
+	r.t.Helper()
+	out, err := r.run("release", g.ID)
+	r.t.Logf("release: %s, %v", out, err)
+	if logs := r.logs(); !strings.Contains(logs, "panic: asked for before step release") {
+		r.t.Errorf("keeper.log does not have the panic:%s", logs)
+	}
+}
+
+// starves puts the server into a cgroup that has no memory to speak of, and gives it work until another has followed it.
+func starves(r *rig, _ keeper.Graft) {
+	r.t.Helper()
+	group := memoryGroup(r.t, 64<<10)
+	group.add(r.processes("server")[0])
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	defer func() { close(stop); all.Wait() }()
+	for i := range 16 { // each that waits for the rule takes a reader with room for a large request
+		all.Go(func() {
+			name := filepath.Join(r.data, fmt.Sprint("big", i))
+			err := loop(stop, func(int) error {
+				err := os.WriteFile(name, make([]byte, 1<<20), 0o600)
+				return errors.Join(err, os.Remove(name))
+			})
+			if err != nil {
+				r.t.Error(err)
+			}
+		})
+	}
+	r.awaitTakeovers(1)
+}
+
+func replacedAfter(t *testing.T, death serverDeath) {
+	r := newRig(t)
+	r.env = death.env
+	p, gone := r.write("f", "0123456789"), r.write("gone", "unlinked but open")
+	h := r.start()
+	h.ok("open f %s rdwr", p)
+	h.ok("lseek f 4")
+	h.ok("mmap M f 10 shared")
+	h.ok("chdir %s", r.data)
+	before := h.snapshot()
+	g := r.inject(h, r.data, "io error=EIO op=fsync times=3 ttl=5m", "io latency=100ms op=write path="+r.data+"/big* ttl=5m")
+	h.is("EIO", "fsync f")
+	h.ok("open gone %s rdwr", gone)
+	h.ok("unlink %s", gone)
+	h.ok("open locked %s rdwr", p)
+	h.ok("flock locked")
+	h.ok("lseek gone 9")
+	r.oneServer()
+	death.how(r, g)
+	r.awaitTakeovers(1)
+	h.is("EIO", "fsync f")
+	h.is("ok but open", "read gone 100")
+	h.is("ok 0123", "peek M 0 4")
+	if got := h.do("trylock %s", p); got == "ok" {
+		t.Errorf("the lock is lost: %s", got)
+	}
+	h.ok("close locked")
+	h.is("ok", "trylock %s", p)
+	if l := r.list(); len(l) != 1 || l[0].State != keeper.StateActive || len(l[0].Rules) != 2 || l[0].Rules[0].Fired != 2 {
+		t.Errorf("after the takeover: %+v", l)
+	}
+	h.is("EIO", "fsync f")
+	h.is("ok", "fsync f") // three times in all
+	if !slices.ContainsFunc(r.events(), func(e keeper.Event) bool {
+		return e.Type == keeper.EventServer && strings.Contains(e.Message, death.why) && strings.Contains(e.Message, "was replaced")
+	}) {
+		t.Errorf("the event log does not tell of it: %+v", r.events())
+	}
+	h.ok("close gone")
+	r.recover(g)
+	h.is("ok 456789", "read f 100")
+	h.ok("lseek f 4")
+	same(t, before, h.snapshot())
 }
 
 // Servers are killed one after another under load: no call fails, nothing is lost or done twice.
@@ -115,15 +178,16 @@ func TestServersAreReplacedUnderLoad(t *testing.T) { kernels(t, serversAreReplac
 
 func serversAreReplacedUnderLoad(t *testing.T, env []string) {
 	r := newRig(t)
-	r.env = append([]string{"FAULTGRAFT_TEST_MAX_DEATHS=1000"}, env...)
+	r.env = env
 	h := r.start()
 	h.ok("chdir %s", r.data)
-	g := r.inject(h, r.data, "io latency=1ms op=fsync p=10% ttl=10m")
+	// A rule about the data of the first folders: what is in the others passes the server.
+	g := r.inject(h, r.data, "io latency=1ms op=fsync p=10% path="+r.data+"/[0-4]/** ttl=10m")
 	stop := make(chan struct{})
 	var all sync.WaitGroup
 	end := sync.OnceFunc(func() { close(stop); all.Wait() })
 	defer end()
-	for i, work := range []func(dir string, stop <-chan struct{}) error{appends, moves, tempfiles, locks} {
+	for i, work := range []func(dir string, stop <-chan struct{}) error{appends, moves, tempfiles, locks, maps, maps, appends, tempfiles} {
 		dir := filepath.Join(r.data, fmt.Sprint(i))
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
@@ -256,6 +320,47 @@ func tempfiles(dir string, stop <-chan struct{}) error {
 	})
 }
 
+// maps are changed and synced, and files are opened again and again while they are mapped.
+func maps(dir string, stop <-chan struct{}) error {
+	const size = 16 << 10
+	name := filepath.Join(dir, "mapped")
+	want := make([]byte, size)
+	if err := os.WriteFile(name, want, 0o600); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	shared, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Munmap(shared) }()
+	private, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Munmap(private) }()
+	private[100] = 'p'
+	return loop(stop, func(n int) error {
+		at := n * 97 % size
+		want[at], shared[at] = byte(n), byte(n)
+		if err := unix.Msync(shared, unix.MS_SYNC); err != nil {
+			return fmt.Errorf("msync %d: %w", n, err)
+		}
+		got, err := os.ReadFile(name)
+		if err == nil && !bytes.Equal(got, want) {
+			err = fmt.Errorf("after change %d the file is not what was written to its map", n)
+		}
+		if err == nil && private[100] != 'p' {
+			err = errors.New("the private map has lost what was written to it")
+		}
+		return err
+	})
+}
+
 // locks are held over the deaths: whoever tries in between is refused.
 func locks(dir string, stop <-chan struct{}) error {
 	name := filepath.Join(dir, "locked")
@@ -323,24 +428,79 @@ func TestKeeperAndServerDieAtOnce(t *testing.T) {
 	}
 }
 
-// Servers die again and again: the layer is taken off.
-func TestServersThatKeepDying(t *testing.T) {
+// Whoever follows a dead server is killed as well, at each of its steps, four times in a row: another one follows, and the target only waits.
+func TestSuccessorsAreKilled(t *testing.T) {
+	const kills = 4
+	for _, point := range failpoint.All() {
+		if !strings.HasPrefix(point, "server follow.") {
+			continue
+		}
+		t.Run(point, func(t *testing.T) {
+			r := newRig(t)
+			r.env = []string{failpoint.At + "=kill:" + point, fmt.Sprintf("%s=%d", failpoint.Times, kills)}
+			p := r.write("f", "0123456789")
+			h := r.start()
+			h.ok("open f %s rdwr", p)
+			h.ok("lseek f 4")
+			before := h.snapshot()
+			g := r.inject(h, r.data, "io error=EIO op=fsync times=2 ttl=5m")
+			h.is("EIO", "fsync f")
+			h.ok("open locked %s rdwr", p)
+			h.ok("flock locked")
+			stop := make(chan struct{})
+			appended := make(chan error, 1)
+			go func() { appended <- appends(r.data, stop) }()
+			r.replaced(syscall.SIGKILL, 1)
+			for n := 1; n <= kills; n++ {
+				if _, err := os.Stat(filepath.Join(r.reached, failpoint.MarkOf("kill", point, n))); err != nil {
+					t.Errorf("successor %d was not killed: %v", n, err)
+				}
+			}
+			h.is("EIO", "fsync f")
+			h.is("ok", "fsync f")
+			if got := h.do("trylock %s", p); got == "ok" {
+				t.Error("the lock is lost")
+			}
+			close(stop)
+			if err := <-appended; err != nil {
+				t.Error(err)
+			}
+			if l := r.list(); len(l) != 1 || l[0].State != keeper.StateActive || l[0].Rules[0].Fired != 2 {
+				t.Errorf("after the takeover: %+v%s", l, r.logs())
+			}
+			h.ok("close locked")
+			r.recover(g)
+			h.is("ok 456789", "read f 100")
+			h.ok("lseek f 4")
+			same(t, before, h.snapshot())
+		})
+	}
+}
+
+// Servers crash again and again, none has served for long: the layer is taken off.
+func TestServersThatKeepCrashing(t *testing.T) {
 	r := newRig(t)
 	p := r.write("f", "0123456789")
 	h := r.start()
 	h.ok("open f %s rdwr", p)
 	before := h.snapshot()
-	r.env = []string{"FAULTGRAFT_TEST_MAX_DEATHS=1"}
 	r.inject(h, r.data, "io error=EIO op=fsync ttl=5m")
-	r.replaced(syscall.SIGKILL, 1)
-	h.is("EIO", "fsync f")
-	r.oneServer()
-	r.signal("server", syscall.SIGKILL)
-	for end := time.Now().Add(time.Minute); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
+	crashes := 0
+	for end := time.Now().Add(time.Minute); len(r.list()) > 0; time.Sleep(20 * time.Millisecond) {
+		for _, pid := range r.processes("server") {
+			if syscall.Kill(pid, syscall.SIGSEGV) == nil { // it may have ended
+				crashes++
+			}
+		}
 		if time.Now().After(end) {
-			t.Fatalf("still grafted: %+v%s", r.list(), r.logs())
+			t.Fatalf("still grafted after %d crashes: %+v%s", crashes, r.list(), r.logs())
 		}
 	}
 	h.is("ok", "fsync f")
 	same(t, before, h.snapshot())
+	if !slices.ContainsFunc(r.events(), func(e keeper.Event) bool {
+		return e.Type == keeper.EventServer && strings.Contains(e.Message, "have crashed one after the other")
+	}) {
+		t.Errorf("the event log does not say why: %+v", r.events())
+	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -38,6 +37,8 @@ var jobs = map[string]struct {
 	"swapper graft":   {(*walk).grafting, []string{"self", "keeper", "command"}},
 	"swapper ungraft": {(*walk).ungrafting, []string{"self", "keeper", "command"}},
 	"swapper move":    {(*walk).changing, []string{"self", "keeper", "command"}},
+	"server follow":   {(*walk).following, []string{"self", "keeper"}},
+	"server":          {(*walk).serving, []string{"self"}},
 	"stop":            {(*walk).stopping, []string{"self"}},
 	"release":         {(*walk).releasing, []string{"self"}},
 	"file":            {(*walk).stopping, []string{"self"}},
@@ -160,6 +161,39 @@ func (w *walk) changing() {
 	w.die("update", g.ID, "io error=EIO op=read path="+o.file+" ttl=10m")
 }
 
+// following is a server that follows one that was killed.
+func (w *walk) following() {
+	w.target()
+	w.arm()
+	w.inject(w.h, w.path, "io error=EIO op=fsync ttl=10m")
+	w.env = nil
+	w.h.is("EIO", "fsync f")
+	var servers []string
+	for end := time.Now().Add(walkDeadline); len(servers) != 1; time.Sleep(10 * time.Millisecond) { // its holder has its name for a moment
+		if time.Now().After(end) {
+			w.t.Fatalf("servers: %q", servers)
+		}
+		servers = slices.DeleteFunc(w.own(), func(l string) bool { return !strings.Contains(l, " server ") })
+	}
+	pid, _ := processIn(servers[0])
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		w.t.Fatal(err)
+	}
+	at := w.await()
+	if w.victim != "self" {
+		w.kill(0, at)
+	}
+}
+
+// serving is a server that dies in the middle of an order.
+func (w *walk) serving() {
+	w.target()
+	w.arm()
+	g := w.inject(w.h, w.path, "io error=EIO op=fsync ttl=10m")
+	w.h.is("EIO", "fsync f")
+	w.die("release", g.ID)
+}
+
 // stopping is a stop of the node that does not come to its end. The next one does, and the release
 // knows what there was.
 func (w *walk) stopping() {
@@ -218,9 +252,9 @@ func (w *walk) die(args ...string) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	at := w.await(ended)
+	at := w.await()
 	if w.victim != "self" {
-		w.kill(cmd, at)
+		w.kill(cmd.Process.Pid, at)
 	}
 	select {
 	case err := <-ended:
@@ -232,7 +266,7 @@ func (w *walk) die(args ...string) {
 }
 
 // await waits until a process has come to the point, and gives its id.
-func (w *walk) await(ended chan error) int {
+func (w *walk) await() int {
 	w.t.Helper()
 	mark := filepath.Join(w.reached, failpoint.Mark(w.how(), w.point))
 	for end := time.Now().Add(walkDeadline); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
@@ -259,9 +293,9 @@ func stopped(pid int) bool {
 }
 
 // kill ends the victim and lets the process at the point go on.
-func (w *walk) kill(cmd *exec.Cmd, at int) {
+func (w *walk) kill(command, at int) {
 	w.t.Helper()
-	victim := cmd.Process.Pid
+	victim := command
 	if w.victim != "command" {
 		victim = 0
 		for _, l := range w.own() {
