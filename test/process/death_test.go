@@ -40,13 +40,12 @@ func TestServerIsStoppedForAWhile(t *testing.T) {
 	h := r.start()
 	h.ok("open f %s rdwr", r.write("f", "0123456789"))
 	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=5m")
-	r.oneServer()
-	server := r.processes("server")
-	r.signal("server", syscall.SIGSTOP)
+	server := r.oneServer()
+	r.killServer(syscall.SIGSTOP)
 	r.list()                     // asks for its counters
 	time.Sleep(12 * time.Second) // keeper.callDeadline, and some more
 	r.list()
-	if err := syscall.Kill(server[0], syscall.SIGCONT); err != nil {
+	if err := syscall.Kill(server, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	for range 10 {

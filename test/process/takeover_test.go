@@ -34,17 +34,28 @@ func kernels(t *testing.T, run func(t *testing.T, env []string)) {
 // replaced kills the server and waits until another has followed it, for the n-th time.
 func (r *rig) replaced(sig syscall.Signal, n int) {
 	r.t.Helper()
-	r.oneServer()
-	r.signal("server", sig)
+	r.killServer(sig)
 	r.awaitTakeovers(n)
 }
 
-// oneServer waits until there is one: a server that has just been made has a twin for a moment, its holder.
-func (r *rig) oneServer() {
+// killServer sends a signal to the one server.
+func (r *rig) killServer(sig syscall.Signal) {
 	r.t.Helper()
-	for end := time.Now().Add(time.Minute); len(r.processes("server")) != 1; time.Sleep(10 * time.Millisecond) {
+	if err := syscall.Kill(r.oneServer(), sig); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// oneServer waits until there is one, and gives it: a server that has just been made has a twin for a moment, its holder.
+func (r *rig) oneServer() (pid int) {
+	r.t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		all := r.processes("server")
+		if len(all) == 1 {
+			return all[0]
+		}
 		if time.Now().After(end) {
-			r.t.Fatalf("servers: %v%s", r.processes("server"), r.logs())
+			r.t.Fatalf("servers: %v%s", all, r.logs())
 		}
 	}
 }
@@ -70,7 +81,7 @@ type serverDeath struct {
 }
 
 func bySignal(sig syscall.Signal, why string) serverDeath {
-	return serverDeath{how: func(r *rig, _ keeper.Graft) { r.signal("server", sig) }, why: why}
+	return serverDeath{how: func(r *rig, _ keeper.Graft) { r.killServer(sig) }, why: why}
 }
 
 // crash is what Go's runtime makes of a signal that it does not survive, and of a panic: it tells of it in keeper.log.
@@ -109,7 +120,7 @@ func panics(r *rig, g keeper.Graft) {
 func starves(r *rig, _ keeper.Graft) {
 	r.t.Helper()
 	group := memoryGroup(r.t, 64<<10)
-	group.add(r.processes("server")[0])
+	group.add(r.oneServer())
 	stop := make(chan struct{})
 	var all sync.WaitGroup
 	defer func() { close(stop); all.Wait() }()
@@ -145,7 +156,6 @@ func replacedAfter(t *testing.T, death serverDeath) {
 	h.ok("open locked %s rdwr", p)
 	h.ok("flock locked")
 	h.ok("lseek gone 9")
-	r.oneServer()
 	death.how(r, g)
 	r.awaitTakeovers(1)
 	h.is("EIO", "fsync f")
