@@ -136,6 +136,7 @@ func (r *reconciler) carryOutGrafts(ctx context.Context, c *Container, result po
 			applied = before
 			return
 		}
+		atApply.Pass("remembered")
 		r.at(c, StateGrafting)
 		g, err := graft()
 		if err != nil {
@@ -162,6 +163,7 @@ func (r *reconciler) carryOutGrafts(ctx context.Context, c *Container, result po
 	if err := r.memory.set(c.Key, c.PID, c.StartTime, applied); err != nil {
 		failures = append(failures, err.Error())
 	}
+	atApply.Pass("saved")
 	switch {
 	case len(failures) > 0:
 		return outcome{StateFailed, strings.Join(failures, "; "), true}
@@ -214,6 +216,7 @@ func (r *reconciler) inject(ctx context.Context, c *Container, req keeper.Reques
 	gctx, cancel := context.WithTimeout(ctx, graftTimeout)
 	defer cancel()
 	g, err := r.grafter.Inject(gctx, c.Target(), req)
+	atApply.Pass("grafted")
 	if err != nil {
 		r.metrics.grafts.WithLabelValues("failed").Inc()
 		r.log.Error("graft failed", "container", c.String(), "name", c.DisplayName(), "path", req.Path, "rules", describe(req), "err", err)
@@ -231,6 +234,7 @@ func (r *reconciler) update(ctx context.Context, c *Container, u ruleChange) (ke
 	gctx, cancel := context.WithTimeout(ctx, graftTimeout)
 	defer cancel()
 	g, err := r.grafter.Update(gctx, u.graft.ID, keeper.Change{Rules: u.rules, Origin: c.originOf(u.rules[0])})
+	atApply.Pass("changed")
 	if err != nil {
 		r.metrics.grafts.WithLabelValues("failed").Inc()
 		r.log.Error("rule change failed", "container", c.String(), "name", c.DisplayName(), "path", u.graft.Path, "graft", u.graft.ID, "err", err)
@@ -251,6 +255,7 @@ func (r *reconciler) recoverAll(ctx context.Context, c *Container, grafts []keep
 		r.at(c, StateReverting)
 		gctx, cancel := context.WithTimeout(ctx, graftTimeout)
 		off, err := r.grafter.Ungraft(gctx, g.ID)
+		atApply.Pass("recovered")
 		cancel()
 		if err != nil && !errors.Is(err, keeper.ErrNoGraft) {
 			errs = append(errs, fmt.Errorf("recover %s (%s): %w", g.ID, g.Path, err))

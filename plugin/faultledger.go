@@ -257,6 +257,7 @@ func (l *faultLedger) collect(ctx context.Context) ([]keeper.Graft, error) {
 	if serr != nil { // their files stay, for the next time
 		return grafts, errors.Join(err, serr)
 	}
+	atCount.Pass("saved")
 	return grafts, l.forget(source, ended, err)
 }
 
@@ -264,6 +265,7 @@ func (l *faultLedger) collect(ctx context.Context) ([]keeper.Graft, error) {
 func (l *faultLedger) forget(source endedGrafts, ended []keeper.EndedGraft, err error) error {
 	for _, e := range ended {
 		err = errors.Join(err, source.Counted(e.Graft))
+		atCount.Pass("forgotten")
 	}
 	return err
 }

@@ -123,6 +123,7 @@ func (r *reconciler) forget(k Key) {
 		r.metrics.problems.WithLabelValues("memory").Inc()
 		r.log.Error("cannot save the agent's memory", "container", k.String(), "err", err)
 	}
+	atForget.Pass("saved")
 }
 
 func firstProblem(problems []*policy.SyntaxError) string { return problems[0].Error() }

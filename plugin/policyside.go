@@ -49,6 +49,7 @@ func (p *policySide) ready() bool {
 func (r *reconciler) containersKnown() {
 	r.policies.knownOnce.Do(func() {
 		close(r.policies.known)
+		atStart.Pass("known")
 		r.lookAtAll()
 	})
 }

@@ -112,6 +112,7 @@ func (a *agent) setup(c Config) error {
 	if err := keeper.SetAudit(o.StateDir, o.Audit); err != nil {
 		return err
 	}
+	atStart.Pass("folder")
 	mem, warning, err := loadMemory(o.StateDir, time.Now())
 	if err != nil {
 		return err
@@ -256,10 +257,12 @@ func (a *agent) run(ctx context.Context, body func(context.Context) error) error
 	} else if len(left) > 0 {
 		a.log.Info("removed what was left by processes that were killed", "paths", left)
 	}
+	atStart.Pass("swept")
 	if err := a.loop.faults.adopt(); err != nil {
 		a.metrics.problems.WithLabelValues("kernel").Inc()
 		a.log.Error("kernel faults that outlived an earlier agent", "err", err)
 	}
+	atStart.Pass("adopted")
 	if a.opts.MetricsListen != "" {
 		a.listener = newListener(a.opts.MetricsListen, a.metrics, a.health, a.readiness, a.log)
 	}
@@ -272,6 +275,7 @@ func (a *agent) run(ctx context.Context, body func(context.Context) error) error
 	})
 	select {
 	case <-listening:
+		atStart.Pass("listening")
 		a.notify("READY=1\nSTATUS=watching containers")
 		if !a.opts.DisableNRI && !a.loop.settings.Load().watches(criNamespace) {
 			a.log.Warn("CRI containers are left alone: the containerd namespaces to look at do not include "+criNamespace, "namespaces", a.opts.ContainerdNamespaces)
@@ -295,8 +299,11 @@ func (a *agent) run(ctx context.Context, body func(context.Context) error) error
 	<-ctx.Done()
 	a.notify("STOPPING=1")
 	wg.Wait()
+	atEnd.Pass("deaf")
 	kerr := a.loop.faults.close() // first: nothing else ends them
+	atEnd.Pass("disarmed")
 	a.stopWork()
+	atEnd.Pass("rested")
 	err := errors.Join(<-errs, <-errs, kerr, a.runtime.Close())
 	a.log.Info("the agent ends; grafts stay with their keepers, kernel faults have ended but for those that were asked to outlive it", "err", err)
 	return err

@@ -93,6 +93,7 @@ func (s *Store) tell(events []Event, keys []Key) {
 	if s.o.Event != nil {
 		for _, e := range events {
 			s.o.Event(e)
+			atPolicies.Pass("logged")
 		}
 	}
 	if s.o.Changed != nil && len(keys) > 0 {
@@ -102,5 +103,6 @@ func (s *Store) tell(events []Event, keys []Key) {
 			seen[k] = true
 			return again
 		}))
+		atPolicies.Pass("told")
 	}
 }

@@ -214,6 +214,7 @@ func (s *Store) save() error {
 	if err := keeper.ReplaceFile(s.path, b); err != nil {
 		return err
 	}
+	atPolicies.Pass("saved")
 	s.unsaved = false
 	return nil
 }
