@@ -30,7 +30,8 @@ const (
 )
 
 const (
-	stateMagic   = 0x66617567726166 // "faugraf"
+	stateMagic = 0x66617567726166 // "faugraf"
+	// stateVersion is raised by who changes what a field means. That one has moved is seen by stateLayout.
 	stateVersion = 2
 	headBytes    = 4096
 	// ledgerBytes is the room for what was done about requests.
@@ -44,6 +45,7 @@ var stateSizes = [stateFiles]int64{headBytes, tableBytes, tableBytes, ledgerByte
 // stateHead is the first memfd.
 type stateHead struct {
 	magic, version uint64
+	layout         uint64           // stateLayout of who made it
 	active         atomic.Uint64    // the table in force: 0 or 1
 	owner          [2]atomic.Uint64 // process whose descriptors a table numbers
 }
@@ -71,7 +73,7 @@ func NewState() (*State, error) {
 		s.closeFiles()
 		return nil, err
 	}
-	s.head.magic, s.head.version = stateMagic, stateVersion
+	s.head.magic, s.head.version, s.head.layout = stateMagic, stateVersion, stateLayout()
 	return s, nil
 }
 
@@ -93,11 +95,26 @@ func OpenState(files []int) (*State, error) {
 	if err := s.open(); err != nil {
 		return nil, err
 	}
-	if s.head.magic != stateMagic || s.head.version != stateVersion || s.head.active.Load() > 1 {
+	if err := s.head.check(); err != nil {
 		_ = s.unmap()
-		return nil, errors.New("state of a fault layer: this is not one, or one of another version of faultgraft")
+		return nil, fmt.Errorf("state of a fault layer: %w", err)
 	}
 	return s, nil
+}
+
+// check refuses what this build cannot read: magic, version and layout stay where they are in all versions.
+func (h *stateHead) check() error {
+	switch {
+	case h.magic != stateMagic:
+		return errors.New("this is none")
+	case h.version != stateVersion:
+		return fmt.Errorf("it is of another version of faultgraft: its form is %d, this one knows %d", h.version, stateVersion)
+	case h.layout != stateLayout():
+		return fmt.Errorf("it is of another build of faultgraft, which has it laid out in another way (%x, not %x)", h.layout, stateLayout())
+	case h.active.Load() > 1:
+		return fmt.Errorf("table %d is in force, of 0 and 1", h.active.Load())
+	}
+	return nil
 }
 
 func (s *State) open() error {

@@ -3,6 +3,7 @@ package fusefs
 import (
 	"fmt"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"unsafe"
@@ -153,6 +154,53 @@ func TestRestoreRefuses(t *testing.T) {
 	files := s.Files()
 	if _, err := OpenState([]int{files[1], files[0], files[2], files[3], files[4]}); err == nil {
 		t.Error("a state with its files in another order is opened")
+	}
+}
+
+// Another version's state is refused, whatever it is that differs, and its files stay open for who knows it.
+func TestStateOfAnotherVersion(t *testing.T) {
+	for what, change := range map[string]func(*stateHead){
+		"none":    func(h *stateHead) { h.magic++ },
+		"form":    func(h *stateHead) { h.version++ },
+		"laid":    func(h *stateHead) { h.layout++ },
+		"table 2": func(h *stateHead) { h.active.Store(2) },
+	} {
+		s := newState(t)
+		files := s.Files()
+		if same, err := OpenState(files); err != nil {
+			t.Errorf("its own: %v", err)
+		} else if err := same.unmap(); err != nil {
+			t.Error(err)
+		}
+		change(s.head)
+		if _, err := OpenState(files); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("with another %q: %v", what, err)
+		}
+		var st unix.Stat_t
+		for _, fd := range files {
+			if err := unix.Fstat(fd, &st); err != nil {
+				t.Errorf("after %q: %v", what, err)
+			}
+		}
+	}
+}
+
+// A field that moved, grew or has another name is another layout.
+func TestLayoutSeesEachChange(t *testing.T) {
+	texts := map[string]bool{}
+	for _, v := range []any{
+		struct{ a, b uint32 }{}, struct{ b, a uint32 }{}, struct{ a, c uint32 }{}, struct{ a, b uint64 }{},
+		struct {
+			a uint32
+			b int32
+		}{}, struct{ a [2]uint32 }{}, struct{ a [2]struct{ b uint32 } }{}, struct{ a [2]struct{ c uint32 } }{},
+	} {
+		var b strings.Builder
+		describe(&b, reflect.TypeOf(v))
+		if texts[b.String()] {
+			t.Errorf("%T is described as another is: %s", v, &b)
+		}
+		texts[b.String()] = true
 	}
 }
 

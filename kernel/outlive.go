@@ -29,14 +29,23 @@ type Pinned struct {
 	Started   time.Time   `json:"started"`
 	Ends      time.Time   `json:"ends"`
 	Counters  Counters    `json:"counters"`
+	// Foreign is why nobody of this version can take the fault over or count it: another version of faultgraft armed it. It
+	// goes on until Ends, and can be ended. What of it could not be read is zero; Ends too, for one that is to be ended now.
+	Foreign error `json:"-"`
 
 	dir  string
 	memo memo
 }
 
+// memoVersion is the form of a memo and of the maps beside it: targetState and the records in the ring.
+const memoVersion = 1
+
 // memo is what is kept in bpffs of a fault that outlives its process, beside
-// its program and maps.
+// its program and maps. Another version of faultgraft may read it: Version, Started
+// and Ends, and of Fault its ID, Rule and Cgroup, keep their names and meaning.
 type memo struct {
+	// Version is memoVersion; those before it was written down have 0, and are of version 1.
+	Version  int    `json:"version"`
 	Fault    Fault  `json:"fault"`
 	Backend  string `json:"backend"`
 	Function string `json:"function"`
@@ -92,6 +101,7 @@ func (i *instance) pin(pinDir string, m memo) (err error) {
 	} else if err != nil {
 		return err
 	}
+	m.Version = memoVersion
 	text, err := json.Marshal(m)
 	if err != nil {
 		return err
@@ -176,51 +186,84 @@ func Outliving(pinDir string) ([]Pinned, error) {
 		if !e.IsDir() {
 			continue
 		}
-		p, err := readPinned(filepath.Join(pinDir, e.Name()))
-		if err != nil {
-			return all, fmt.Errorf("fault in %s: %w", filepath.Join(pinDir, e.Name()), err)
-		}
+		// One that cannot be read hides no other, and can be ended.
+		p := readPinned(filepath.Join(pinDir, e.Name()))
 		all = append(all, p)
 	}
 	return all, nil
 }
 
-func readPinned(dir string) (Pinned, error) {
+func readPinned(dir string) Pinned {
 	p := Pinned{ID: filepath.Base(dir), dir: dir}
 	if name, ok := cutHex(p.ID); ok {
 		p.ID = name
 	}
 	if _, err := os.Lstat(filepath.Join(dir, pinLink)); errors.Is(err, fs.ErrNotExist) {
-		return p, nil // not whole: no link, so nothing that is attached for good
+		return p // not whole: no link, so nothing that is attached for good
 	}
 	kept, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinMemo), &ebpf.LoadPinOptions{ReadOnly: true})
 	if err != nil {
-		return p, err
+		p.Foreign = err
+		return p
 	}
 	defer func() { _ = kept.Close() }() // only read
 	text, err := kept.LookupBytes(uint32(0))
+	if err == nil {
+		err = p.understand(text)
+	}
 	if err != nil {
-		return p, err
+		p.Foreign = err
+		return p
+	}
+	p.Counters, p.Foreign = readCounters(dir, p.Cgroup)
+	return p
+}
+
+// understand takes from a memo what it says. An error is about the memo of another version, of which it takes what all have.
+func (p *Pinned) understand(text []byte) error {
+	var all struct {
+		Version       int
+		Started, Ends int64
+		Fault         struct {
+			ID     string
+			Cgroup Cgroup
+		}
+	}
+	if err := json.Unmarshal(text, &all); err != nil {
+		return fmt.Errorf("what is kept of it: %w", err)
+	}
+	if all.Fault.ID != "" {
+		p.ID = all.Fault.ID
+	}
+	p.Cgroup = all.Fault.Cgroup
+	if all.Ends > 0 {
+		p.Started, p.Ends = wallTime(all.Started), wallTime(all.Ends)
+	}
+	if all.Version > memoVersion {
+		return fmt.Errorf("it is of a later version of faultgraft: its form is %d, this one knows %d", all.Version, memoVersion)
 	}
 	if err := json.Unmarshal(text, &p.memo); err != nil {
-		return p, err
+		return fmt.Errorf("what is kept of it: %w", err)
 	}
 	m := p.memo
-	p.ID, p.Rule, p.Cgroup = m.Fault.ID, m.Fault.Rule, m.Fault.Cgroup
-	p.Backend, p.Functions, p.Note = m.Backend, []string{m.Function}, m.Note
-	p.Started, p.Ends = wallTime(m.Started), wallTime(m.Ends)
+	p.Rule, p.Backend, p.Functions, p.Note = m.Fault.Rule, m.Backend, []string{m.Function}, m.Note
+	return nil
+}
+
+func readCounters(dir string, c Cgroup) (Counters, error) {
 	targets, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinTargets), &ebpf.LoadPinOptions{ReadOnly: true})
 	if err != nil {
-		return p, err
+		return Counters{}, err
 	}
 	defer func() { _ = targets.Close() }() // only read
-	var v targetState
-	if err := targets.Lookup(p.Cgroup.ID, &v); err == nil {
-		p.Counters = v.counters()
-	} else if !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return p, err
+	if targets.ValueSize() != targetSize {
+		return Counters{}, fmt.Errorf("it is of another version of faultgraft: %d bytes are counted in, not %d", targets.ValueSize(), targetSize)
 	}
-	return p, nil
+	var v targetState
+	if err := targets.Lookup(c.ID, &v); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return Counters{}, err
+	}
+	return v.counters(), nil
 }
 
 func cutHex(name string) (string, bool) {
@@ -288,6 +331,8 @@ func (in *Injector) adopt(p Pinned) (_ *Armed, err error) {
 	switch {
 	case in.closed:
 		return nil, errClosed
+	case p.Foreign != nil:
+		return nil, p.Foreign
 	case p.memo.Handle == 0:
 		return nil, errors.New("it was never in force: end it")
 	case in.armed[p.ID] != nil:

@@ -136,6 +136,9 @@ func (c *Client) send(req *http.Request) ([]byte, error) {
 	var said apiError
 	if resp.StatusCode != http.StatusOK && json.Unmarshal(b, &said) == nil && said.Error != "" {
 		err := errors.New(said.Error) // whole, for a person
+		if strings.HasPrefix(said.Error, "request: json: unknown field") {
+			err = fmt.Errorf("the agent at %s does not understand this command: %w: it is of another version; restart it (systemctl restart faultgraft), grafts stay", c.socket, err)
+		}
 		switch resp.StatusCode {
 		case http.StatusNotFound:
 			err = &answerError{err, []error{ErrNoKernelFault, ErrNotStopped, ErrNoPolicy}}
@@ -143,6 +146,9 @@ func (c *Client) send(req *http.Request) ([]byte, error) {
 			err = &answerError{err, []error{keeper.ErrStopped}}
 		}
 		return nil, err
+	}
+	if resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusMethodNotAllowed { // by the mux, not by a handler
+		return nil, fmt.Errorf("the agent at %s knows no %s %s: it is of an earlier version than this command; restart it (systemctl restart faultgraft), grafts stay", c.socket, req.Method, path)
 	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s: %s: %s: %s", c.socket, path, resp.Status, strings.TrimSpace(string(b)))

@@ -1,7 +1,6 @@
 package plugin
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -106,6 +105,9 @@ type endedGrafts interface {
 	Counted(graft string) error
 }
 
+// ledgerVersion is the form of the file.
+const ledgerVersion = 1
+
 // ledgerForm is the file.
 type ledgerForm struct {
 	Version    int                  `json:"version"`
@@ -161,13 +163,8 @@ func loadLedger(dir string, grafts Grafter, kernel func() []KernelFault, log *sl
 
 func parseLedger(b []byte) (ledgerForm, error) {
 	var form ledgerForm
-	if err := decodeStrictly(bytes.NewReader(b), &form); err != nil {
-		return form, err
-	}
-	if form.Version != 1 {
-		return form, fmt.Errorf("version %d: this agent knows version 1", form.Version)
-	}
-	return form, nil
+	err := decodeForm(b, ledgerVersion, &form)
+	return form, err
 }
 
 // run takes in what has ended, until ctx ends.
@@ -413,7 +410,7 @@ func (l *faultLedger) byPolicy() map[string]uint64 {
 
 // save writes the file; l.mu is held.
 func (l *faultLedger) save() error {
-	form := ledgerForm{Version: 1, Folded: l.folded, Faults: []faultRow{}, Containers: []containerRow{}}
+	form := ledgerForm{Version: ledgerVersion, Folded: l.folded, Faults: []faultRow{}, Containers: []containerRow{}}
 	for k, n := range l.over {
 		form.Faults = append(form.Faults, faultRow{k, n})
 	}

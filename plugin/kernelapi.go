@@ -36,9 +36,10 @@ type apiError struct {
 //	DELETE /v1/kernel/{id}  -> KernelFault, as it was
 func (s *server) kernelRoutes(mux *http.ServeMux) {
 	faults := s.loop.faults
-	mux.HandleFunc("GET /v1/kernel", func(w http.ResponseWriter, _ *http.Request) { s.write(w, s.loop.kernelFaults()) })
+	all := func() []KernelFault { return append(s.loop.kernelFaults(), faults.foreign()...) }
+	mux.HandleFunc("GET /v1/kernel", func(w http.ResponseWriter, _ *http.Request) { s.write(w, all()) })
 	mux.HandleFunc("GET /v1/kernel/{id}", func(w http.ResponseWriter, r *http.Request) {
-		for _, f := range s.loop.kernelFaults() {
+		for _, f := range all() {
 			if f.ID == r.PathValue("id") {
 				s.write(w, f)
 				return

@@ -72,6 +72,9 @@ func pinnedFault(p kernel.Pinned) KernelFault {
 	f.Kernel = KernelStatus{
 		Hook: hookOf(p.Rule), Errno: errnoOf(p.Rule), Backend: p.Backend, Functions: p.Functions, Cgroup: p.Cgroup, Counters: p.Counters, Outlive: true,
 	}
+	if p.Foreign != nil {
+		f.Kernel.Note = "not counted: " + p.Foreign.Error()
+	}
 	return f
 }
 

@@ -31,6 +31,21 @@ func (k *kernelFaults) endPinned(id, who string) (KernelFault, error) {
 	return KernelFault{}, NoKernelFault(id)
 }
 
+// foreign lists the faults that another version of faultgraft pinned, and that this one cannot take over.
+func (k *kernelFaults) foreign() []KernelFault {
+	pinned, err := k.outliving()
+	if err != nil {
+		k.log.Warn("kernel faults that outlived who armed them", "err", err)
+	}
+	var out []KernelFault
+	for _, p := range pinned {
+		if p.Foreign != nil && !p.Expired() {
+			out = append(out, pinnedFault(p))
+		}
+	}
+	return out
+}
+
 // Direct works on kernel faults without an agent: those that are pinned in the
 // kernel until their ttl is over.
 type Direct struct {

@@ -55,6 +55,9 @@ type appliedRule struct {
 	Over   bool `json:"over,omitempty"`
 }
 
+// memoryVersion is the form of the file.
+const memoryVersion = 1
+
 type memoryForm struct {
 	Version int         `json:"version"`
 	Tasks   []savedTask `json:"tasks"`
@@ -92,15 +95,22 @@ func loadMemory(dir string, now time.Time) (m *memory, warning, err error) {
 	return m, nil, nil
 }
 
+// decodeForm reads a file of the state directory of one form, strictly: an agent that does not know all that is in it would drop it with the next save.
+func decodeForm(b []byte, version int, into any) error {
+	v, err := keeper.CheckForm(b, version)
+	if err != nil {
+		return err
+	}
+	if v != version {
+		return fmt.Errorf("version %d: this agent knows version %d", v, version)
+	}
+	return decodeStrictly(bytes.NewReader(b), into)
+}
+
 func parseMemory(b []byte) (memoryForm, error) {
 	var form memoryForm
-	if err := decodeStrictly(bytes.NewReader(b), &form); err != nil {
-		return form, err
-	}
-	if form.Version != 1 {
-		return form, fmt.Errorf("version %d: this agent knows version 1", form.Version)
-	}
-	return form, nil
+	err := decodeForm(b, memoryVersion, &form)
+	return form, err
 }
 
 // rules returns what was applied to a task.
@@ -197,7 +207,7 @@ func (m *memory) save() error {
 		}
 		return nil
 	}
-	form := memoryForm{Version: 1, Tasks: make([]savedTask, 0, len(m.tasks))}
+	form := memoryForm{Version: memoryVersion, Tasks: make([]savedTask, 0, len(m.tasks))}
 	for k, t := range m.tasks {
 		form.Tasks = append(form.Tasks, savedTask{k, t})
 	}

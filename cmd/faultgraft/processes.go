@@ -19,7 +19,7 @@ func processLogger() *slog.Logger { return slog.New(slog.NewTextHandler(os.Stder
 // newKeeperCommand, newServerCommand and newSwapCommand are the processes that
 // stand by a target; faultgraft starts them itself.
 func newKeeperCommand(g *global) *cobra.Command {
-	o := keeper.Options{Ready: firstFD, Logger: processLogger()}
+	o := keeper.Options{Ready: firstFD, Version: version, Logger: processLogger()}
 	c := &cobra.Command{
 		Use: "keeper", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {

@@ -98,6 +98,8 @@ type Graft struct {
 	Reason string    `json:"reason,omitempty"`
 	Origin Origin    `json:"origin,omitempty"`
 	Since  time.Time `json:"since"`
+	// Version is that of the faultgraft that keeps it: the one that ran when the target's first graft was made. Keepers from before they said so have none.
+	Version string `json:"version,omitempty"`
 	// Takeovers is how often its server died and was replaced, Resent how many requests were under way then that the next one was sent again.
 	Takeovers int          `json:"takeovers,omitempty"`
 	Resent    uint64       `json:"resent,omitempty"`

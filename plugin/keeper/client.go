@@ -3,6 +3,7 @@ package keeper
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -239,7 +240,7 @@ func (c *Client) EndIdle(ctx context.Context) error {
 	_, err := c.fromEach(func(key string) (none []Graft, err error) {
 		err = c.callSoon(ctx, key, http.MethodPost, "/v1/end", nil, &none)
 		var status *statusError
-		if errors.As(err, &status) && status.code == http.StatusNotFound {
+		if errors.As(err, &status) && status.code == http.StatusNotImplemented {
 			err = nil // one of an earlier version: it ends by itself
 		}
 		return none, err
@@ -361,13 +362,27 @@ func (c *Client) request(ctx context.Context, key, method, path string, in, out 
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		var e apiError
-		if err := json.NewDecoder(resp.Body).Decode(&e); err != nil {
-			e.Error = "keeper: " + resp.Status
-		}
-		return &statusError{code: resp.StatusCode, message: e.Error}
+		return refusal(resp, method+" "+path)
 	}
 	return json.NewDecoder(resp.Body).Decode(out)
+}
+
+// refusal is what a keeper says that does not do what it is asked for. It may be of another version.
+func refusal(resp *http.Response, what string) *statusError {
+	version := "faultgraft " + cmp.Or(resp.Header.Get(versionHeader), "of an earlier version")
+	const way = "`faultgraft recover` takes its grafts off; new ones are this version's"
+	var e apiError
+	err := json.NewDecoder(resp.Body).Decode(&e)
+	switch code := resp.StatusCode; {
+	case err != nil && (code == http.StatusNotFound || code == http.StatusMethodNotAllowed): // by the mux, not by a handler
+		return &statusError{http.StatusNotImplemented, fmt.Sprintf("the target's keeper (%s) knows no %s: it runs the version that made its first graft; %s", version, what, way)}
+	case err != nil:
+		return &statusError{code, "keeper: " + resp.Status}
+	case code == http.StatusBadRequest:
+		return &statusError{code, fmt.Sprintf("the target's keeper (%s) does not understand this command: %s. It runs the version that made its first graft; %s", version, e.Error, way)}
+	default:
+		return &statusError{code, e.Error}
+	}
 }
 
 // isGone says that nobody listens there any more.

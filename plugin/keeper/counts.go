@@ -37,13 +37,18 @@ func faultCounts(rows []fusefs.FaultCount) []FaultCount {
 	return out
 }
 
+// endedVersion is the form of the file of an EndedGraft.
+const endedVersion = 1
+
 // EndedGraft is what a graft did that is over. It waits in the state directory
 // until the agent adds it to the node's counters.
 type EndedGraft struct {
-	Graft  string       `json:"graft"`
-	Target Target       `json:"target"`
-	Ended  time.Time    `json:"ended"`
-	Faults []FaultCount `json:"faults"`
+	// Version is endedVersion; 0 from before it was written down, of the same form.
+	Version int          `json:"version,omitempty"`
+	Graft   string       `json:"graft"`
+	Target  Target       `json:"target"`
+	Ended   time.Time    `json:"ended"`
+	Faults  []FaultCount `json:"faults"`
 }
 
 // maxEnded bounds how many of them wait on a node without an agent.
@@ -67,7 +72,8 @@ func (d stateDir) saveEnded(e EndedGraft) error {
 	if names, err := readNames(d.ended()); err != nil || len(names) >= maxEnded {
 		return fail(errors.Join(err, fmt.Errorf("%d files wait in %s for an agent", len(names), d.ended())))
 	}
-	e.Target.Labels = nil // the agent has no use for them
+	// The agent has no use for the labels.
+	e.Version, e.Target.Labels = endedVersion, nil
 	b, err := json.Marshal(e)
 	if err != nil {
 		return fail(err)
@@ -122,6 +128,9 @@ func (c *Client) Ended() ([]EndedGraft, error) {
 			continue // purged just now
 		}
 		var e EndedGraft
+		if err == nil {
+			_, err = CheckForm(b, endedVersion)
+		}
 		if err == nil {
 			err = json.Unmarshal(b, &e)
 		}

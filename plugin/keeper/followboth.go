@@ -68,7 +68,7 @@ func (k *keeper) takeEstate(e estate) error {
 	defer t.close()
 	for _, l := range e.Layers {
 		h := &held{
-			Graft:  Graft{ID: l.Call.Layer, Target: k.target, Path: l.Call.Info.Path, State: StateReverting, Since: time.Now(), Reason: "its keeper and its server died"},
+			Graft:  Graft{ID: l.Call.Layer, Target: k.target, Path: l.Call.Info.Path, State: StateReverting, Since: time.Now(), Version: k.o.Version, Reason: "its keeper and its server died"},
 			device: -1, mount: -1, backing: -1, bottom: -1, peer: -1, info: l.Call.Info,
 		}
 		fds, err := t.take(l.Server, append([]int{l.Device}, l.Keep...)...)

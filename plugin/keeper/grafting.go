@@ -40,7 +40,7 @@ func (k *keeper) inject(req Request, who string) (Graft, error) {
 	}
 	h := &held{
 		Graft: Graft{
-			ID: newID(), Target: k.target, Path: path.Clean(req.Path), State: StateGrafting, Origin: req.Origin, Since: time.Now(),
+			ID: newID(), Target: k.target, Path: path.Clean(req.Path), State: StateGrafting, Origin: req.Origin, Since: time.Now(), Version: k.o.Version,
 		},
 		device: -1, mount: -1, backing: -1, bottom: -1, peer: -1, request: req,
 	}

@@ -67,7 +67,7 @@ func (k *keeper) inherit(i inheritance) error {
 			return fmt.Errorf("keeper: inherit graft %s: %w", l.Graft, err)
 		}
 		h := &held{
-			Graft:  Graft{ID: l.Graft, Target: k.target, Path: l.Info.Path, State: StateReverting, Since: time.Now(), Reason: "its keeper died"},
+			Graft:  Graft{ID: l.Graft, Target: k.target, Path: l.Info.Path, State: StateReverting, Since: time.Now(), Version: k.o.Version, Reason: "its keeper died"},
 			device: -1, backing: layer.Backing, mount: layer.Mount, bottom: layer.Bottom, peer: layer.PeerGroup, info: l.Info,
 		}
 		next += l.FDs

@@ -26,8 +26,10 @@ type Options struct {
 	Inherit string
 	Follow  string
 	// Ready is a descriptor to which one line is written once the keeper listens, or what went wrong; -1 for none.
-	Ready  int
-	Logger *slog.Logger
+	Ready int
+	// Version is this build's, for whoever asks.
+	Version string
+	Logger  *slog.Logger
 }
 
 // Run is the keeper process. It ends when its last graft has been taken off, and

@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -24,6 +25,9 @@ type apiError struct {
 //	POST   /v1/stop                 stopCall -> []Graft, all that were there, taken off
 //	POST   /v1/end                  -> [], and the keeper ends if it holds nothing
 //	DELETE /v1/grafts/{id}          -> Graft, with the report of the ungraft
+//
+// Who asks may be of another version. What a request has that this keeper does not know is refused, not left
+// out: a rule without one of its filters would match more. What an answer has that the asker does not know is for others.
 func (k *keeper) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+alivePath, func(w http.ResponseWriter, _ *http.Request) {
@@ -79,8 +83,14 @@ func (k *keeper) routes() http.Handler {
 			k.endIfIdle()
 		}
 	})
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(versionHeader, cmp.Or(k.o.Version, "devel"))
+		mux.ServeHTTP(w, r)
+	})
 }
+
+// versionHeader of an answer has the version of the keeper.
+const versionHeader = "Faultgraft-Version"
 
 // nobodyWaits: this process was stopped for a while, and whoever asked has given up meanwhile and said that
 // it was not done. What takes faults away is done all the same.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/policy/faultpolicy"
 )
 
@@ -98,6 +99,13 @@ const maxDeleted = 1000
 
 func parseFile(b []byte) (fileForm, error) {
 	var form fileForm
+	version, err := keeper.CheckForm(b, fileVersion)
+	if err != nil {
+		return form, err
+	}
+	if version != fileVersion {
+		return form, fmt.Errorf("version %d: this agent knows version %d", version, fileVersion)
+	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&form); err != nil {
@@ -105,9 +113,6 @@ func parseFile(b []byte) (fileForm, error) {
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return form, errors.New("something follows the end")
-	}
-	if form.Version != fileVersion {
-		return form, fmt.Errorf("version %d: this agent knows version %d", form.Version, fileVersion)
 	}
 	seen := map[string]bool{}
 	for i := range form.Policies {

@@ -1,6 +1,8 @@
 package kernel
 
 import (
+	"os"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -29,4 +31,38 @@ func TestAgentIsKilled(t *testing.T) {
 		t.Errorf("%d mounts failed after the agent's death", now-failed)
 	}
 	a.again()
+}
+
+// K12: an agent that does nothing any more keeps no fault alive: the program itself knows when the ttl is over, with and without
+// --outlive. When the agent goes on, it clears away what is over.
+func TestTTLEndsWithoutTheAgent(t *testing.T) {
+	vm.Need(t)
+	n := startNode(t)
+	c := start(t, "stopped", mountLoop)
+	before := inKernel(t)
+	for _, outlive := range [][]string{nil, {"--outlive"}} {
+		args := append([]string{"inject", "--pid", itoa(c.pid()), "--kernel", "hook=syscall:mount error=ENOMEM ttl=20s"}, outlive...)
+		if out, err := n.faultgraft(args...); err != nil {
+			t.Fatalf("inject: %v: %s", err, out)
+		}
+		awaitFailures(t, c)
+		if err := n.cmd.Process.Signal(unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = n.cmd.Process.Signal(unix.SIGCONT) }) // should the test fail in between
+		awaitMounts(t, c)
+		failed := count(c.output(), noMemory)
+		awaitMounts(t, c)
+		if now := count(c.output(), noMemory); now != failed {
+			t.Errorf("%v: %d mounts failed after the ttl", outlive, now-failed)
+		}
+		if stat, err := os.ReadFile("/proc/" + itoa(n.cmd.Process.Pid) + "/stat"); err != nil || !strings.Contains(string(stat), ") T ") {
+			t.Errorf("the agent did not stand still all the time: %s %v", stat, err)
+		}
+		if err := n.cmd.Process.Signal(unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "ps lists nothing", func() bool { return len(n.ps()) == 0 })
+		awaitNoProgramBut(t, before)
+	}
 }
