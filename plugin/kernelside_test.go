@@ -76,6 +76,9 @@ func (k *fakeKernel) Arm(_ context.Context, f kernel.Fault) (armedFault, error) 
 }
 
 func (k *fakeKernel) Adopt(p kernel.Pinned) (armedFault, error) {
+	if p.Foreign != nil {
+		return nil, p.Foreign
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	a := &fakeArmed{k: k, fault: kernel.Fault{ID: p.ID, Rule: p.Rule, Cgroup: p.Cgroup, Outlive: true}, since: p.Started, counts: p.Counters}

@@ -36,6 +36,25 @@ func TestCorruptFileIsSetAside(t *testing.T) {
 	}
 }
 
+// A file that an earlier version wrote is read; testdata has one for each form that there was.
+func TestFileOfEarlierVersions(t *testing.T) {
+	n := newNode(t)
+	b, err := os.ReadFile("testdata/policies-1.json")
+	n.must(err)
+	n.must(os.WriteFile(filepath.Join(n.dir, FileName), b, 0o600))
+	n.open()
+	if st := n.phase("wal", Pending); st.Seed != 9668690644094181298 || len(n.types()) != 0 {
+		t.Errorf("%+v, events %v", st, n.types())
+	}
+}
+
+// A file of a later version is not taken for a torn one.
+func TestFileOfALaterVersion(t *testing.T) {
+	if _, err := parseFile([]byte(`{"version":2,"what":"came later"}`)); err == nil || !strings.Contains(err.Error(), "later version of faultgraft") {
+		t.Error(err)
+	}
+}
+
 func TestUnwritableFileIsAnError(t *testing.T) {
 	n := newNode(t)
 	n.must(os.Mkdir(filepath.Join(n.dir, FileName), 0o700))

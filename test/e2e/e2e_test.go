@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -17,9 +18,10 @@ import (
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/test/lab"
+	"github.com/faultgraft/faultgraft/test/programs"
 )
 
-func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(programs.With(func() int { return lab.Main(m) })) }
 
 // scene is the lab as one test uses it; what the test leaves fails it.
 type scene struct {
@@ -407,23 +409,7 @@ func (s *scene) pause() int { return s.find("/pause", "") }
 // killed agent changes nothing; a stopped and purged one leaves nothing.
 func TestAgentComesAndGoes(t *testing.T) {
 	s := newScene(t)
-	launched := s.agent()
-	if launched == 0 {
-		t.Fatal("containerd has launched no agent")
-	}
-	stop(t, launched, syscall.SIGTERM)
-	t.Cleanup(func() { // before the scene looks for what is left
-		if err := s.lab.Restart(s.ctx); err != nil { // containerd launches its agent again
-			t.Error(err)
-		}
-		var err error
-		if s.before, err = s.lab.Snapshot(); err != nil { // a new containerd with a new agent, and nothing else
-			t.Error(err)
-		}
-		if n := len(s.grafts()); n > 0 {
-			t.Errorf("%d grafts are left", n)
-		}
-	})
+	s.alone()
 	id, _ := s.run("e2e-before", "wal.faultgraft.io="+readFault)
 	if out, ok := s.cat("e2e-before"); !ok {
 		t.Fatalf("without an agent: %s", out)
@@ -492,6 +478,12 @@ func (s *scene) startAgent() int {
 	if err != nil {
 		s.Fatal(err)
 	}
+	return s.follow(cmd)
+}
+
+// follow starts an agent; its log is shown if the test fails, and it ends with the test.
+func (s *scene) follow(cmd *exec.Cmd) int {
+	s.Helper()
 	log, err := os.OpenFile(filepath.Join(s.TempDir(), "agent.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		s.Fatal(err)

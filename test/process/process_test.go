@@ -5,6 +5,7 @@ package process
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -62,6 +63,8 @@ type rig struct {
 	state string
 	data  string
 	env   []string // for faultgraft
+	// binary is the faultgraft to run; empty: binaries.faultgraft.
+	binary string
 	// prefix is the command that faultgraft is started by, if any.
 	prefix []string
 	// swapper is the one that stopAt waited for.
@@ -126,7 +129,7 @@ func leftovers(t testing.TB) []string {
 
 // command is a faultgraft command on the rig's state.
 func (r *rig) command(args ...string) *exec.Cmd {
-	args = append(append(slices.Clone(r.prefix), binaries.faultgraft), args...)
+	args = append(append(slices.Clone(r.prefix), cmp.Or(r.binary, binaries.faultgraft)), args...)
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(append(os.Environ(), "FAULTGRAFT_STATE="+r.state, failpoint.Reached+"="+r.reached), r.env...)
 	return cmd

@@ -34,6 +34,17 @@ func Main(m *testing.M, before func() error) int {
 	if os.Getenv(inside) == "" {
 		return inNamespace()
 	}
+	return With(func() int {
+		if err := before(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return m.Run()
+	})
+}
+
+// With runs tests that want programs, and no namespace of their own. It returns their exit status.
+func With(run func() int) int {
 	if place = os.Getenv(prebuilt); place == "" {
 		dir, err := os.MkdirTemp("", "faultgraft-programs-")
 		if err == nil {
@@ -46,11 +57,7 @@ func Main(m *testing.M, before func() error) int {
 		place = dir
 		defer func() { _ = os.RemoveAll(dir) }()
 	}
-	if err := before(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
+	return run()
 }
 
 func inNamespace() int {
