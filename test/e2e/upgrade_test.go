@@ -160,12 +160,13 @@ func (s *scene) until(what string, is func() bool) {
 // inject go on, with the version that made them; the new agent has them all, changes and ends them. A program that works
 // on one of them all the time sees no error but its rule's, and no call of it is lost or done twice.
 func TestUpgradeUnderLoad(t *testing.T) {
-	s := newScene(t)
-	s.alone()
 	older := os.Getenv(olderVersion)
 	if older == "" {
 		older = programs.MustVersion(t, programs.Version{Name: "v0.1.0-before"})
 	}
+	newer, recorder := programs.MustVersion(t, programs.Version{Name: "v0.2.0-after"}), programs.MustGo(t, "test/soak/recorder")
+	s := newScene(t)
+	s.alone()
 	program := s.installable()
 	program.put(older)
 	agent := program.agent()
@@ -180,7 +181,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	}
 	s.Cleanup(func() { _, _ = s.lab.Nerdctl(s.ctx, "rm", "-f", "e2e-upgrade") })
 	id := s.nerdctl("run", "-d", "--name", "e2e-upgrade", "--net", "none", "--label", "wal.faultgraft.io=io error=EIO op=write path=/data/faulty/** p=20% ttl=30m",
-		"-v", volume+":/data", "-v", status+":/status", "-v", programs.MustGo(t, "test/soak/recorder")+":/recorder", lab.Image, "/recorder", "/data", "/status/now", "EIO")
+		"-v", volume+":/data", "-v", status+":/status", "-v", recorder+":/recorder", lab.Image, "/recorder", "/data", "/status/now", "EIO")
 	seen := func() (r recorded) {
 		t.Helper()
 		b, err := os.ReadFile(filepath.Join(status, "now"))
@@ -218,7 +219,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		t.Fatalf("grafts before the upgrade: %v", before)
 	}
 
-	program.put(programs.MustVersion(t, programs.Version{Name: "v0.2.0-after"}))
+	program.put(newer)
 	agent = program.restart(agent)
 	if h := program.health(); h.Version != "v0.2.0-after" || h.PID != agent {
 		t.Errorf("the agent is %+v", h)

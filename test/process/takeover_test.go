@@ -198,7 +198,8 @@ func serversAreReplacedUnderLoad(t *testing.T, env []string) {
 	end := sync.OnceFunc(func() { close(stop); all.Wait() })
 	defer end()
 	for i, work := range []func(dir string, stop <-chan struct{}) error{appends, moves, tempfiles, locks, maps, maps, appends, tempfiles} {
-		dir := filepath.Join(r.data, fmt.Sprint(i))
+		// In the target's mount namespace, or they would never meet the layer.
+		dir := filepath.Join("/proc", fmt.Sprint(h.pid()), "root", r.data, fmt.Sprint(i))
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -213,7 +214,9 @@ func serversAreReplacedUnderLoad(t *testing.T, env []string) {
 		r.replaced(syscall.SIGKILL, n)
 	}
 	end()
-	r.recover(g)
+	if off := r.recover(g); len(off.Rules) != 1 || off.Rules[0].Matched == 0 {
+		t.Errorf("no load was on the layer: %+v", off.Rules)
+	}
 	r.t.Logf("%d kills", kills)
 }
 
