@@ -273,7 +273,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 // recorded is what test/soak/recorder has seen.
 type recorded struct {
 	Operations, Faulty int64
-	Faults             map[string]int64
+	Faults             map[string]uint64
 	Wrong              []string
 }
 

@@ -179,13 +179,6 @@ func (w *walker) mountinfo(t *testing.T) string {
 	return string(b)
 }
 
-// recorded is what the recorder has seen.
-type recorded struct {
-	Operations int64
-	Faults     map[string]uint64
-	Wrong      []string
-}
-
 func (w *walker) recorded(t *testing.T) (now recorded) {
 	t.Helper()
 	b, err := os.ReadFile(w.status)
