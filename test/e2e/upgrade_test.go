@@ -246,7 +246,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	}
 
 	// The new agent changes what the old keeper has.
-	if _, err := s.lab.Ctr(s.ctx, "containers", "label", id, "slow.faultgraft.io=io latency=1ms op=read+write path=/data/clean/** ttl=30m"); err != nil {
+	if _, err := s.lab.Ctr(s.ctx, "containers", "label", id, "slow.faultgraft.io=io latency=1ms op=read+write path=/data/faulty/** ttl=30m"); err != nil {
 		t.Fatal(err)
 	}
 	s.until("the new label is followed", func() bool {
