@@ -20,6 +20,7 @@ test_programs() {
     [ ! -d "$p/testdata" ] || cp -r "$p/testdata" "$root/src/$p/"
   done
   CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$root/src/bin/faultgraft" ./cmd/faultgraft
+  case " $* " in *'test/process '*) CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$root/src/bin/holder" ./test/holder ;; esac
 }
 
 # lab_programs DIR: containerd, its shim, nerdctl, runc and the busybox image, as contrib/lab builds them

@@ -25,6 +25,8 @@ type DetachOptions struct {
 	Left []tracer.Object
 	// Adopted are the originals; only needed when the server is dead.
 	Adopted []AdoptedDescription
+	// Objects are what the dead server had open of what lies under the layer (O_PATH), as far as it may have no path any more.
+	Objects []int
 	// HandleIoctl is the ioctl(2) request by which the layer tells the handle of an open file.
 	HandleIoctl uint
 	// Deadline bounds how long the target may be stopped; 0 means DefaultDeadline. There is no other limit: a layer has to come off.
@@ -84,7 +86,8 @@ func (d *detachment) run(ctx context.Context) error {
 		swap.Together = true // once the connection is aborted, nobody must run who has files of it
 		swap.Seized = func() error { return abortConnection(d.Layer.Info.Dev) }
 		swap.MapsByPath = true
-		swap.RestartErrnos = []syscall.Errno{unix.ECONNABORTED, unix.ENOTCONN}
+		// EIO: what a read gets whose page could not be read because of the abort (filemap_read in mm/filemap.c). There are no rules any more that could fail it.
+		swap.RestartErrnos = []syscall.Errno{unix.ECONNABORTED, unix.ENOTCONN, unix.EIO}
 	}
 	if err := d.enter(); err != nil {
 		return err
@@ -347,66 +350,6 @@ func (d *detachment) takeOff() error {
 	}
 	d.off = err == nil
 	return err
-}
-
-// rescue finds the original of a file whose server is dead: an adopted one of the
-// same inode and mode, or the file that its path names below the layer.
-func (d *detachment) rescue(o *tracer.Description) (int, error) {
-	if d.visits(o.Kind, o.MountID) {
-		return d.visited(o)
-	}
-	rel, below := relativeTo(d.Layer.Info.Prefix, o.Path)
-	if o.Kind == tracer.Descriptor && o.Flags&unix.O_PATH == 0 {
-		if fd, ok := d.adoptedLike(o); ok {
-			return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-		}
-	}
-	if !below || o.Deleted {
-		return -1, errors.New("its server is dead and it has no path any more")
-	}
-	flags := o.Flags &^ (unix.O_CREAT | unix.O_EXCL | unix.O_TRUNC)
-	if o.Kind == tracer.Cwd || o.Kind == tracer.Root {
-		flags = unix.O_PATH | unix.O_DIRECTORY
-	}
-	var fd int
-	var err error
-	if rel == "" {
-		if flags&unix.O_PATH != 0 {
-			return unix.FcntlInt(uintptr(d.Layer.Backing), unix.F_DUPFD_CLOEXEC, 3)
-		}
-		fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", d.Layer.Backing), flags|unix.O_CLOEXEC, 0)
-	} else {
-		// Mounts below are under the layer too.
-		fd, err = openBelow(d.Layer.Backing, rel, flags, o.Mode, false)
-	}
-	if err != nil {
-		return -1, fmt.Errorf("its server is dead; open the file under it by its path: %w", err)
-	}
-	var s unix.Stat_t
-	if err := unix.Fstat(fd, &s); err != nil || s.Ino != o.Ino || s.Mode&unix.S_IFMT != o.Mode&unix.S_IFMT {
-		_ = unix.Close(fd)
-		return -1, errors.New("its server is dead and its path names another file")
-	}
-	return fd, nil
-}
-
-func (d *detachment) adoptedLike(o *tracer.Description) (int, bool) {
-	const mode = unix.O_ACCMODE | unix.O_APPEND | unix.O_DIRECTORY
-	if d.used == nil {
-		d.used = map[uint64]bool{}
-	}
-	for _, a := range d.Adopted {
-		var s unix.Stat_t
-		flags, err := unix.FcntlInt(uintptr(a.File), unix.F_GETFL, 0)
-		if err != nil || unix.Fstat(a.File, &s) != nil {
-			continue
-		}
-		if !d.used[a.Handle] && s.Ino == o.Ino && flags&mode == o.Flags&mode {
-			d.used[a.Handle] = true
-			return a.File, true
-		}
-	}
-	return -1, false
 }
 
 func (d *detachment) release() {

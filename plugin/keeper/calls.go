@@ -43,6 +43,7 @@ const (
 	callLayer     = "layer"     // graft.LayerInfo, fds: device, mount, backing[, the other mount of one over "/"][, peer group]
 	callAdopted   = "adopted"   // []uint64 (handles), fds: the descriptions, in that order
 	callOriginals = "originals" // int (offset) -> []uint64 (handles), fds
+	callObjects   = "objects"   // int (offset) -> fds: what a dead server had open of objects below (O_PATH)
 	callResult    = "result"    // result
 )
 

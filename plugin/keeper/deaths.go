@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// A server that dies is replaced, but not for ever. One that crashes by itself does so for
+// A server that dies is replaced, but not for ever: after too many deaths the last one takes the layers off. One that crashes by itself does so for
 // what it does, a request that is sent again to each that follows, say. One that
 // is killed has done nothing: whoever kills it may do so every second.
 const (
@@ -66,16 +66,36 @@ func crashed(why error) bool {
 	return true
 }
 
-// countDeath counts that of a server of this keeper.
-func (k *keeper) countDeath(s *serverClient) error {
+// bury counts the death of a server. When there were too many, one more is to follow, of which last says why: it
+// has no rules, and its layers come off while it serves. If that one dies as well, nobody is to follow.
+func (k *keeper) bury(s *serverClient) (last, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var served time.Duration
 	if !s.since.IsZero() {
 		served = time.Since(s.since)
 	}
-	return k.deaths.count(time.Now(), served, s.why)
+	if served >= deathSpan {
+		k.last = nil
+	}
+	many := k.deaths.count(time.Now(), served, s.why)
+	if many == nil {
+		return k.last, nil
+	}
+	if k.last != nil {
+		return k.last, many
+	}
+	k.last = many
+	for _, h := range k.grafts {
+		if h.State == StateActive {
+			h.State, h.Reason = StateReverting, reasonDying
+		}
+	}
+	return k.last, nil
 }
+
+// reasonDying is that of grafts that come off because of it.
+const reasonDying = "servers die again and again"
 
 // outOfMemory is how many processes the kernel has killed for lack of memory, of the machine or of a cgroup (oom_kill of /proc/vmstat).
 func outOfMemory() uint64 {

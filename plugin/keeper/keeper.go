@@ -83,6 +83,7 @@ type keeper struct {
 	swapper *os.Process
 	estate  *estateFile // what the server leaves if it dies; nil: nobody could follow it
 	deaths  deaths
+	last    error // why the server that follows, or serves, has no rules and is there to have the layers taken off
 	// generation is that of the claim that servers of this keeper have (see package holder).
 	generation byte
 	ending     bool

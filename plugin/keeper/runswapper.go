@@ -188,6 +188,13 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 			return nil, nil, err
 		}
 		return d.originals(from)
+	case callObjects:
+		var from int
+		if err := r.Decode(&from); err != nil {
+			return nil, nil, err
+		}
+		fds, err := d.k.objectsLeft(d.h.ID, from)
+		return nil, fds, err
 	case callResult:
 		var res result
 		if err := r.Decode(&res); err != nil {

@@ -132,8 +132,11 @@ func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 		return nil, err
 	}
 	var adopted []graft.AdoptedDescription
+	var objects []int
 	if j.Dead {
 		server = nil
+		objects = k.objects()
+		defer func() { wire.CloseAll(objects) }()
 		if adopted, err = k.originals(); err != nil {
 			return nil, err
 		}
@@ -144,7 +147,7 @@ func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 		}()
 	}
 	return graft.Detach(context.Background(), graft.DetachOptions{
-		ID: j.Graft, Target: j.Target, Layer: l, Server: server, Adopted: adopted, Left: j.Left, HandleIoctl: fusefs.IoctlHandle,
+		ID: j.Graft, Target: j.Target, Layer: l, Server: server, Adopted: adopted, Objects: objects, Left: j.Left, HandleIoctl: fusefs.IoctlHandle,
 		Deadline: j.Deadline, Step: j.step(k),
 	})
 }
@@ -205,5 +208,17 @@ func (k keeperLink) originals() ([]graft.AdoptedDescription, error) {
 		for i, h := range handles {
 			all = append(all, graft.AdoptedDescription{Handle: h, File: fds[i]})
 		}
+	}
+}
+
+// objects are what the dead server had open of objects below, as far as its holder still has it: without, what has lost its name stays
+// on the layer, and is reported.
+func (k keeperLink) objects() (all []int) {
+	for {
+		fds, err := k.call(callObjects, len(all), nil)
+		if err != nil || len(fds) == 0 {
+			return all
+		}
+		all = append(all, fds...)
 	}
 }

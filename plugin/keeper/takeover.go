@@ -104,7 +104,7 @@ func (k *keeper) serverDied(s *serverClient) {
 			k.o.Logger.Error("kill the swapper", "err", err)
 		}
 	}
-	lost, err := k.replace(s)
+	lost, last, err := k.replace(s)
 	close(s.handled)
 	if errors.Is(err, holder.ErrTaken) {
 		k.o.Logger.Warn("another process serves the layers of the dead server on")
@@ -125,6 +125,9 @@ func (k *keeper) serverDied(s *serverClient) {
 	for _, h := range lost {
 		k.answerCloses(h)
 		k.takeOff(h.ID, "its server died, and the layer could not be served on")
+	}
+	if last {
+		k.recoverAll(reasonDying)
 	}
 }
 
@@ -162,43 +165,50 @@ func (k *keeper) answerCloses(h *held) {
 	}
 }
 
-// replace starts servers until one has followed the dead one. lost are grafts whose layers it does not have.
+// replace starts servers until one has followed the dead one. lost are grafts whose layers it does not have. last: it is there to have
+// all layers taken off, and has no rules.
 // One that is killed on its way has died like any other. One that cannot start, or does not answer, may be
 // able to when the machine has more time or memory. One that says what it lacks is asked a few times.
-func (k *keeper) replace(dead *serverClient) (lost []*held, err error) {
+func (k *keeper) replace(dead *serverClient) (lost []*held, last bool, err error) {
 	began := time.Now()
 	e, there, err := k.left()
 	if err == nil && !there {
 		err = errors.New("it had no holder")
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if os.Getenv("FAULTGRAFT_TEST_NO_TAKEOVER") != "" {
-		return nil, errors.New("a test forbids it")
+		return nil, false, errors.New("a test forbids it")
 	}
-	if err := k.countDeath(dead); err != nil {
-		return nil, err
+	why, err := k.bury(dead)
+	if err != nil {
+		return nil, false, err
 	}
 	refusals, pause := 0, 100*time.Millisecond
 	for {
 		s, lost, err := k.successor()
 		if err == nil {
-			k.took(s, e, fmt.Sprintf("the server has died (%s) and was replaced, %v; layers that go on: %d", dead.obituary(), time.Since(began).Round(time.Millisecond), len(e.Layers)-len(lost)))
-			return lost, nil
+			text := fmt.Sprintf("the server has died (%s) and was replaced, %v; layers that go on: %d", dead.obituary(), time.Since(began).Round(time.Millisecond), len(e.Layers)-len(lost))
+			if why != nil {
+				text += fmt.Sprintf(", without rules, until they are taken off: %v", why)
+			}
+			k.took(s, e, text)
+			return lost, why != nil, nil
 		}
 		k.o.Logger.Error("a server to follow the dead one", "err", err)
 		if errors.Is(err, holder.ErrTaken) {
 			k.discard(s)
-			return nil, err
+			return nil, false, err
 		}
 		if s != nil {
 			died := !s.alive()
 			k.discard(s)
 			k.returnClaim()
 			if died {
-				if many := k.countDeath(s); many != nil {
-					return nil, errors.Join(many, err)
+				var many error
+				if why, many = k.bury(s); many != nil {
+					return nil, false, errors.Join(many, err)
 				}
 				continue
 			}
@@ -208,7 +218,7 @@ func (k *keeper) replace(dead *serverClient) (lost []*held, err error) {
 			refusals++
 		}
 		if refusals == maxRefusals || time.Since(began) > takeoverPatience {
-			return nil, err
+			return nil, false, err
 		}
 		time.Sleep(pause)
 		pause = min(2*pause, 2*time.Second)
