@@ -190,6 +190,7 @@ func (r *remote) message() (left int, err error) {
 			if err := r.unstick(); err != nil {
 				return 0, err
 			}
+			r.e.keepWaiting(r)
 			continue
 		}
 		if err != nil {

@@ -175,6 +175,7 @@ func (x *transaction) each(step string, f func(*job) error) error {
 		if j.gone {
 			continue
 		}
+		x.e.keepWaiting(nil)
 		if err := f(j); errors.Is(err, errTargetGone) {
 			j.gone = true
 		} else if err != nil {

@@ -27,9 +27,10 @@ type remote struct {
 	data    int    // our end of the socket over which files are sent
 	theirs  [2]int // the thread's ends
 	calls   int
-	unread  int     // replies that nobody has waited for
-	placed  bool    // the thread's registers point into our code
-	lender  *remote // has the page mapped that the code is in, nil: it is in slack
+	unread  int       // replies that nobody has waited for
+	told    time.Time // when it was given the last batch
+	placed  bool      // the thread's registers point into our code
+	lender  *remote   // has the page mapped that the code is in, nil: it is in slack
 }
 
 // batchTimeout bounds how long a thread may take for one batch. A close or a

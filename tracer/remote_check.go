@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,7 +36,25 @@ func (r *remote) ours(fd int) error {
 
 // tell sends a message to the code. It never waits: the code is not there yet, or waits for it.
 func (r *remote) tell(msg []byte) error {
+	r.told = time.Now()
 	return unix.Sendto(r.control, msg, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
+}
+
+// idleLimit is how long code is left without a word: after 3 s of silence it gives its thread back.
+const idleLimit = time.Second
+
+// keepWaiting gives an empty batch to all code that has waited for long, but for that of busy, because others have their turn:
+// where many threads have directories or descriptor tables of their own, that can take seconds.
+func (e *engine) keepWaiting(busy *remote) {
+	for _, r := range e.remotes {
+		if r == busy || r.control < 0 || r.told.IsZero() || time.Since(r.told) < idleLimit {
+			continue
+		}
+		var empty [16]byte
+		if r.tell(empty[:]) == nil { // what is wrong with it shows when its turn comes
+			r.unread++
+		}
+	}
 }
 
 // meddled is the error for what our code never does. Other processes run, and may write to the
