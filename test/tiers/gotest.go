@@ -69,7 +69,7 @@ func goTestAgain(ctx context.Context, t tier, f failure, w io.Writer) (results, 
 }
 
 func goTestOnly(ctx context.Context, t tier, packages []string, only string, w io.Writer) (results, error) {
-	args := append([]string{"test", "-json", "-count=1", "-timeout=15m", "-run=" + only}, t.flags...)
+	args := append([]string{"test", "-json", "-count=1", "-timeout=30m", "-run=" + only}, t.flags...)
 	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...)
 	// an interrupt goes to go test, which ends the test programs, so that they can clean up
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
