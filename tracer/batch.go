@@ -154,13 +154,21 @@ const frozenTries = 20
 
 // reply waits for what a batch left undone: not negative.
 func (r *remote) reply() (left int, err error) {
+	if err := r.drain(); err != nil {
+		return 0, err
+	}
+	return r.message()
+}
+
+// drain waits for the replies that nobody has waited for: what the code was told to do is done then.
+func (r *remote) drain() error {
 	for r.unread > 0 {
 		if _, err := r.message(); err != nil {
-			return 0, err
+			return err
 		}
 		r.unread--
 	}
-	return r.message()
+	return nil
 }
 
 func (r *remote) message() (left int, err error) {

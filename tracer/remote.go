@@ -112,6 +112,11 @@ func (e *engine) inject(p *process, t *thread, in injection) (*remote, error) {
 // place writes the code to its place, and returns the lowest descriptor numbers that are free.
 func (r *remote) place(in injection) (free []int, err error) {
 	p, t := r.p, r.t
+	for _, o := range r.e.remotes { // code that is in already closes its copies of our ends, which may be in the same table
+		if o != r {
+			_ = o.drain() // what is wrong with it shows when its turn comes
+		}
+	}
 	if free, err = in.free(); err != nil {
 		return nil, err
 	}
