@@ -163,7 +163,7 @@ func loadLedger(dir string, grafts Grafter, kernel func() []KernelFault, log *sl
 
 func parseLedger(b []byte) (ledgerForm, error) {
 	var form ledgerForm
-	err := decodeForm(b, ledgerVersion, &form)
+	err := keeper.DecodeForm(b, ledgerVersion, &form)
 	return form, err
 }
 

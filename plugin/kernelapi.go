@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"time"
@@ -49,7 +48,7 @@ func (s *server) kernelRoutes(mux *http.ServeMux) {
 	})
 	mux.HandleFunc("POST /v1/kernel", func(w http.ResponseWriter, r *http.Request) {
 		var req KernelRequest
-		if err := decodeStrictly(http.MaxBytesReader(w, r.Body, maxRequest), &req); err != nil {
+		if err := keeper.DecodeStrictly(http.MaxBytesReader(w, r.Body, maxRequest), &req); err != nil {
 			s.fail(w, http.StatusBadRequest, fmt.Errorf("request: %w", err))
 			return
 		}
@@ -89,7 +88,7 @@ type request interface{ check() error }
 
 // read takes a request from a body; false: it was refused, and answered.
 func (s *server) read(w http.ResponseWriter, r *http.Request, into request) bool {
-	err := decodeStrictly(http.MaxBytesReader(w, r.Body, maxRequest), into)
+	err := keeper.DecodeStrictly(http.MaxBytesReader(w, r.Body, maxRequest), into)
 	if err == nil {
 		err = into.check()
 	}
@@ -97,19 +96,6 @@ func (s *server) read(w http.ResponseWriter, r *http.Request, into request) bool
 		s.fail(w, http.StatusBadRequest, fmt.Errorf("request: %w", err))
 	}
 	return err == nil
-}
-
-// decodeStrictly reads one JSON value and nothing else.
-func decodeStrictly(r io.Reader, into any) error {
-	d := json.NewDecoder(r)
-	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
-		return err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("something follows the end")
-	}
-	return nil
 }
 
 func (s *server) refuse(w http.ResponseWriter, err error) {

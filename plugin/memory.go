@@ -1,7 +1,6 @@
 package plugin
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -95,21 +94,9 @@ func loadMemory(dir string, now time.Time) (m *memory, warning, err error) {
 	return m, nil, nil
 }
 
-// decodeForm reads a file of the state directory of one form, strictly: an agent that does not know all that is in it would drop it with the next save.
-func decodeForm(b []byte, version int, into any) error {
-	v, err := keeper.CheckForm(b, version)
-	if err != nil {
-		return err
-	}
-	if v != version {
-		return fmt.Errorf("version %d: this agent knows version %d", v, version)
-	}
-	return decodeStrictly(bytes.NewReader(b), into)
-}
-
 func parseMemory(b []byte) (memoryForm, error) {
 	var form memoryForm
-	err := decodeForm(b, memoryVersion, &form)
+	err := keeper.DecodeForm(b, memoryVersion, &form)
 	return form, err
 }
 

@@ -92,7 +92,7 @@ func TestAgentOfAnotherVersion(t *testing.T) {
 			Namespace string `json:"namespace"`
 			ID        string `json:"id"`
 		}
-		if err := decodeStrictly(r.Body, &earlier); err != nil {
+		if err := keeper.DecodeStrictly(r.Body, &earlier); err != nil {
 			w.WriteHeader(http.StatusBadRequest)
 			_ = json.NewEncoder(w).Encode(apiError{Error: "request: " + err.Error()})
 		}

@@ -129,7 +129,7 @@ func (c *Client) Ended() ([]EndedGraft, error) {
 		}
 		var e EndedGraft
 		if err == nil {
-			_, err = CheckForm(b, endedVersion)
+			_, err = checkForm(b, endedVersion)
 		}
 		if err == nil {
 			err = json.Unmarshal(b, &e)

@@ -82,7 +82,7 @@ func TestCheckForm(t *testing.T) {
 		`{}`: {0, ""}, `{"version":1}`: {1, ""}, `{"version":2,"x":[]}`: {2, ""}, `{"version":3,"x":[]}`: {3, "its form is 3, of a later version of faultgraft; this one knows 2"},
 		`{"version":"1"}`: {0, "cannot unmarshal"}, `[]`: {0, "cannot unmarshal"}, ``: {0, "unexpected end"},
 	} {
-		v, err := CheckForm([]byte(text), 2)
+		v, err := checkForm([]byte(text), 2)
 		if v != want.version || (err == nil) != (want.err == "") || err != nil && !strings.Contains(err.Error(), want.err) {
 			t.Errorf("%s: %d, %v", text, v, err)
 		}

@@ -1,11 +1,7 @@
 package policies
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"time"
 
@@ -99,20 +95,8 @@ const maxDeleted = 1000
 
 func parseFile(b []byte) (fileForm, error) {
 	var form fileForm
-	version, err := keeper.CheckForm(b, fileVersion)
-	if err != nil {
+	if err := keeper.DecodeForm(b, fileVersion, &form); err != nil {
 		return form, err
-	}
-	if version != fileVersion {
-		return form, fmt.Errorf("version %d: this agent knows version %d", version, fileVersion)
-	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&form); err != nil {
-		return form, err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return form, errors.New("something follows the end")
 	}
 	seen := map[string]bool{}
 	for i := range form.Policies {
