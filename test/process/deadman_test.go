@@ -96,10 +96,6 @@ func TestLastTTLEndsWithoutTheKeeper(t *testing.T) {
 		t.Error("somebody else has taken the layer off")
 	}
 	thaw()
-	for end := time.Now().Add(time.Minute); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("still grafted: %+v%s", r.list(), r.logs())
-		}
-	}
+	r.awaitOff(time.Minute, "still grafted")
 	same(t, before, h.snapshot())
 }

@@ -121,11 +121,7 @@ func signalled(t *testing.T, role string, sig syscall.Signal) {
 	h.is("ok", "fsync f") // it waits, at most, and sees no error
 	h.is("ok 456789", "read f 100")
 	h.ok("lseek f 4")
-	for end := time.Now().Add(20 * time.Second); strings.Contains(h.mountinfo(), "fuse.faultgraft"); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("still mounted%s", r.logs())
-		}
-	}
+	r.awaitUnmounted(h, 20*time.Second)
 	h.ok("stat /") // the mount goes within the stop; an answer means that it is over
 	same(t, before, h.snapshot())
 }

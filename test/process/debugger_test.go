@@ -112,11 +112,7 @@ func TestTargetWithADebugger(t *testing.T) {
 	h.is("ok 0123456789", "pread f 0 100")
 	h.is("ok", "mkdir %s/new", r.data) // its rules have ended
 	d.end()
-	for end := time.Now().Add(60 * time.Second); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("the layer does not come off when the debugger has gone%s", r.logs())
-		}
-	}
+	r.awaitOff(60*time.Second, "the layer does not come off when the debugger has gone")
 	same(t, before, h.snapshot())
 }
 
@@ -152,10 +148,6 @@ func TestTargetIsStoppedByADebugger(t *testing.T) {
 	if got := <-answer; got != "ok" {
 		t.Errorf("fsync, after the rules ended: %q", got)
 	}
-	for end := time.Now().Add(60 * time.Second); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("the layer does not come off when the debugger has gone%s", r.logs())
-		}
-	}
+	r.awaitOff(60*time.Second, "the layer does not come off when the debugger has gone")
 	same(t, before, h.snapshot())
 }

@@ -216,11 +216,7 @@ func TestLayerEndsWithItsRules(t *testing.T) {
 	before := h.snapshot()
 	r.inject(h, r.data, "io error=EIO op=fsync ttl=1s")
 	h.is("EIO", "fsync f")
-	for end := time.Now().Add(20 * time.Second); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("still grafted%s", r.logs())
-		}
-	}
+	r.awaitOff(20*time.Second, "still grafted")
 	h.is("ok", "fsync f")
 	same(t, before, h.snapshot())
 }
@@ -233,11 +229,7 @@ func TestTargetEnds(t *testing.T) {
 	h.ok("open f %s rdwr", p)
 	r.inject(h, r.data, "io error=EIO op=fsync ttl=1m")
 	h.stop()
-	for end := time.Now().Add(20 * time.Second); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("still grafted%s", r.logs())
-		}
-	}
+	r.awaitOff(20*time.Second, "still grafted")
 }
 
 // Without a mount namespace of its own: the tree gets the faults, nobody else.

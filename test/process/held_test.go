@@ -119,11 +119,7 @@ func TestHeldOnTheLayer(t *testing.T) {
 				t.Errorf("what is left on the layer does not work: the target says %q", got)
 			}
 			q.do("quit")
-			for end := time.Now().Add(20 * time.Second); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) { // served on until now
-				if time.Now().After(end) {
-					t.Fatalf("the layer lingers without a user%s", r.logs())
-				}
-			}
+			r.awaitOff(20*time.Second, "the layer lingers without a user") // served on until now
 		})
 	}
 }

@@ -227,11 +227,7 @@ func (r *rig) keptOpen(kinds []openKind, locked func(h *holder) func(), kill fun
 		endWatch = locked(h)
 	}
 	kill()
-	for end := time.Now().Add(time.Minute); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("still grafted: %+v%s", r.list(), r.logs())
-		}
-	}
+	r.awaitOff(time.Minute, "still grafted")
 	endWatch()
 	places := []string{r.data}
 	for _, dir := range dirs {

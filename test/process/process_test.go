@@ -216,6 +216,26 @@ func (r *rig) events() []keeper.Event {
 	return all
 }
 
+// awaitOff waits until nothing is grafted any more. complaint is for a failed test.
+func (r *rig) awaitOff(patience time.Duration, complaint string) {
+	r.t.Helper()
+	for end := time.Now().Add(patience); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			r.t.Fatalf("%s: %+v%s", complaint, r.list(), r.logs())
+		}
+	}
+}
+
+// awaitUnmounted waits until the target has no layer any more.
+func (r *rig) awaitUnmounted(h *holder, patience time.Duration) {
+	r.t.Helper()
+	for end := time.Now().Add(patience); strings.Contains(h.mountinfo(), "fuse.faultgraft"); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			r.t.Fatalf("still mounted%s", r.logs())
+		}
+	}
+}
+
 // logs is what the keepers have to say, for a failed test.
 func (r *rig) logs() string {
 	var s strings.Builder

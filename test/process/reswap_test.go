@@ -290,11 +290,7 @@ func TestKillServerAfterAMove(t *testing.T) {
 		t.Errorf("moved %+v", u.Report.Swapped)
 	}
 	r.signal("server", syscall.SIGKILL)
-	for end := time.Now().Add(20 * time.Second); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("still grafted%s", r.logs())
-		}
-	}
+	r.awaitOff(20*time.Second, "still grafted")
 	h.is("ok unlinked but open", "pread gone 0 100")
 	h.is("ok 0123", "peek M 0 4")
 	h.ok("close gone")

@@ -145,10 +145,6 @@ func TestChangedRulesMoveTheEnd(t *testing.T) {
 	h.is("EIO", "fdatasync f") // the layer did not go with it
 	r.update(g, "io error=EIO op=mkdir ttl=1s")
 	h.is("ok", "fdatasync f")
-	for end := time.Now().Add(20 * time.Second); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("still grafted%s", r.logs())
-		}
-	}
+	r.awaitOff(20*time.Second, "still grafted")
 	same(t, before, h.snapshot())
 }

@@ -140,11 +140,7 @@ func TestKeeperIsStopped(t *testing.T) {
 	mute.is("EIO", "fsync f")
 
 	resume() // it finds the stop, which takes everything off, and nothing else that is to be done
-	for end := time.Now().Add(30 * time.Second); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("the stop is not carried out when the keeper goes on%s", r.logs())
-		}
-	}
+	r.awaitOff(30*time.Second, "the stop is not carried out when the keeper goes on")
 	same(t, before[0], mute.snapshot())
 	for _, e := range r.events() {
 		if e.Graft == mine.ID && e.Type == keeper.EventRules || e.Type == keeper.EventGraft && e.Target == mine.Target.ID && e.Path != p {

@@ -191,11 +191,7 @@ func TestStartedFromTheLayerOfAServerThatDies(t *testing.T) {
 	runs(p, true, 0)
 	r.signal("server", syscall.SIGKILL)
 	runs(p, true, 100) // it waits, at most
-	for end := time.Now().Add(20 * time.Second); strings.Contains(h.mountinfo(), "fuse.faultgraft"); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("still mounted%s", r.logs())
-		}
-	}
+	r.awaitUnmounted(h, 20*time.Second)
 	runs(p, true, 200)
 	if left := fromLayer(t, p.pid(), dev); len(left) != 1 {
 		t.Errorf("left on the layer: %q", left)

@@ -293,11 +293,7 @@ func TestStateDirectoryIsFull(t *testing.T) {
 	if _, err := r.run("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, "io error=EIO op=fsync ttl=5m"); err == nil {
 		t.Error("the node is not stopped")
 	}
-	for end := time.Now().Add(30 * time.Second); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("left after the stop: %+v", r.list())
-		}
-	}
+	r.awaitOff(30*time.Second, "left after the stop")
 	h.is("ok", "fsync f")
 	other.is("ok", "fsync f")
 	same(t, before, h.snapshot())

@@ -422,21 +422,13 @@ func TestKeeperAndServerDieAtOnce(t *testing.T) {
 				}
 			}
 			h.is("ok 456789", "read f 100") // it waits, at most
-			for end := time.Now().Add(time.Minute); strings.Contains(h.mountinfo(), "fuse.faultgraft"); time.Sleep(50 * time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatalf("still mounted%s", r.logs())
-				}
-			}
+			r.awaitUnmounted(h, time.Minute)
 			h.is("ok", "fsync f")
 			h.ok("lseek f 4")
 			h.is("ok 456789", "read f 100")
 			h.ok("lseek f 4")
 			same(t, before, h.snapshot())
-			for end := time.Now().Add(time.Minute); len(r.list()) > 0; time.Sleep(50 * time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatalf("still grafted: %+v", r.list())
-				}
-			}
+			r.awaitOff(time.Minute, "still grafted")
 		})
 	}
 }

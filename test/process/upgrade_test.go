@@ -297,17 +297,11 @@ func TestServerLeavesStateOfAnotherVersion(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.is("ok 456789", "read f 100") // it waits, at most
-	for end := time.Now().Add(time.Minute); strings.Contains(h.mountinfo(), "fuse.faultgraft"); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("still mounted%s", r.logs())
-		}
-	}
+	r.awaitUnmounted(h, time.Minute)
 	h.is("ok", "fsync f")
 	h.ok("lseek f 4")
 	same(t, before, h.snapshot())
-	for end := time.Now().Add(time.Minute); len(r.list()) > 0 && time.Now().Before(end); {
-		time.Sleep(50 * time.Millisecond)
-	}
+	r.awaitOff(time.Minute, "still grafted")
 	if !slices.ContainsFunc(r.events(), func(e keeper.Event) bool {
 		return e.Type == keeper.EventUngraft && strings.Contains(e.Message, "could not be served on")
 	}) {
