@@ -11,9 +11,10 @@ import (
 	"time"
 )
 
-// A server that dies is replaced, but not for ever: after too many deaths the last one takes the layers off. One that crashes by itself does so for
-// what it does, a request that is sent again to each that follows, say. One that
-// is killed has done nothing: whoever kills it may do so every second.
+// A server that dies is replaced, but not for ever: after too many deaths the last one
+// takes the layers off. One that crashes by itself does so for what it does, a request
+// that is sent again to each that follows, say. One that is killed has done nothing:
+// whoever kills it may do so every second.
 const (
 	// maxCrashes is how often servers may crash one after the other, none of which has served for deathSpan.
 	maxCrashes = 3
