@@ -70,6 +70,23 @@ type savedTask struct {
 // loadMemory reads the file of the state directory. A file that cannot be
 // understood is set aside; warning then says where it went.
 func loadMemory(dir string, now time.Time) (m *memory, warning, err error) {
+	m, perr, err := readMemory(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	if perr != nil {
+		aside := fmt.Sprintf("%s.corrupt-%d", m.path, now.Unix())
+		if err := os.Rename(m.path, aside); err != nil {
+			return nil, nil, fmt.Errorf("%w; and it cannot be set aside: %w", perr, err)
+		}
+		return m, fmt.Errorf("%w; set aside as %s, rules whose time was up may be applied again", perr, aside), nil
+	}
+	return m, nil, nil
+}
+
+// readMemory reads the file of the state directory; none is an empty memory. perr is
+// about a file that cannot be understood.
+func readMemory(dir string) (m *memory, perr, err error) {
 	m = &memory{path: filepath.Join(dir, memoryFile), tasks: map[Key]task{}}
 	b, err := os.ReadFile(m.path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -80,11 +97,7 @@ func loadMemory(dir string, now time.Time) (m *memory, warning, err error) {
 	}
 	form, perr := parseMemory(b)
 	if perr != nil {
-		aside := fmt.Sprintf("%s.corrupt-%d", m.path, now.Unix())
-		if err := os.Rename(m.path, aside); err != nil {
-			return nil, nil, fmt.Errorf("the agent's memory %s: %w; and it cannot be set aside: %w", m.path, perr, err)
-		}
-		return m, fmt.Errorf("the agent's memory %s: %w; set aside as %s, rules whose time was up may be applied again", m.path, perr, aside), nil
+		return m, fmt.Errorf("the agent's memory %s: %w", m.path, perr), nil
 	}
 	for _, t := range form.Tasks {
 		if start, err := startTime(t.PID); err == nil && start == t.StartTime {
@@ -166,6 +179,47 @@ func (m *memory) reopen(grafts []string) error {
 		for i, a := range t.Rules {
 			if a.Done && slices.Contains(grafts, a.Graft) {
 				t.Rules[i].Done, t.Rules[i].Graft, changed = false, "", true
+			}
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return m.save()
+}
+
+// unsettled reports whether an agent that has ended was about to do something, or held kernel faults.
+func (m *memory) unsettled() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range m.tasks {
+		if slices.ContainsFunc(t.Rules, func(a appliedRule) bool { return a.Kernel && !a.Over || !a.Kernel && !a.Done }) {
+			return true
+		}
+	}
+	return false
+}
+
+// settle takes it in that these grafts are there, which an agent may have died to
+// remember; with kernel, that the kernel rules are over. A rule of a graft that is
+// remembered as done is not applied again when the graft has gone.
+func (m *memory) settle(grafts []keeper.Graft, kernel bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	changed := false
+	for k, t := range m.tasks {
+		c := &Container{Key: k, PID: t.PID, StartTime: t.StartTime}
+		for i := range t.Rules {
+			a := &t.Rules[i]
+			if a.Kernel {
+				changed = changed || kernel && !a.Over
+				a.Over = a.Over || kernel
+				continue
+			}
+			for _, g := range graftsOf(grafts, c, nil) {
+				if !a.Done && g.Origin != keeper.OriginUser && slices.ContainsFunc(g.Rules, func(r keeper.RuleStatus) bool { return keyOfStatus(r) == a.key() }) {
+					a.Done, a.Graft, changed = true, g.ID, true
+				}
 			}
 		}
 	}

@@ -23,7 +23,11 @@ func newRecoverCommand(g *global) *cobra.Command {
 needed. --orphans looks for what processes left that were killed, and leaves alone what
 others hold: layers that nobody serves any more (calls on them fail with ENOTCONN),
 kernel faults that are over or were never armed to their end, and files in the state
-directory. --all does that too.`,
+directory. --all does that too.
+
+A layer that nobody serves may still have a keeper that is about to take it off, also one
+of another state directory: --orphans leaves it alone and says so, and --all does where
+the state directory is another one.`,
 		RunE: func(c *cobra.Command, ids []string) error {
 			if err := g.checkOutput(); err != nil {
 				return err
@@ -40,11 +44,14 @@ directory. --all does that too.`,
 			if all {
 				ids = r.everything()
 			}
+			if !orphans {
+				r.fail(g.direct().Recovering(c.Context(), ids, all))
+			}
 			for _, id := range ids {
 				r.recover(id)
 			}
 			if all || orphans {
-				r.orphans()
+				r.orphans(all)
 			}
 			if all {
 				r.fail(g.keepers().EndIdle(c.Context()))
@@ -140,10 +147,15 @@ func (r *recovery) tookOff(gr keeper.Graft) {
 	}
 }
 
-// orphans takes away what processes left that were killed.
-func (r *recovery) orphans() {
-	off, err := r.g.keepers().RecoverOrphans(r.c.Context())
+// orphans takes away what processes left that were killed; own says that a layer of
+// this state directory comes off also where its keeper lives.
+func (r *recovery) orphans(own bool) {
+	off, left, err := r.g.keepers().RecoverOrphans(r.c.Context(), own)
 	r.fail(err)
+	for _, l := range left {
+		_, err := fmt.Fprintln(r.c.ErrOrStderr(), l)
+		r.fail(err)
+	}
 	for _, gr := range off {
 		r.tookOff(gr)
 	}

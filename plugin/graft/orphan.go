@@ -109,6 +109,29 @@ func (o *Orphan) open() (int, error) {
 	return fd, nil
 }
 
+// Guards lists the processes that stand by the layer although it is dead: of those for which
+// mayBe is true, the ones that have something of it open. Whether they run is not asked.
+func (o Orphan) Guards(mayBe func(pid int) bool) ([]int, error) {
+	all, err := allProcesses()
+	if err != nil {
+		return nil, err
+	}
+	return looks.filter(all, func(pid int) bool { return mayBe(pid) && o.openIn(pid) }), nil
+}
+
+// openIn reports whether a process has something of the layer open.
+func (o Orphan) openIn(pid int) bool {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		return false // it has ended
+	}
+	return slices.ContainsFunc(fds, func(fd os.DirEntry) bool {
+		i, err := identify(filepath.Join(dir, fd.Name()))
+		return err == nil && unix.Mkdev(i.major, i.minor) == o.dev
+	})
+}
+
 // TakeOff takes the layer off, and gives back what is open on it: files by their
 // path below, with their offsets. What was unlinked, and locks, are lost: nobody
 // has their originals any more. A layer over "/" has to stay.

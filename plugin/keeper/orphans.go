@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
@@ -15,10 +16,15 @@ const orphanWait = 30 * time.Second
 // RecoverOrphans takes off layers of this machine that nobody serves any more, because
 // all processes were killed that stood by them, and returns them as they were; in
 // Reason is what could not be given back. No keeper and no agent is needed.
-func (c *Client) RecoverOrphans(ctx context.Context) ([]Graft, error) {
+//
+// A layer can be dead for a moment only: its server was killed, and its keeper is about
+// to take it off. Where such a process lives, of whatever state directory, the layer is
+// left alone, and told of in left; with own, those of this state directory are not:
+// their keepers were asked before, and did not answer.
+func (c *Client) RecoverOrphans(ctx context.Context, own bool) (off []Graft, left []GuardedLayer, err error) {
 	living, err := c.List(ctx)
 	if living == nil && err != nil {
-		return nil, err // which keepers there are is not known
+		return nil, nil, err // which keepers there are is not known
 	}
 	held := map[string]bool{}
 	for _, g := range living {
@@ -26,8 +32,17 @@ func (c *Client) RecoverOrphans(ctx context.Context) ([]Graft, error) {
 	}
 	orphans, err := graft.Orphans(func(id string) bool { return held[id] })
 	errs := []error{err}
-	off := []Graft{}
+	off = []Graft{}
 	for _, o := range orphans {
+		guards, err := c.guards(o)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if slices.ContainsFunc(guards, func(g Guard) bool { return !own || !g.own }) {
+			left = append(left, GuardedLayer{o.ID, o.Path, o.PID, guards})
+			continue
+		}
 		octx, cancel := context.WithTimeout(ctx, orphanWait)
 		rep, err := o.TakeOff(octx)
 		cancel()
@@ -44,5 +59,5 @@ func (c *Client) RecoverOrphans(ctx context.Context) ([]Graft, error) {
 			Type: EventUngraft, Graft: o.ID, Path: o.Path, Who: wire.Self(), PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: g.Reason,
 		}))
 	}
-	return off, errors.Join(errs...)
+	return off, left, errors.Join(errs...)
 }

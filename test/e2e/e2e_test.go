@@ -31,9 +31,12 @@ type scene struct {
 	before *lab.Snapshot
 }
 
-func newScene(t *testing.T) *scene {
+func newScene(t *testing.T) *scene { return newSceneFor(t, 5*time.Minute) }
+
+// newSceneFor is newScene for a test that may take that long.
+func newSceneFor(t *testing.T, patience time.Duration) *scene {
 	l := lab.Require(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	s := &scene{T: t, lab: l, ctx: ctx}
 	before, err := l.Snapshot()
 	if err != nil {

@@ -29,33 +29,15 @@ const walkDeadline = 60 * time.Second
 // and policies say, each rule once, no fault is counted twice, and `recover --all`
 // leaves nothing, with an agent and without one. The points are those that the
 // program has; one that no scenario comes to fails.
+//
+// Each point is walked once, and each scenario. FAULTGRAFT_TEST_WALK=agent walks all points of all
+// scenarios, FAULTGRAFT_TEST_WALK=all each of them also with `recover` in the next agent's place.
 func TestAgentDeathAtEachStep(t *testing.T) {
-	if os.Getenv("FAULTGRAFT_TEST_WALK") == "" {
-		t.Skip("each death takes seconds: FAULTGRAFT_TEST_WALK=agent walks them once, FAULTGRAFT_TEST_WALK=all also with recover")
-	}
-	s := newScene(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute) // for all of them
-	defer cancel()
-	type step struct {
-		point string
-		scenario
-	}
-	var steps []step
-	left := slices.DeleteFunc(failpoint.All(), func(p string) bool { return !strings.HasPrefix(p, "agent ") })
-	for _, sc := range scenarios {
-		for _, p := range sc.points {
-			if !slices.Contains(failpoint.All(), p) {
-				t.Fatalf("%s: there is no point %s", sc.name, p)
-			}
-			steps = append(steps, step{p, sc})
-			left = slices.DeleteFunc(left, func(l string) bool { return l == p })
-		}
-	}
-	for _, p := range left {
-		t.Errorf("%s: nobody is killed there", p)
-	}
+	mode := os.Getenv("FAULTGRAFT_TEST_WALK")
+	s := newSceneFor(t, 25*time.Minute) // for all of them
+	steps := walkSteps(t, mode)
 	program := buildRecorder(t)
-	queue := make(chan step, len(steps))
+	queue := make(chan walkStep, len(steps))
 	for _, st := range steps {
 		queue <- st
 	}
@@ -64,25 +46,66 @@ func TestAgentDeathAtEachStep(t *testing.T) {
 		for n := range 3 {
 			t.Run(strconv.Itoa(n), func(t *testing.T) {
 				t.Parallel()
-				w := newWalker(ctx, t, s, fmt.Sprint("e2e-walk-", n), program)
+				w := newWalker(s.ctx, t, s, fmt.Sprint("e2e-walk-", n), program)
 				for st := range queue {
-					for _, next := range []string{"agent", "recover"} {
-						if next == "recover" && !st.alone && os.Getenv("FAULTGRAFT_TEST_WALK") != "all" {
-							continue // another scenario's
+					t.Run(st.point+"/"+st.name+"/"+st.next, func(t *testing.T) {
+						d := w.newDeath(t, st.point)
+						d.want(st.run(d)...)
+						if st.next == thenRecoverAndAgent {
+							d.recovered()
 						}
-						t.Run(st.point+"/"+st.name+"/"+next, func(t *testing.T) {
-							d := w.newDeath(t, st.point)
-							d.want(st.run(d)...)
-							if next == "agent" {
-								d.nextAgent()
-							}
-							d.nothingIsLeft()
-						})
-					}
+						if st.next != thenRecover {
+							d.nextAgent()
+						}
+						d.nothingIsLeft()
+					})
 				}
 			})
 		}
 	})
+}
+
+// walkStep is one death, and what comes after it.
+type walkStep struct {
+	point, next string
+	scenario
+}
+
+const (
+	thenAgent           = "agent"
+	thenRecover         = "recover"
+	thenRecoverAndAgent = "recover, agent"
+)
+
+// walkSteps lists the deaths of a run, and fails if there is a point that has none.
+func walkSteps(t *testing.T, mode string) (steps []walkStep) {
+	t.Helper()
+	left := slices.DeleteFunc(failpoint.All(), func(p string) bool { return !strings.HasPrefix(p, "agent ") })
+	seen := map[string]bool{}
+	for _, sc := range scenarios {
+		first := true
+		for i, p := range sc.points {
+			if !slices.Contains(failpoint.All(), p) {
+				t.Fatalf("%s: there is no point %s", sc.name, p)
+			}
+			left = slices.DeleteFunc(left, func(l string) bool { return l == p })
+			if mode == "" && seen[p] && !(first && i == len(sc.points)-1) {
+				continue
+			}
+			first, seen[p] = false, true
+			steps = append(steps, walkStep{p, thenAgent, sc})
+			if mode == "all" || mode == "agent" && sc.alone {
+				steps = append(steps, walkStep{p, thenRecover, sc})
+			}
+			if slices.Contains(afterAGraft, p) && !sc.recurs {
+				steps = append(steps, walkStep{p, thenRecoverAndAgent, sc})
+			}
+		}
+	}
+	for _, p := range left {
+		t.Errorf("%s: nobody is killed there", p)
+	}
+	return steps
 }
 
 // buildRecorder builds the soak's program that knows what must come of its calls.
@@ -109,6 +132,29 @@ type walker struct {
 	data      string // its volume
 	mounts    string // of the container
 	labels    map[string]bool
+}
+
+// revive starts the container's program anew if a death that failed has left it ended: the next one is not to fail for that.
+func (w *walker) revive(t *testing.T) {
+	t.Helper()
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d/environ", w.pid)); err == nil {
+		return
+	}
+	t.Logf("the container's program, process %d, has ended; it is started anew", w.pid)
+	w.restart(t)
+}
+
+// restart has the container's program begin anew, in an empty folder.
+func (w *walker) restart(t *testing.T) {
+	t.Helper()
+	w.ctr(t, "task", "rm", "-f", walked)
+	for _, path := range []string{filepath.Join(w.data, "clean"), filepath.Join(w.data, "faulty"), w.status} {
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.ctr(t, "task", "start", "-d", walked)
+	w.look(t)
 }
 
 func newWalker(ctx context.Context, t *testing.T, s *scene, namespace, program string) *walker {
@@ -212,6 +258,7 @@ type death struct {
 
 func (w *walker) newDeath(t *testing.T, point string) *death {
 	t.Helper()
+	w.revive(t)
 	dir, err := os.MkdirTemp("", "fg-walk-") // t.TempDir is too long for sockets
 	if err != nil {
 		t.Fatal(err)

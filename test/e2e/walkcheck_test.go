@@ -74,6 +74,17 @@ func (d *death) goesOn() {
 	}
 }
 
+// recovered takes everything off while there is no agent: whoever asks for that wants peace, and the next agent leaves it at that.
+func (d *death) recovered() {
+	d.Helper()
+	d.goesOn()
+	if out, err := d.run("recover", "--all"); err != nil {
+		d.Errorf("recover --all: %s, %v", out, err)
+	}
+	d.want()
+	d.settles()
+}
+
 // nextAgent starts another agent, after what a service manager does (ExecStopPost of
 // contrib/systemd), which completes or rolls back, and ends it in order.
 func (d *death) nextAgent() {

@@ -18,28 +18,33 @@ type scenario struct {
 	points []string
 	// run gives the rules that are to be in force after the next agent's start.
 	run func(*death) []string
-	// alone: what a death leaves is also recovered at once, in every run of the test.
+	// alone: what a death leaves is also recovered at once, without another agent.
 	alone bool
+	// recurs: a schedule has it begin anew, whatever was recovered.
+	recurs bool
 }
 
 // The state file points are those of the memory, of the counters or of the policies, as the scenario has it.
 var scenarios = []scenario{
-	{"starts", []string{"agent start.folder", "agent start.swept", "agent start.adopted", "agent start.listening", "agent start.known"}, (*death).starts, false},
-	{"finds a container", []string{"agent apply.remembered", "agent apply.grafted", "agent apply.saved", "file.written", "file.renamed"}, (*death).finds, true},
-	{"follows a new label", []string{"agent apply.remembered", "agent apply.changed", "agent apply.saved", "file.written", "file.renamed"}, (*death).followsNew, true},
-	{"follows a label that goes", []string{"agent apply.recovered", "agent apply.saved", "file.written"}, (*death).followsGone, true},
-	{"sees a container end", []string{"agent forget.saved"}, (*death).seesTheEnd, true},
-	{"counts what is over", []string{"agent count.saved", "agent count.forgotten", "file.written", "file.renamed"}, (*death).counts, true},
-	{"is told to end", []string{"agent end.deaf", "agent end.disarmed", "agent end.rested"}, (*death).ends, false},
-	{"applies a policy", []string{"agent policies.saved", "agent policies.logged", "agent policies.told", "agent apply.remembered", "agent apply.grafted", "agent apply.saved", "file.written", "file.renamed"}, (*death).applies, false},
-	{"pauses a policy", []string{"agent policies.saved", "agent policies.logged", "agent policies.told", "agent apply.recovered", "agent apply.saved", "file.written"}, (*death).pauses, false},
-	{"resumes a policy", []string{"agent policies.saved", "agent policies.told", "agent apply.remembered", "agent apply.grafted", "file.written"}, (*death).resumes, false},
-	{"deletes a policy", []string{"agent policies.saved", "agent policies.logged", "agent policies.told", "agent apply.recovered", "file.written"}, (*death).deletes, false},
-	{"ends a policy whose time is up", []string{"agent policies.saved", "agent policies.told"}, (*death).expires, false},
-	{"begins a policy at its time", []string{"agent policies.saved", "agent policies.told", "agent apply.grafted"}, (*death).fires, false},
-	{"stops the node", []string{"stop.forbidden", "stop.listed", "stop.reverted", "file.written"}, (*death).stops, false},
-	{"releases the node", []string{"release.reopened", "release.lifted"}, (*death).releases, false},
+	{"starts", []string{"agent start.folder", "agent start.swept", "agent start.adopted", "agent start.listening", "agent start.known"}, (*death).starts, false, false},
+	{"finds a container", []string{"agent apply.remembered", "agent apply.grafted", "agent apply.saved", "file.written", "file.renamed"}, (*death).finds, true, false},
+	{"follows a new label", []string{"agent apply.remembered", "agent apply.changed", "agent apply.saved", "file.written", "file.renamed"}, (*death).followsNew, true, false},
+	{"follows a label that goes", []string{"agent apply.recovered", "agent apply.saved", "file.written"}, (*death).followsGone, true, false},
+	{"sees a container end", []string{"agent forget.saved"}, (*death).seesTheEnd, true, false},
+	{"counts what is over", []string{"agent count.saved", "agent count.forgotten", "file.written", "file.renamed"}, (*death).counts, true, false},
+	{"is told to end", []string{"agent end.deaf", "agent end.disarmed", "agent end.rested"}, (*death).ends, false, false},
+	{"applies a policy", []string{"agent policies.saved", "agent policies.logged", "agent policies.told", "agent apply.remembered", "agent apply.grafted", "agent apply.saved", "file.written", "file.renamed"}, (*death).applies, false, false},
+	{"pauses a policy", []string{"agent policies.saved", "agent policies.logged", "agent policies.told", "agent apply.recovered", "agent apply.saved", "file.written"}, (*death).pauses, false, false},
+	{"resumes a policy", []string{"agent policies.saved", "agent policies.told", "agent apply.remembered", "agent apply.grafted", "file.written"}, (*death).resumes, false, false},
+	{"deletes a policy", []string{"agent policies.saved", "agent policies.logged", "agent policies.told", "agent apply.recovered", "file.written"}, (*death).deletes, false, false},
+	{"ends a policy whose time is up", []string{"agent policies.saved", "agent policies.told"}, (*death).expires, false, false},
+	{"begins a policy at its time", []string{"agent policies.saved", "agent policies.told", "agent apply.grafted"}, (*death).fires, false, true},
+	{"stops the node", []string{"stop.forbidden", "stop.listed", "stop.reverted", "file.written"}, (*death).stops, false, false},
+	{"releases the node", []string{"release.reopened", "release.lifted"}, (*death).releases, false, false},
 }
+
+// afterAGraft are the points before which a layer was put on or changed: what is recovered then is over, also for the next agent.
+var afterAGraft = []string{"agent apply.changed", "agent apply.grafted", "agent apply.saved"}
 
 const (
 	wal  = "io error=EIO op=fsync path=/data/faulty*/** ttl=10m"
@@ -103,16 +108,8 @@ func (d *death) seesTheEnd() []string {
 	d.grafted()
 	d.ctr(d.T, "task", "kill", "-s", "KILL", walked)
 	d.dies()
-	d.ctr(d.T, "task", "rm", "-f", walked)
 	d.label()
-	// The recorder begins in an empty folder.
-	for _, path := range []string{filepath.Join(d.data, "clean"), filepath.Join(d.data, "faulty"), d.status} {
-		if err := os.RemoveAll(path); err != nil {
-			d.Fatal(err)
-		}
-	}
-	d.ctr(d.T, "task", "start", "-d", walked)
-	d.look(d.T)
+	d.restart(d.T)
 	d.restarted = true
 	return nil
 }

@@ -2,13 +2,16 @@ package process
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/faultgraft/faultgraft/plugin/failpoint"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 )
 
@@ -53,6 +56,92 @@ func TestOrphanedLayer(t *testing.T) {
 	if left, err := os.ReadDir(r.state + "/keepers"); err != nil || len(left) != 2 { // the lock, and the one that lives
 		t.Errorf("folders of keepers: %v, %v", left, err)
 	}
+}
+
+// P4: a layer whose server is dead at the moment, while its keeper lives and is about to take it off, is not taken away from it: not by
+// the `recover` of another state directory, and by that of its own only with --all. The moment is held by a stop of the keeper, the
+// second one: the first had the connection open as well.
+func TestLayerThatSomebodyStandsBy(t *testing.T) {
+	for _, own := range []bool{false, true} {
+		t.Run(map[bool]string{false: "its keeper goes on", true: "its state directory recovers all"}[own], func(t *testing.T) {
+			other, r := newRig(t), newRig(t)
+			const step = "reverting"
+			r.env = []string{failing("keeper ungraft", "stop:"+step)}
+			p := r.write("f", "0123456789")
+			h := r.start()
+			h.ok("open f %s rdwr", p)
+			h.ok("lseek f 4")
+			before := h.snapshot()
+			g := r.inject(h, r.data, "io error=EIO op=fsync ttl=10m")
+			if err := syscall.Kill(r.keeperOf(h), syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			follower, resume := r.stoppedAt("keeper ungraft." + step)
+			for _, l := range leftovers(t) {
+				if pid, ok := processIn(l); ok && pid != follower {
+					if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			for end := time.Now().Add(30 * time.Second); h.do("stat %s", p) != "ENOTCONN"; time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("stat: %s", h.do("stat %s", p))
+				}
+			}
+			leftAlone := func(asking *rig, args ...string) {
+				t.Helper()
+				out, err := asking.command(args...).CombinedOutput()
+				if err != nil && asking == other {
+					t.Errorf("%q: %v: %s", args, err, out)
+				}
+				for _, want := range []string{"left alone: the layer of graft " + g.ID, fmt.Sprintf("process %d, of the state directory %s", follower, r.state)} {
+					if strings.Count(string(out), want) != 1 {
+						t.Errorf("%q says %q, want %q once", args, out, want)
+					}
+				}
+				if !strings.Contains(h.mountinfo(), "fuse.faultgraft") {
+					t.Fatalf("%q took the layer off: %s", args, out)
+				}
+			}
+			leftAlone(other, "recover", "--orphans")
+			leftAlone(other, "recover", "--all")
+			leftAlone(r, "recover", "--orphans")
+			if own {
+				out, err := r.command("recover", "--all").CombinedOutput()
+				if err == nil || !strings.Contains(string(out), "recovered "+g.ID) { // the error is about the keeper that does not answer
+					t.Errorf("recover --all: %v: %s", err, out)
+				}
+				if strings.Contains(h.mountinfo(), "fuse.faultgraft") {
+					t.Errorf("recover --all leaves the layer: %s", out)
+				}
+				same(t, before, h.snapshot())
+			}
+			resume()
+			r.awaitUnmounted(h, time.Minute)
+			r.awaitOff(time.Minute, "the keeper does not come to its end")
+			same(t, before, h.snapshot())
+			h.is("ok", "fsync f")
+			h.is("ok 456789", "read f 100")
+			h.ok("lseek f 4")
+		})
+	}
+}
+
+// stoppedAt waits for the process that stops itself at a failpoint, and gives what lets it go on.
+func (r *rig) stoppedAt(point string) (pid int, resume func()) {
+	r.t.Helper()
+	mark := filepath.Join(r.reached, failpoint.Mark("stop", point))
+	for end := time.Now().Add(time.Minute); pid == 0 || state(pid) != "T"; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			r.t.Fatalf("nobody stops at %s%s", point, r.logs())
+		}
+		b, _ := os.ReadFile(mark) // not there yet
+		pid, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+	}
+	resume = func() { _ = syscall.Kill(pid, syscall.SIGCONT) } // it may have ended
+	r.t.Cleanup(resume)
+	return pid, resume
 }
 
 // killAll kills the keeper, the server and whoever else holds a graft, at once.
