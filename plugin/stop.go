@@ -21,6 +21,8 @@ type StopReport struct {
 	// Failed are those that could not be taken off yet, with the reason. Their faults
 	// have ended, and their keepers try again.
 	Failed []keeper.Graft `json:"failed,omitempty"`
+	// Forced are those whose keeper did not answer and was killed, with what was done; they are among the reverted or the failed, too.
+	Forced []keeper.Graft `json:"forced,omitempty"`
 	// Warning is what could not be put on record, of a stop that stands all the same.
 	Warning string `json:"warning,omitempty"`
 	// TookMs is how long all of it took, milliseconds.
@@ -75,6 +77,9 @@ func (s *stopper) stop(ctx context.Context, reason, by string) (StopReport, erro
 	atStop.Pass("reverted")
 	out := StopReport{Reverted: faults}
 	for _, g := range grafts {
+		if g.Forced {
+			out.Forced = append(out.Forced, g)
+		}
 		if g.State == keeper.StateFailed {
 			out.Failed = append(out.Failed, g)
 		} else {

@@ -24,7 +24,10 @@ people alike. No fault starts until "faultgraft release"; whoever tries is told 
 reason. It works with and without a node agent, and holds over a restart of one.
 
 After the release, what labels and policies ask for is applied again if its time (ttl)
-is not up: the clock has gone on. What a person injected is not.`,
+is not up: the clock has gone on. What a person injected is not.
+
+A keeper that does not answer (stopped, hung) is killed after some seconds, and its
+layers are taken off without it; the output says so.`,
 		Example: `  faultgraft stop --all --reason 'incident 4711'
   faultgraft release`,
 		Args: cobra.NoArgs,
@@ -76,6 +79,11 @@ func (g *global) stopAll(ctx context.Context, reason string) (plugin.StopReport,
 
 func stopped(w io.Writer, r plugin.StopReport) error {
 	_, err := fmt.Fprintf(w, "stopped: %s were taken off in %.0f ms; none starts until `faultgraft release`\n", count(len(r.Reverted), "fault"), r.TookMs)
+	for _, f := range r.Forced {
+		if err == nil && f.State != keeper.StateFailed {
+			_, err = fmt.Fprintf(w, "  by force: %s of %s: %s\n", f.ID, displayName(f.Target), f.Reason)
+		}
+	}
 	for _, f := range r.Failed {
 		if err == nil {
 			_, err = fmt.Fprintf(w, "  not yet: %s of %s: %s\n", f.ID, displayName(f.Target), f.Reason)

@@ -107,6 +107,8 @@ type Graft struct {
 	// Faults counts what the graft has done so far, by rule, operation and outcome; only in the answer to List.
 	Faults []FaultCount `json:"faults,omitempty"`
 	Pause
+	// Forced: its keeper did not answer, and it was taken off without it; Reason says how. Only in what a stop gives.
+	Forced bool `json:"forced,omitempty"`
 	// Report lists what was swapped and what was not; only in the answer to Inject and Update.
 	Report *graft.Report `json:"report,omitempty"`
 	// Added gives the full names of the rules that the call added to a graft that was there; only in the answer to Inject and Update.

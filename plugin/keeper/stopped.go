@@ -129,10 +129,15 @@ func orDefault(dir string) stateDir {
 // StopAll has every keeper end its faults at once and take its grafts off, all of
 // them side by side, whoever asked for them. It gives the grafts, those that could
 // not be taken off yet with their reason: their faults have ended, and their keepers
-// try again. The error is about keepers that do not answer.
+// try again. A keeper that does not answer is killed, and its grafts are taken off
+// without it (Forced). The error is about keepers that cannot be killed.
 func (c *Client) StopAll(ctx context.Context, reason string) ([]Graft, error) {
 	return c.fromEach(func(key string) (grafts []Graft, err error) {
 		err = c.call(ctx, key, http.MethodPost, "/v1/stop", stopCall{Reason: reason}, &grafts)
+		var silent *SilentError
+		if errors.As(err, &silent) {
+			return c.force(ctx, silent)
+		}
 		return grafts, err
 	})
 }

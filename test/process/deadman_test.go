@@ -34,6 +34,7 @@ func (r *rig) freeze(role string) (thaw func()) {
 // Dead man: the layer itself knows when a rule's time is up. A keeper that does nothing any more keeps no rule alive, and
 // nobody waiting; when it goes on, it takes off what is over.
 func TestTTLEndsWithoutTheKeeper(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p := r.write("f", "0123456789")
 	h := r.start()
@@ -77,6 +78,7 @@ func TestTTLEndsWithoutTheKeeper(t *testing.T) {
 
 // The last rule ends while the keeper stands still: the layer stays, without effect, and is off as soon as the keeper goes on.
 func TestLastTTLEndsWithoutTheKeeper(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p := r.write("f", "0123456789")
 	h := r.start()

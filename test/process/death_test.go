@@ -19,6 +19,7 @@ func TestTerminateKeeper(t *testing.T) { signalled(t, "keeper", syscall.SIGTERM)
 
 // A server that hangs is as good as dead to whoever wants the layer off.
 func TestRecoverFromHungServer(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p := r.write("f", "0123456789")
 	h := r.start()
@@ -36,6 +37,7 @@ func TestRecoverFromHungServer(t *testing.T) {
 
 // A server that was stopped for longer than its keeper waits for an answer goes on, and so does its graft.
 func TestServerIsStoppedForAWhile(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	h := r.start()
 	h.ok("open f %s rdwr", r.write("f", "0123456789"))
@@ -65,7 +67,7 @@ func TestServerIsStoppedForAWhile(t *testing.T) {
 // processes are those of faultgraft with that role.
 func (r *rig) processes(role string) (pids []int) {
 	r.t.Helper()
-	for _, l := range leftovers(r.t) {
+	for _, l := range r.leftovers() {
 		var pid int
 		if _, err := fmt.Sscanf(l, "/proc/%d/exe", &pid); err == nil && strings.Contains(l, " "+role+" ") {
 			pids = append(pids, pid)
@@ -79,7 +81,7 @@ func (r *rig) signal(role string, sig syscall.Signal) {
 	r.t.Helper()
 	pids := r.processes(role)
 	if len(pids) != 1 {
-		r.t.Fatalf("%d processes with role %s: %q", len(pids), role, leftovers(r.t))
+		r.t.Fatalf("%d processes with role %s: %q", len(pids), role, r.leftovers())
 	}
 	if err := syscall.Kill(pids[0], sig); err != nil {
 		r.t.Fatal(err)

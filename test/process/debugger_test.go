@@ -78,6 +78,7 @@ func (d *debugger) end() {
 // A target that a debugger traces is refused in words, and neither of the two notices; so is a change of rules that has to stop it. What came onto a
 // layer before comes off when the debugger has gone, by itself, and faults end at once.
 func TestTargetWithADebugger(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p := r.write("f", "0123456789")
 	h := r.start()
@@ -118,6 +119,7 @@ func TestTargetWithADebugger(t *testing.T) {
 
 // The same with a debugger that has stopped the target.
 func TestTargetIsStoppedByADebugger(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p := r.write("f", "0123456789")
 	h := r.start()

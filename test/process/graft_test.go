@@ -209,6 +209,7 @@ func TestFIFOsAreLeftAlone(t *testing.T) {
 
 // Rules end by themselves, and the layer goes with the last one.
 func TestLayerEndsWithItsRules(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p := r.write("f", "x")
 	h := r.start()

@@ -3,7 +3,6 @@ package process
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -11,18 +10,13 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/test/programs"
 )
 
 // hungfs mounts a file system that can hang, over a folder that it shows the files of; see test/hungfs.
 func (r *rig) hungfs(point string) *holder {
 	r.t.Helper()
-	bin := filepath.Join(r.t.TempDir(), "hungfs")
-	cmd := exec.Command("go", "build", "-o", bin, "github.com/faultgraft/faultgraft/test/hungfs")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		r.t.Fatalf("build hungfs: %v\n%s", err, out)
-	}
-	h := r.launch(bin, r.t.TempDir(), point)
+	h := r.launch(programs.MustGo(r.t, "test/hungfs"), r.t.TempDir(), point)
 	if got := h.line("its start"); got != "ready" {
 		r.t.Fatalf("hungfs says %q", got)
 	}
@@ -64,6 +58,7 @@ var uninterruptible = regexp.MustCompile(`thread \d+ \(holder\) is in uninterrup
 func TestGraftWithAHungThread(t *testing.T) {
 	for _, under := range []bool{false, true} {
 		t.Run(map[bool]string{false: "elsewhere", true: "under the path"}[under], func(t *testing.T) {
+			t.Parallel()
 			r := newRig(t)
 			point := r.t.TempDir()
 			if under {
@@ -108,6 +103,7 @@ func TestGraftWithAHungThread(t *testing.T) {
 // G26: what lies under the layer hangs. The ungraft ends with words, other grafts of the target and ps are not held
 // up, and the layer comes off when the file system answers again, by itself.
 func TestUngraftWithAHungFile(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	point, plain := filepath.Join(r.data, "hung"), filepath.Join(r.data, "plain")
 	for _, d := range []string{point, plain} {

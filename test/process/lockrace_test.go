@@ -15,7 +15,7 @@ func cycles(t *testing.T) int {
 	t.Helper()
 	s := os.Getenv("FAULTGRAFT_TEST_CYCLES")
 	if s == "" {
-		return 15
+		return 6
 	}
 	n, err := strconv.Atoi(s)
 	if err != nil {

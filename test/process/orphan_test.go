@@ -148,13 +148,13 @@ func (r *rig) stoppedAt(point string) (pid int, resume func()) {
 func (r *rig) killAll(g keeper.Graft) {
 	r.t.Helper()
 	var pids []int
-	for _, l := range leftovers(r.t) {
+	for _, l := range r.leftovers() {
 		if pid, ok := processIn(l); ok && r.holds(pid, g) {
 			pids = append(pids, pid)
 		}
 	}
 	if len(pids) < 2 {
-		r.t.Fatalf("processes of graft %s: %v in %q", g.ID, pids, leftovers(r.t))
+		r.t.Fatalf("processes of graft %s: %v in %q", g.ID, pids, r.leftovers())
 	}
 	for _, pid := range pids { // stopped first, so that none does anything for another's death
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -31,6 +32,12 @@ var binaries struct {
 }
 
 func TestMain(m *testing.M) {
+	// Tests that run beside each other mostly wait for deadlines of faultgraft's, and need no processor.
+	if flag.Parse(); !slices.ContainsFunc(os.Args, func(a string) bool { return strings.Contains(a, "test.parallel=") }) {
+		if err := flag.Set("test.parallel", "6"); err != nil {
+			panic(err) // the testing package has it
+		}
+	}
 	os.Exit(programs.Main(m, func() (err error) {
 		if err := leaveOthersMounts(); err != nil {
 			return err
@@ -79,48 +86,63 @@ func newRig(t testing.TB) *rig {
 	if err := os.MkdirAll(r.data, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	before := leftovers(t)
 	t.Cleanup(func() {
 		if out, err := r.run("recover", "--all", "--purge"); err != nil {
 			t.Errorf("recover --all --purge: %v: %s", err, out)
 		}
-		if _, err := os.Stat(r.state); err == nil {
-			log, _ := filepath.Glob(r.state + "/*")
-			t.Errorf("state is left: %v", log)
-		}
-		var after []string
-		for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-			if after = leftovers(t); len(after) <= len(before) {
-				break
-			}
-		}
-		if len(after) > len(before) {
-			t.Errorf("left behind: %q, before %q", after, before)
-		}
+		r.nothingIsLeft()
 	})
 	return r
 }
 
-// leftovers are processes of this test's binaries and layers in this mount namespace.
-func leftovers(t testing.TB) []string {
-	t.Helper()
+// nothingIsLeft fails a test that has left something of its own.
+func (r *rig) nothingIsLeft() {
+	r.t.Helper()
+	if _, err := os.Stat(r.state); err == nil {
+		left, _ := filepath.Glob(r.state + "/*")
+		r.t.Errorf("state is left: %v", left)
+	}
+	var left []string
+	for end := time.Now().Add(walkDeadline); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if left = r.leftovers(); len(left) == 0 {
+			return
+		}
+	}
+	r.t.Errorf("left behind: %q", left)
+}
+
+// own is the folder that all of the test's files are in.
+func (r *rig) own() string { return filepath.Dir(filepath.Dir(r.data)) + "/" }
+
+// leftovers are faultgraft's processes that work with the rig's state directory, and layers over the test's files in this mount
+// namespace. There may be other tests beside this one.
+func (r *rig) leftovers() []string {
+	r.t.Helper()
 	var found []string
 	exes, err := filepath.Glob("/proc/[0-9]*/exe")
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	for _, e := range exes {
-		if l, err := os.Readlink(e); err == nil && strings.HasPrefix(l, binaries.faultgraft) {
+		// A target may be within an execve, so that whoever looks at its exe waits (TestExecveThatHangs).
+		if comm, _ := os.ReadFile(filepath.Join(filepath.Dir(e), "comm")); string(comm) == "holder\n" {
+			continue
+		}
+		if l, err := os.Readlink(e); err != nil || !strings.HasPrefix(l, binaries.faultgraft) {
+			continue
+		}
+		env, _ := os.ReadFile(filepath.Join(filepath.Dir(e), "environ")) // it may have ended
+		if strings.Contains(string(env), "FAULTGRAFT_STATE="+r.state+"\x00") {
 			b, _ := os.ReadFile(filepath.Join(filepath.Dir(e), "cmdline"))
 			found = append(found, e+" "+string(bytes.ReplaceAll(b, []byte{0}, []byte(" "))))
 		}
 	}
 	m, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	for _, l := range strings.Split(string(m), "\n") {
-		if strings.Contains(l, "fuse.faultgraft") {
+		if strings.Contains(l, "fuse.faultgraft") && strings.Contains(l, r.own()) {
 			found = append(found, l)
 		}
 	}
@@ -263,6 +285,7 @@ type holder struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
 	out *bufio.Reader
+	own string // see rig.own
 	mu  sync.Mutex
 }
 
@@ -283,7 +306,7 @@ func (r *rig) launch(args ...string) *holder { r.t.Helper(); return r.launchAs(n
 
 func (r *rig) launchAs(attr *syscall.SysProcAttr, args ...string) *holder {
 	r.t.Helper()
-	h := &holder{t: r.t, cmd: exec.Command(args[0], args[1:]...)}
+	h := &holder{t: r.t, own: r.own(), cmd: exec.Command(args[0], args[1:]...)}
 	h.cmd.SysProcAttr = attr
 	h.cmd.Stderr = os.Stderr
 	// Go's scheduler sends its threads signals, by which calls that wait for a rule would end with EINTR.
@@ -372,13 +395,20 @@ func (h *holder) is(want, format string, args ...any) {
 	}
 }
 
+// mountinfo is what the target sees, without what the tests beside this one have mounted.
 func (h *holder) mountinfo() string {
 	h.t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", h.pid()))
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	return string(b)
+	var own strings.Builder
+	for l := range strings.Lines(string(b)) {
+		if strings.Contains(l, h.own) || !strings.Contains(l, os.TempDir()+"/Test") {
+			own.WriteString(l)
+		}
+	}
+	return own.String()
 }
 
 // snapshot is all that a swap could change: every fdinfo and link, the cwd, the maps, the mounts.

@@ -129,6 +129,7 @@ func TestRulesChangeInPlace(t *testing.T) {
 
 // The graft ends with the last of the rules that it has by then.
 func TestChangedRulesMoveTheEnd(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p := r.write("f", "x")
 	h := r.start()

@@ -19,7 +19,7 @@ func TestSharedVolume(t *testing.T) {
 			before := h.snapshot()
 			g := r.inject(h, filepath.Join(r.data, below), "io error=EIO op=fsync ttl=1m")
 			h.is("EIO", "fsync f")
-			for _, l := range leftovers(t) {
+			for _, l := range r.leftovers() {
 				if strings.Contains(l, "fuse.faultgraft") {
 					t.Errorf("the layer is on the host too: %s", l)
 				}

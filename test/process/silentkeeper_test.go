@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,6 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/faultgraft/faultgraft/plugin"
+	"github.com/faultgraft/faultgraft/plugin/failpoint"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/plugin/wire"
 )
@@ -68,6 +71,7 @@ func state(pid int) string {
 // A keeper that is stopped does not hold up a command: each ends with words, of which process it is and what to do, and does for other
 // targets what it is asked for. The target works on, with its faults. When the keeper goes on, nothing that was given up is done late.
 func TestKeeperIsStopped(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p := r.write("f", "0123456789")
 	other := filepath.Join(r.data, "other")
@@ -130,17 +134,11 @@ func TestKeeperIsStopped(t *testing.T) {
 		t.Errorf("recover --orphans: %q, %v", out, err)
 	}
 	well.is("ENOSPC", "fsync f")
-	if out := silent("stop", "--all", "--reason", "incident 4711"); !strings.Contains(out, "1 fault") {
-		t.Errorf("stop: %q", out)
-	}
-	same(t, before[1], well.snapshot())
-	if out, err := r.run("release"); err != nil {
-		t.Errorf("release: %q, %v", out, err)
-	}
 	mute.is("EIO", "fsync f")
 
-	resume() // it finds the stop, which takes everything off, and nothing else that is to be done
-	r.awaitOff(30*time.Second, "the stop is not carried out when the keeper goes on")
+	resume() // it finds what it is asked for, and nothing else that is to be done
+	r.recover(its)
+	r.recover(mine)
 	same(t, before[0], mute.snapshot())
 	for _, e := range r.events() {
 		if e.Graft == mine.ID && e.Type == keeper.EventRules || e.Type == keeper.EventGraft && e.Target == mine.Target.ID && e.Path != p {
@@ -150,9 +148,99 @@ func TestKeeperIsStopped(t *testing.T) {
 	}
 }
 
+// P8: no fault outlives a stop of the node. A keeper that stands still is killed, and the layer taken off by whom its server starts; where
+// that stands still too, by whom the holder starts.
+func TestStopWithASilentKeeper(t *testing.T) {
+	for _, still := range [][]string{{"keeper"}, {"keeper", "server"}} {
+		t.Run(strings.Join(still, " and "), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			p := r.write("f", "0123456789")
+			mute, well := r.start(), r.start()
+			mute.ok("open f %s rdwr", p)
+			mute.ok("lseek f 4")
+			before := [2]map[string]string{mute.snapshot(), well.snapshot()}
+			mine := r.inject(mute, r.data, "io error=EIO op=fsync ttl=5m")
+			mute.is("EIO", "fsync f")
+			server := r.oneServer()
+			its := r.inject(well, r.data, "io error=EIO op=fsync ttl=5m")
+			pid := r.keeperOf(mute)
+			if len(still) == 2 {
+				suspend(t, server)
+			}
+			suspend(t, pid)
+			out, err := r.run("stop", "--all", "--reason", "incident 4711", "-o", "json")
+			var report plugin.StopReport
+			if jerr := json.Unmarshal([]byte(out), &report); err != nil || jerr != nil || !slices.Contains(report.Reverted, mine.ID) || !slices.Contains(report.Reverted, its.ID) {
+				t.Fatalf("stop: %q, %v, %v%s", out, err, jerr, r.logs())
+			}
+			if f := report.Forced; len(f) != 1 || f[0].ID != mine.ID || !strings.Contains(f[0].Reason, fmt.Sprintf("(process %d) did not answer", pid)) {
+				t.Errorf("what it says of the layer that it took off by force: %+v", f)
+			}
+			mute.is("ok", "fsync f")
+			mute.is("ok 456789", "read f 100")
+			mute.ok("lseek f 4")
+			same(t, before[0], mute.snapshot())
+			same(t, before[1], well.snapshot())
+			if mark, err := keeper.ReadStopped(r.state); err != nil || mark == nil || !slices.Contains(mark.Grafts, mine.ID) {
+				t.Errorf("known of the stop: %+v, %v", mark, err)
+			}
+			if out, err := r.run("release"); err != nil {
+				t.Errorf("release: %q, %v", out, err)
+			}
+			g := r.inject(mute, r.data, "io error=EIO op=fsync ttl=5m")
+			mute.is("EIO", "fsync f")
+			r.recover(g)
+		})
+	}
+}
+
+// A command that is suspended while it starts a keeper holds up nobody who has to do with another target. Who wants one for the same is
+// told which command it is.
+func TestCommandIsSuspended(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	p := r.write("f", "0123456789")
+	h, other := r.start(), r.start()
+	other.ok("open f %s rdwr", p)
+	const rule = "io error=EIO op=fsync ttl=5m"
+	cmd := r.command("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, rule)
+	cmd.Env = append(cmd.Env, failpoint.At+"=stop:client.folder")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	for end := time.Now().Add(20 * time.Second); state(cmd.Process.Pid) != "T"; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the command does not come to the point")
+		}
+	}
+	g := r.inject(other, r.data, rule)
+	other.is("EIO", "fsync f")
+	r.recover(g)
+	if out, err := r.run("recover", "--orphans"); err != nil {
+		t.Errorf("recover --orphans: %q, %v", out, err)
+	}
+	out, err := r.run("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, rule)
+	for _, want := range []string{fmt.Sprintf("process %d (", cmd.Process.Pid), " inject --pid ", fmt.Sprintf("kill -CONT %d", cmd.Process.Pid)} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("inject: %q, %v; want %q", out, err, want)
+		}
+	}
+	if err := unix.Kill(cmd.Process.Pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(30 * time.Second); len(r.list()) != 1; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the command that goes on has not grafted%s", r.logs())
+		}
+	}
+}
+
 // A keeper that was stopped for longer than calls between faultgraft's processes may take hears afterwards what its server had to tell: it lets
 // go of files that were closed meanwhile, and of the locks on them.
 func TestKeeperHearsWhatItMissed(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p, q := r.write("f", "0123456789"), r.write("g", "0123456789")
 	h, other := r.start(), r.start()

@@ -115,6 +115,7 @@ func (r *rig) lingering(want int) (left []keeper.Graft) {
 // G13: what was started from the layer goes on when the layer is taken off: it runs pages of its executable and of a
 // library that were never read before. Without the capability to give it another executable, the layer is served on for /proc/PID/exe alone.
 func TestStartedFromTheLayer(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, program string
 		lib           bool

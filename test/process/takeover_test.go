@@ -441,6 +441,7 @@ func TestSuccessorsAreKilled(t *testing.T) {
 			continue
 		}
 		t.Run(point, func(t *testing.T) {
+			t.Parallel()
 			r := newRig(t)
 			r.env = []string{failpoint.At + "=kill:" + point, fmt.Sprintf("%s=%d", failpoint.Times, kills)}
 			p := r.write("f", "0123456789")

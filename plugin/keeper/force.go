@@ -1,0 +1,137 @@
+package keeper
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/wire"
+	"golang.org/x/sys/unix"
+)
+
+// A keeper that does not answer may not keep the node from being stopped. It is killed: then its server ends all faults and starts
+// another keeper, which takes the layers off. Where the server does nothing either, it is killed as well: then the holder
+// has both followed (see followBoth).
+
+// forceWait is how long each of the two may take.
+const forceWait = 8 * time.Second
+
+// force takes the layers of a keeper off that does not answer. It gives them with what was done about each.
+func (c *Client) force(ctx context.Context, silent *SilentError) ([]Graft, error) {
+	var target int
+	var started uint64
+	if _, err := fmt.Sscanf(silent.Key, "pid-%d-%d", &target, &started); err != nil || silent.PID == 0 {
+		return nil, silent
+	}
+	others := map[string]bool{}
+	grafts, _ := c.fromEach(func(key string) ([]Graft, error) { // of keepers in the same mount namespace; they speak for themselves
+		if key == silent.Key {
+			return nil, nil
+		}
+		return c.listOf(ctx, key)
+	})
+	for _, g := range grafts {
+		others[g.ID] = true
+	}
+	mounted := func() (left []graft.MountedLayer) {
+		if stat, err := graft.ReadStat(target); errors.Is(err, os.ErrNotExist) || err == nil && stat.StartTime != started {
+			return nil // it has ended, and nobody is there to be faulted
+		}
+		all, _ := graft.LayersOf(target) // it may end just now
+		for _, l := range all {
+			if !others[l.ID] {
+				left = append(left, l)
+			}
+		}
+		return left
+	}
+	layers := mounted()
+	servers := serversOf(silent.PID)
+	if err := kill(silent.PID); err != nil {
+		return nil, fmt.Errorf("%w; it could not be killed: %w", silent, err)
+	}
+	done := "it was killed"
+	off := awaitOff(ctx, mounted)
+	if !off {
+		for _, pid := range servers {
+			if err := kill(pid); err == nil {
+				done = "it and its server, which did nothing either, were killed"
+			}
+		}
+		off = awaitOff(ctx, mounted)
+	}
+	why := fmt.Sprintf("its keeper (process %d) did not answer for %v: %s, and the layer taken off without it", silent.PID, silent.For, done)
+	if !off {
+		why = fmt.Sprintf("its keeper (process %d) did not answer for %v: %s. Its faults have ended; that the layer comes off is tried on", silent.PID, silent.For, done)
+	}
+	left := mounted()
+	out := []Graft{}
+	for _, l := range layers {
+		g := Graft{ID: l.ID, Target: Target{ID: fmt.Sprintf("pid-%d", target), PID: target, StartTime: started}, Path: l.Path, State: StateReverting, Reason: why, Forced: true, Rules: []RuleStatus{}}
+		for _, s := range left {
+			if s.ID == l.ID {
+				g.State = StateFailed
+			}
+		}
+		out = append(out, g)
+	}
+	return out, WriteEvent(c.StateDir, Event{Type: EventServer, Who: wire.Self(), Message: fmt.Sprintf("the keeper of process %d did not answer to a stop: %s", target, done)})
+}
+
+// awaitOff waits until no layer is left.
+func awaitOff(ctx context.Context, left func() []graft.MountedLayer) bool {
+	ctx, cancel := context.WithTimeout(ctx, forceWait)
+	defer cancel()
+	for len(left()) > 0 {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return true
+}
+
+// serversOf lists the servers that a keeper has started.
+func serversOf(pid int) (servers []int) {
+	children, _ := graft.Children(pid) // without them, the keeper alone is killed
+	for _, child := range children {
+		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", child))
+		if f := bytes.Split(args, []byte{0}); err == nil && len(f) > 1 && string(f[1]) == "server" {
+			servers = append(servers, child)
+		}
+	}
+	return servers
+}
+
+// kill ends a process and waits until it is gone.
+func kill(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	for end := time.Now().Add(silence); ; {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, int(max(0, time.Until(end).Milliseconds())))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case n > 0:
+			return nil
+		case err != nil:
+			return err
+		default:
+			return fmt.Errorf("it does not end: %s", whyStill(pid))
+		}
+	}
+}
