@@ -50,10 +50,10 @@ func (t *keptRules) rule(r policy.Rule, start time.Time) (*keptRule, time.Time) 
 	if i := slices.IndexFunc(t.left, func(k *keptRule) bool { return k.slot.rule == sum }); i >= 0 {
 		k := t.left[i]
 		t.left = slices.Delete(t.left, i, i+1)
-		return k, time.Now().Add(-time.Duration(monotonic() - k.slot.start))
+		return k, time.Now().Add(-time.Duration(Monotonic() - k.slot.start))
 	}
 	k := t.table.keptRule()
-	k.slot.rule, k.slot.start = sum, monotonic()-int64(time.Since(start))
+	k.slot.rule, k.slot.start = sum, Monotonic()-int64(time.Since(start))
 	t.table.commit(&k.slot.slot, slotRule)
 	return k, start
 }
@@ -98,10 +98,10 @@ func (t *stateTable) ruleOf(from *ruleSlot) *keptRule {
 	return k
 }
 
-// monotonic is the clock that all processes have in common (ns), and time.Time has within one.
-func monotonic() int64 {
+// Monotonic is CLOCK_MONOTONIC (ns), which all processes of a machine have in common, and time.Time has within one.
+func Monotonic() int64 {
 	var ts unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail: the clock is there, and the pointer is good
 	return ts.Nano()
 }
 

@@ -203,6 +203,12 @@ type Options struct {
 	// with the locks of one process in full, though it has read locks at that
 	// time (see LockPhase). back: they go over in the other direction, in a rollback.
 	GuardLocks func(phase LockPhase, files []LockedFile, back bool) error
+	// LocksElsewhere: the files that are exchanged take no lock any more, because their server is dead, and GuardLocks has the locks
+	// that Locks tells. It makes read locks of them for LocksLeave, lets go of them for LocksTaken, and where they
+	// go back makes them what they were for LocksKept. A lock that a process cannot have again is told to LockLost,
+	// and the swap goes on: there is nothing to go back to.
+	LocksElsewhere bool
+	LockLost       func(o *Object, l Lock, why error)
 	// Seized is called once every thread is seized and told to stop, and none
 	// was waited for: the moment to release threads that sleep in a file system
 	// whose server died.

@@ -24,6 +24,7 @@ type job struct {
 	locks    []heldLock
 	guard    func(LockPhase, []LockedFile, bool) error // Options.GuardLocks
 	leaveOwn func() error                              // see transaction.ownLocks
+	lost     func(*Object, Lock, error)                // Options.LockLost; nil unless the locks are elsewhere
 	back     bool                                      // this is a rollback
 	dirs     map[int]int                               // files of ours for directories and the executable: temporary number in the target
 	maps     []stagedMap
@@ -235,7 +236,7 @@ func (j *job) commit(which pick, neverEmpty bool) error {
 	j.begun = true
 	b := j.r.batch()
 	for i := range j.locks {
-		if l := &j.locks[i]; j.guard != nil && !l.shared() { // the server that has it below would be in our own way
+		if l := &j.locks[i]; j.guard != nil && !l.shared() && j.lost == nil { // the server that has it below would be in our own way
 			b.setLock(l.fd, Lock{Type: unix.F_UNLCK, Start: l.Start, Len: l.Len}).mayFail = true // it may be lost already
 		}
 	}
@@ -258,7 +259,9 @@ func (j *job) commit(which pick, neverEmpty bool) error {
 		if j.guard != nil {
 			fd, lock = j.locks[i].passing()
 		}
-		b.setLock(fd, lock)
+		if j.lost == nil {
+			b.setLock(fd, lock)
+		}
 	}
 	if err := b.run(); err != nil {
 		return err

@@ -92,7 +92,7 @@ func (j *job) guardLocks() error {
 	if j.guard == nil || len(j.locks) == 0 {
 		return nil
 	}
-	if !j.back {
+	if !j.back && j.lost == nil {
 		if err := j.refuseWaiters(); err != nil {
 			return err
 		}
@@ -100,7 +100,7 @@ func (j *job) guardLocks() error {
 	j.begun = true
 	b := j.r.batch()
 	for i := range j.locks {
-		if l := &j.locks[i]; l.Type == unix.F_WRLCK && l.shared() {
+		if l := &j.locks[i]; l.Type == unix.F_WRLCK && l.shared() && (j.lost == nil || j.back) {
 			fd, lock := l.passing()
 			b.setLock(fd, lock).mayFail = j.back // it may be lost already
 		}
@@ -118,7 +118,7 @@ func (j *job) tellGuard(phase LockPhase) error {
 	var files []LockedFile
 	for i := range j.locks {
 		l := &j.locks[i]
-		if !l.shared() { // nothing that a guard's read lock could lie beside
+		if !l.shared() && j.lost == nil { // nothing that a guard's read lock could lie beside
 			continue
 		}
 		k := slices.IndexFunc(files, func(f LockedFile) bool { return f.Object.Dev == l.obj.Dev && f.Object.Ino == l.obj.Ino })
@@ -145,6 +145,9 @@ func (j *job) regainLocks() error {
 	if j.guard == nil || len(j.locks) == 0 {
 		return nil
 	}
+	if j.lost != nil {
+		return j.takeFromGuard()
+	}
 	if err := j.tellGuard(LocksTaken); err != nil {
 		return err
 	}
@@ -169,6 +172,68 @@ func (j *job) regainLocks() error {
 		}
 		return err
 	}
+}
+
+// takeFromGuard has the process take locks that only the guard has, and tells of those that it cannot have.
+func (j *job) takeFromGuard() error {
+	if j.back { // its files take none: the guard keeps them
+		return errors.Join(j.tellGuard(LocksTaken), j.tellGuard(LocksKept))
+	}
+	var reads, writes []*heldLock
+	for i := range j.locks {
+		l := &j.locks[i]
+		if l.shared() {
+			reads = append(reads, l)
+		}
+		if l.Type == unix.F_WRLCK {
+			writes = append(writes, l)
+		}
+	}
+	reads, why, err := j.tryLocks(reads, (*heldLock).passing)
+	if err != nil {
+		return err
+	}
+	if err := j.tellGuard(LocksTaken); err != nil {
+		return err
+	}
+	for _, l := range reads {
+		if l.Type == unix.F_RDLCK {
+			j.lost(l.obj, l.Lock, why)
+		}
+	}
+	for end := time.Now().Add(lockPatience); len(writes) > 0; briefly(time.Millisecond) {
+		if writes, why, err = j.tryLocks(writes, func(l *heldLock) (int, Lock) { return l.fd, l.Lock }); err != nil {
+			return err
+		}
+		if time.Now().After(end) {
+			break
+		}
+	}
+	for _, l := range writes {
+		j.lost(l.obj, l.Lock, fmt.Errorf("another process came between: %w", why))
+	}
+	return j.tellGuard(LocksKept)
+}
+
+// tryLocks sets locks, and gives those that could not be set, and why the last of them.
+func (j *job) tryLocks(locks []*heldLock, how func(*heldLock) (fd int, l Lock)) (left []*heldLock, why, err error) {
+	if len(locks) == 0 {
+		return nil, nil, nil
+	}
+	b := j.r.batch()
+	for _, l := range locks {
+		fd, lock := how(l)
+		b.setLock(fd, lock).mayFail = true
+	}
+	if err := b.run(); err != nil {
+		return nil, nil, err
+	}
+	for i, l := range locks {
+		if e := b.calls[i].errno(); e != 0 {
+			left, why = append(left, l), e
+		}
+	}
+	return left, why, nil
 }
 
 // guardLocks calls Options.GuardLocks.

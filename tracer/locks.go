@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -96,9 +97,16 @@ func (x *transaction) collectLocks(j *job) error {
 		j.guard = x.guardLocks
 	}
 	j.leaveOwn = func() error { return x.ownLocks(j) }
+	if x.o.LocksElsewhere {
+		j.lost = x.o.LockLost
+	}
 	j.findReaders()
 	for f, locks := range taken {
 		for l, ok := range locks {
+			if !ok && j.lost != nil {
+				j.lost(&Object{PID: j.p.pid, TID: j.t.tid, Kind: Descriptor, FD: -1, Ino: f.ino}, l, errors.New("none of the descriptors to be swapped has the access to take it again"))
+				continue
+			}
 			if !ok {
 				return fmt.Errorf("process %d (%s) would lose a POSIX lock (from %d, %d bytes) at inode %d: none of the descriptors to be swapped has the access to take it again",
 					j.p.pid, j.p.comm, l.Start, l.Len, f.ino)

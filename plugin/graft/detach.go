@@ -23,11 +23,13 @@ type DetachOptions struct {
 	Server Server
 	// Left is what the graft could not put onto the layer, by LeftBelow.
 	Left []tracer.Object
-	// Adopted are the originals; only needed when the server is dead.
+	// Adopted are the descriptions that files of the layer stand for: the originals, and what the server had open for later ones. Only needed when the server is dead.
 	Adopted []AdoptedDescription
+	// Locks are the POSIX locks that the dead server had below for processes.
+	Locks []LeftLocks
 	// Objects are what the dead server had open of what lies under the layer (O_PATH), as far as it may have no path any more.
 	Objects []int
-	// HandleIoctl is the ioctl(2) request by which the layer tells the handle of an open file.
+	// HandleIoctl is the ioctl(2) request by which the layer tells the handle of an open file; 0: the server is dead, and nobody tells in its stead.
 	HandleIoctl uint
 	// Deadline bounds how long the target may be stopped; 0 means DefaultDeadline. There is no other limit: a layer has to come off.
 	Deadline time.Duration
@@ -64,6 +66,7 @@ type detachment struct {
 	lockless bool
 	locked   map[uint64]bool // inode numbers with POSIX locks
 	used     map[uint64]bool
+	stores   stores
 	copies   map[uint64]bool // mounts on a layer over "/" that are copies of others
 	near     map[int]bool    // the target's processes
 	rep      *Report
@@ -82,9 +85,13 @@ func (d *detachment) run(ctx context.Context) error {
 		},
 	}
 	if d.Server == nil {
-		swap.Replace, swap.Locks, swap.OwnLocks, swap.Locked, swap.GuardLocks = d.rescue, nil, nil, nil, nil
+		swap.Replace, swap.Locks, swap.OwnLocks, swap.Locked = d.rescue, d.leftLocks, nil, nil
+		swap.GuardLocks, swap.LocksElsewhere, swap.LockLost = d.passLeftLocks, true, d.lockLost
 		swap.Together = true // once the connection is aborted, nobody must run who has files of it
-		swap.Seized = func() error { return abortConnection(d.Layer.Info.Dev) }
+		swap.Seized = func() error {
+			d.stores.look()
+			return abortConnection(d.Layer.Info.Dev)
+		}
 		swap.MapsByPath = true
 		// EIO: what a read gets whose page could not be read because of the abort (filemap_read in mm/filemap.c). There are no rules any more that could fail it.
 		swap.RestartErrnos = []syscall.Errno{unix.ECONNABORTED, unix.ENOTCONN, unix.EIO}
@@ -295,8 +302,14 @@ func (d *detachment) locks(o *tracer.Object) []tracer.Lock {
 
 // settle brings what was written to a map since to the server: now nobody can
 // dirty a page any more.
-func (d *detachment) settle(o *tracer.Description, _ int) error {
-	if d.Server == nil || o.Kind != tracer.Map || o.Flags&unix.O_ACCMODE != unix.O_RDWR {
+func (d *detachment) settle(o *tracer.Description, fd int) error {
+	if o.Kind != tracer.Map || o.Flags&unix.O_ACCMODE != unix.O_RDWR {
+		return nil
+	}
+	if d.Server == nil {
+		if err := d.stores.save(o, fd); err != nil {
+			d.rep.Notes = append(d.rep.Notes, fmt.Sprintf("%s: not all that was stored in its map may be in the file: %v", o.Path, err))
+		}
 		return nil
 	}
 	return writeBack(o.File)

@@ -166,7 +166,7 @@ func comesBack(pid int) bool {
 var ErrWithinExec = errors.New("is within an execve(2) that waits to close a file, on a file system that does not answer; try again when that is over")
 
 func errWithinExec(pid int) error {
-	return fmt.Errorf("process %d (%s) %w", pid, commOf(pid), ErrWithinExec)
+	return fmt.Errorf("process %d (%s) %w", pid, CommOf(pid), ErrWithinExec)
 }
 
 // mayHave tells whether a process that cannot be looked at may be the target's: by its parents, and by its
@@ -189,7 +189,8 @@ func cgroupOf(pid int) string {
 	return string(b)
 }
 
-func commOf(pid int) string {
+// CommOf gives the name of a process, also of one that is within an execve.
+func CommOf(pid int) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 	if err != nil {
 		return "has ended"

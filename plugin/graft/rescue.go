@@ -3,20 +3,22 @@ package graft
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/faultgraft/faultgraft/tracer"
 	"golang.org/x/sys/unix"
 )
 
-// rescue finds the original of a file whose server is dead: an adopted one of the
-// same inode and mode, the file that its path names below the layer, or what the
-// server had open of it.
+// rescue finds the original of a file whose server is dead: the description that it
+// stands for, the file that its path names below the layer, or what the server had
+// open of it.
 func (d *detachment) rescue(o *tracer.Description) (int, error) {
 	if d.visits(o.Kind, o.MountID) {
 		return d.visited(o)
 	}
+	d.stores.note(o)
 	if o.Kind == tracer.Descriptor && o.Flags&unix.O_PATH == 0 {
-		if fd, ok := d.adoptedLike(o); ok {
+		if fd, ok := d.description(o); ok {
 			return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 		}
 	}
@@ -62,23 +64,56 @@ func (d *detachment) byPath(o *tracer.Description) (int, error) {
 	return fd, nil
 }
 
-func (d *detachment) adoptedLike(o *tracer.Description) (int, bool) {
-	const mode = unix.O_ACCMODE | unix.O_APPEND | unix.O_DIRECTORY
+// description finds the description that a file of the layer stands for.
+func (d *detachment) description(o *tracer.Description) (int, bool) {
 	if d.used == nil {
 		d.used = map[uint64]bool{}
 	}
-	for _, a := range d.Adopted {
-		var s unix.Stat_t
-		flags, err := unix.FcntlInt(uintptr(a.File), unix.F_GETFL, 0)
-		if err != nil || unix.Fstat(a.File, &s) != nil {
-			continue
-		}
-		if !d.used[a.Handle] && s.Ino == o.Ino && flags&mode == o.Flags&mode {
-			d.used[a.Handle] = true
-			return a.File, true
+	if d.HandleIoctl != 0 {
+		if handle, err := handleOf(o.File, d.HandleIoctl); err == nil {
+			i := slices.IndexFunc(d.Adopted, func(a AdoptedDescription) bool { return a.Handle == handle })
+			if i < 0 {
+				return -1, false
+			}
+			d.used[handle] = true
+			return d.Adopted[i].File, true
 		}
 	}
-	return -1, false
+	return d.descriptionLike(o) // the connection is aborted, or nobody stands in for the server
+}
+
+// descriptionLike goes by inode number, mode and, where several file systems below the layer have the number, by what lies at its path.
+func (d *detachment) descriptionLike(o *tracer.Description) (int, bool) {
+	const mode = unix.O_ACCMODE | unix.O_APPEND | unix.O_DIRECTORY
+	var like []AdoptedDescription
+	devices := map[uint64]bool{}
+	deviceOf := func(fd int) uint64 {
+		var s unix.Stat_t
+		if unix.Fstat(fd, &s) != nil || s.Ino != o.Ino {
+			return 0
+		}
+		return s.Dev
+	}
+	for _, a := range d.Adopted {
+		flags, err := unix.FcntlInt(uintptr(a.File), unix.F_GETFL, 0)
+		if dev := deviceOf(a.File); err == nil && dev != 0 && !d.used[a.Handle] && flags&mode == o.Flags&mode {
+			like, devices[dev] = append(like, a), true
+		}
+	}
+	if len(devices) > 1 {
+		there, err := d.byPath(o)
+		if err != nil {
+			return -1, false
+		}
+		dev := deviceOf(there)
+		_ = unix.Close(there) // another one of the same file
+		like = slices.DeleteFunc(like, func(a AdoptedDescription) bool { return deviceOf(a.File) != dev })
+	}
+	if len(like) == 0 {
+		return -1, false
+	}
+	d.used[like[0].Handle] = true
+	return like[0].File, true
 }
 
 // objectLike is what the server had open of the object, if it is known which: on another mount below may be one of that number.

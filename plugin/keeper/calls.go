@@ -44,6 +44,7 @@ const (
 	callAdopted   = "adopted"   // []uint64 (handles), fds: the descriptions, in that order
 	callOriginals = "originals" // int (offset) -> []uint64 (handles), fds
 	callObjects   = "objects"   // int (offset) -> fds: what a dead server had open of objects below (O_PATH)
+	callOwners    = "owners"    // int (offset) -> []lockOwner, fds: descriptions with their locks
 	callResult    = "result"    // result
 )
 
@@ -142,6 +143,8 @@ type job struct {
 	Detach bool `json:"detach,omitempty"`
 	Dead   bool `json:"dead,omitempty"` // detach: the server is dead
 	Off    bool `json:"off,omitempty"`  // detach: the layer is off already, and lingers
+	// StoodIn: somebody tells in the dead server's stead which handle an open file of the layer has.
+	StoodIn bool `json:"stoodIn,omitempty"`
 	// Left is what the graft could not put onto the layer, for a detach.
 	Left []tracer.Object `json:"left,omitempty"`
 	// Reswap are the files of the layer to move, instead of a graft or an ungraft.

@@ -81,12 +81,12 @@ func (c *Client) Inject(ctx context.Context, t Target, req Request) (Graft, erro
 // died tells a keeper that was killed from one that has ended: that takes its
 // folder away before another one may start.
 func (c *Client) died(key string) bool {
-	unlock, err := c.dir().lock(startWait)
+	unlock, err := c.dir().lock(key, startWait)
 	if err != nil {
 		return false
 	}
 	defer unlock()
-	_, err = os.Stat(c.dir().keeper(key))
+	_, err = os.Stat(c.dir().socket(key))
 	return err == nil && !alive(c.dir().socket(key))
 }
 
@@ -117,16 +117,13 @@ func (c *Client) refused(t Target, req Request, why error) error {
 // start makes sure that the target has a keeper.
 func (c *Client) start(ctx context.Context, key string, t Target) error {
 	dir := c.dir()
-	unlock, err := dir.lock(startWait)
+	unlock, err := dir.lock(key, startWait)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	if alive(dir.socket(key)) {
 		return nil
-	}
-	if err := os.MkdirAll(dir.keeper(key), 0o700); err != nil {
-		return fmt.Errorf("state directory: %w", err)
 	}
 	t.Labels = shownLabels(t.Labels)
 	atClient.Pass("folder")

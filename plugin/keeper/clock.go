@@ -4,7 +4,7 @@ import (
 	"encoding/json"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/faultgraft/faultgraft/fusefs"
 )
 
 // A time of day that another process reads has lost what makes Go's times immune to a
@@ -22,7 +22,7 @@ type rulesFields rulesCall
 
 // MarshalJSON is for wire.Conn.
 func (c rulesCall) MarshalJSON() ([]byte, error) {
-	return json.Marshal(rulesOnWire{rulesFields(c), monotonic() - int64(time.Since(c.Start))})
+	return json.Marshal(rulesOnWire{rulesFields(c), fusefs.Monotonic() - int64(time.Since(c.Start))})
 }
 
 // UnmarshalJSON makes the start a time of this process.
@@ -32,12 +32,6 @@ func (c *rulesCall) UnmarshalJSON(b []byte) error {
 		return err
 	}
 	*c = rulesCall(w.rulesFields)
-	c.Start = time.Now().Add(-time.Duration(monotonic() - w.Since))
+	c.Start = time.Now().Add(-time.Duration(fusefs.Monotonic() - w.Since))
 	return nil
-}
-
-func monotonic() int64 {
-	var ts unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail: the clock is there, and the pointer is good
-	return ts.Nano()
 }

@@ -216,13 +216,8 @@ func (k *keeper) recover(id, why, who string) (Graft, error) {
 	server := k.settled()
 	dead := k.without(h, server)
 	if !dead {
-		if status, err := server.status(id); err == nil {
-			k.mu.Lock()
-			h.status = status
-			k.mu.Unlock()
-		}
 		// The faults end first: sleepers wake up, and the swap itself is never hit.
-		if err := server.call(callRules, rulesCall{Layer: id, Start: time.Now()}, nil); err != nil {
+		if err := k.endRules(server, h); err != nil {
 			k.o.Logger.Warn("end the rules", "graft", id, "err", err)
 			if k.lost(server, err) {
 				server = k.settled()
@@ -263,6 +258,21 @@ func (k *keeper) recover(id, why, who string) (Graft, error) {
 	k.log(Event{Type: EventUngraft, Graft: id, Path: g.Path, By: g.Origin, Who: who, PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: why})
 	atUngraft.Pass("logged")
 	return g, nil
+}
+
+// endRules ends the faults of a graft, and keeps what they have counted. A server that does not answer is not waited for twice.
+func (k *keeper) endRules(server *serverClient, h *held) error {
+	status, err := server.status(h.ID)
+	var remote *wire.RemoteError
+	if err != nil && !errors.As(err, &remote) {
+		return err
+	}
+	if err == nil {
+		k.mu.Lock()
+		h.status = status
+		k.mu.Unlock()
+	}
+	return server.call(callRules, rulesCall{Layer: h.ID, Start: time.Now()}, nil)
 }
 
 // lost reports that a call failed because the server is not there any more. One

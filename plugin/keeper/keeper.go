@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -102,6 +104,8 @@ type held struct {
 	peer    int
 	adopted map[uint64]int  // originals by handle; guarded by the keeper's mu
 	closed  map[uint64]bool // handles that were released before their original came
+	stoodIn bool            // see standIn; guarded by the keeper's mu
+	remains *remains        // of the dead server, for who takes the layer off without one; guarded by the keeper's mu
 	request Request
 	rules   []activeRule // in force; guarded by the keeper's swap
 	timer   *time.Timer  // ends the graft with its last rule
@@ -178,14 +182,17 @@ func (k *keeper) start() error {
 	k.key = keyOf(t)
 	if k.o.Inherit != "" {
 		// Not between the look and the listening of one that a command starts: it may have found nobody here.
-		unlock, err := k.dir.lock(startWait)
+		unlock, err := k.dir.lock(k.key, startWait)
 		if err != nil {
 			k.o.Logger.Warn("another keeper may start for the same target", "err", err)
 		} else {
 			defer unlock()
 		}
 		if err != nil || alive(k.dir.socket(k.key)) {
-			k.key += fmt.Sprintf("-after-%d", os.Getppid()) // the server's: it serves the layers to be taken off
+			k.key += fmt.Sprintf("-after-%d", os.Getppid())              // the server's: it serves the layers to be taken off
+			if unlock, err := k.dir.lock(k.key, startWait); err == nil { // against who sweeps; nobody else knows the name
+				defer unlock()
+			}
 		}
 	}
 	if err := os.MkdirAll(k.dir.keeper(k.key), 0o700); err != nil {
@@ -283,7 +290,7 @@ func (k *keeper) run(ctx context.Context) error {
 // leave closes the socket and removes the keeper's folder, while nobody can start
 // another keeper for the target there.
 func (k *keeper) leave() error {
-	unlock, err := k.dir.lock(startWait)
+	unlock, err := k.dir.lock(k.key, startWait)
 	if err != nil {
 		return err
 	}
@@ -375,15 +382,18 @@ func statusSoon(server *serverClient, id string) []RuleStatus {
 	}
 }
 
+func (k *keeper) all() []*held {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Collect(maps.Values(k.grafts))
+}
+
 // list is the state of all grafts, with the counters of their rules.
 func (k *keeper) list() []Graft {
 	k.mu.Lock()
 	server := k.server
-	all := make([]*held, 0, len(k.grafts))
-	for _, h := range k.grafts {
-		all = append(all, h)
-	}
 	k.mu.Unlock()
+	all := k.all()
 	out := make([]Graft, len(all))
 	var wg sync.WaitGroup
 	for i, h := range all { // side by side: each waits for a server that hangs

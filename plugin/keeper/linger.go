@@ -2,7 +2,6 @@ package keeper
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -73,7 +72,7 @@ func (k *keeper) settle(h *held, rep *graft.Report) {
 	}
 }
 
-// dropAdopted lets go of the originals: the target has them again.
+// dropAdopted lets go of the originals, and of what a dead server had open: the target has it again.
 func (k *keeper) dropAdopted(h *held) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -81,6 +80,8 @@ func (k *keeper) dropAdopted(h *held) {
 		_ = unix.Close(fd)
 	}
 	h.adopted = nil
+	h.remains.close()
+	h.remains = nil
 }
 
 // unused is called when the last user of a layer has gone. The caller holds k.mu.
@@ -123,8 +124,7 @@ func users(rep *graft.Report) string {
 	for _, s := range rep.Skipped {
 		text := fmt.Sprintf("%s: %s", &s.Object, s.Reason)
 		if s.Object.Kind == tracer.Executable {
-			comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", s.Object.PID)) // it may have ended
-			text = fmt.Sprintf("process %d (%s) was started from the layer: its executable stays on it until it ends", s.Object.PID, strings.TrimSpace(string(comm)))
+			text = fmt.Sprintf("process %d (%s) was started from the layer: its executable stays on it until it ends", s.Object.PID, graft.CommOf(s.Object.PID))
 		}
 		all = append(all, text)
 	}

@@ -34,7 +34,10 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 	}()
 	args := []string{"swap"}
 	serverEnd := -1
-	if !j.Dead {
+	if j.Dead {
+		k.takeRemains(h)
+		j.StoodIn = k.stoodIn(h)
+	} else {
 		sv, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return nil, fmt.Errorf("socketpair: %w", err)
@@ -103,6 +106,13 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 		k.o.Logger.Info("the swapper says", "text", text)
 	}
 	return d.result.Report, nil
+}
+
+// stoodIn tells whether somebody stands in for the dead server of a layer.
+func (k *keeper) stoodIn(h *held) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return h.stoodIn
 }
 
 // swapperGrace is how long a swapper may take to end after its work, or its death.
@@ -193,8 +203,24 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 		if err := r.Decode(&from); err != nil {
 			return nil, nil, err
 		}
-		fds, err := d.k.objectsLeft(d.h.ID, from)
+		d.k.mu.Lock()
+		defer d.k.mu.Unlock()
+		fds, err := dupAll(page(h.remains.objects, from)...)
 		return nil, fds, err
+	case callOwners:
+		var from int
+		if err := r.Decode(&from); err != nil {
+			return nil, nil, err
+		}
+		d.k.mu.Lock()
+		defer d.k.mu.Unlock()
+		owners := page(h.remains.owners, from)
+		var fds []int
+		for _, o := range owners {
+			fds = append(fds, o.file)
+		}
+		fds, err := dupAll(fds...)
+		return owners, fds, err
 	case callResult:
 		var res result
 		if err := r.Decode(&res); err != nil {
@@ -209,21 +235,26 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 	}
 }
 
-// originals hands out a page of the adopted descriptions, in the order of their handles.
+// originals hands out a page of the descriptions that files of the layer stand for, in the order of their handles.
 func (d *deskOfSwapper) originals(from int) (any, []int, error) {
 	d.k.mu.Lock()
 	defer d.k.mu.Unlock()
-	all := slices.Sorted(maps.Keys(d.h.adopted))
-	if from < 0 || from >= len(all) {
-		return []uint64{}, nil, nil
-	}
-	page := all[from:min(len(all), from+batch)]
+	all := d.h.descriptions()
+	handles := page(slices.Sorted(maps.Keys(all)), from)
 	var fds []int
-	for _, handle := range page {
-		fds = append(fds, d.h.adopted[handle])
+	for _, handle := range handles {
+		fds = append(fds, all[handle])
 	}
 	fds, err := dupAll(fds...)
-	return page, fds, err
+	return handles, fds, err
+}
+
+// page is what of a list goes into one answer.
+func page[T any](all []T, from int) []T {
+	if from < 0 || from >= len(all) {
+		return nil
+	}
+	return all[from:min(len(all), from+batch)]
 }
 
 // layer takes a new layer's descriptors and has the server serve it.

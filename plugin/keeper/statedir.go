@@ -1,10 +1,12 @@
 package keeper
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,26 +41,67 @@ func (d stateDir) make() error {
 	return nil
 }
 
-// lock serialises the start of keepers; unlock gives it back.
-func (d stateDir) lock(wait time.Duration) (unlock func(), err error) {
-	if err := d.make(); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(filepath.Join(d.keepers(), ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
-	}
-	for end := time.Now().Add(wait); ; {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
+// lock makes a keeper's folder, and serialises who starts one there and who takes it away; unlock gives it back. It is the folder
+// that is locked: who is suspended with it holds up nobody who has to do with another target.
+func (d stateDir) lock(key string, wait time.Duration) (unlock func(), err error) {
+	folder := d.keeper(key)
+	for end := time.Now().Add(wait); ; time.Sleep(10 * time.Millisecond) {
+		if err := d.make(); err != nil {
+			return nil, err
+		}
+		if err := os.Mkdir(folder, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+		f, err := os.Open(folder)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // it was just taken away
+		}
+		if err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil && isStill(f, folder) {
 			return func() { _ = f.Close() }, nil
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(end) {
-			_ = f.Close()
-			return nil, fmt.Errorf("lock %s: %w: another faultgraft command holds it", f.Name(), err)
+		var inode unix.Stat_t
+		serr := unix.Fstat(int(f.Fd()), &inode)
+		_ = f.Close()
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || serr != nil {
+			return nil, fmt.Errorf("lock %s: %w", folder, errors.Join(err, serr))
 		}
-		time.Sleep(10 * time.Millisecond)
+		if time.Now().After(end) {
+			return nil, fmt.Errorf("lock %s: %s", folder, whoLocks(&inode))
+		}
 	}
+}
+
+// isStill: the open folder is the one at its path.
+func isStill(f *os.File, path string) bool {
+	is, err := f.Stat()
+	there, serr := os.Stat(path)
+	return err == nil && serr == nil && os.SameFile(is, there)
+}
+
+// whoLocks says which process has a flock on a file, and what can be done.
+func whoLocks(inode *unix.Stat_t) string {
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return "another faultgraft command holds it"
+	}
+	of := fmt.Sprintf("%02x:%02x:%d", unix.Major(inode.Dev), unix.Minor(inode.Dev), inode.Ino)
+	for line := range strings.Lines(string(locks)) { // proc_locks(5)
+		f := strings.Fields(line)
+		if len(f) < 6 || f[1] != "FLOCK" || f[5] != of {
+			continue
+		}
+		pid, err := strconv.Atoi(f[4])
+		if err != nil {
+			continue
+		}
+		args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // it may have ended
+		return fmt.Sprintf("process %d (%s) holds it: %s", pid, strings.TrimSpace(string(bytes.ReplaceAll(args, []byte{0}, []byte(" ")))), whyStill(pid))
+	}
+	return "another faultgraft command held it until just now, try again"
 }
 
 // keys lists the keepers that have a folder.

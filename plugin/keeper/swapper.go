@@ -133,10 +133,23 @@ func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 	}
 	var adopted []graft.AdoptedDescription
 	var objects []int
+	var locks []graft.LeftLocks
+	handle := uint(fusefs.IoctlHandle)
 	if j.Dead {
 		server = nil
+		if !j.StoodIn {
+			handle = 0
+		}
 		objects = k.objects()
 		defer func() { wire.CloseAll(objects) }()
+		if locks, err = k.locks(); err != nil {
+			return nil, err
+		}
+		defer func() {
+			for _, l := range locks {
+				_ = unix.Close(l.File) // a duplicate
+			}
+		}()
 		if adopted, err = k.originals(); err != nil {
 			return nil, err
 		}
@@ -147,7 +160,7 @@ func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 		}()
 	}
 	return graft.Detach(context.Background(), graft.DetachOptions{
-		ID: j.Graft, Target: j.Target, Layer: l, Server: server, Adopted: adopted, Objects: objects, Left: j.Left, HandleIoctl: fusefs.IoctlHandle,
+		ID: j.Graft, Target: j.Target, Layer: l, Server: server, Adopted: adopted, Objects: objects, Locks: locks, Left: j.Left, HandleIoctl: handle,
 		Deadline: j.Deadline, Step: j.step(k),
 	})
 }
@@ -220,5 +233,33 @@ func (k keeperLink) objects() (all []int) {
 			return all
 		}
 		all = append(all, fds...)
+	}
+}
+
+// locks are the POSIX locks that the dead server had for processes.
+func (k keeperLink) locks() (all []graft.LeftLocks, err error) {
+	for seen := 0; ; {
+		var owners []lockOwner
+		fds, err := k.call(callOwners, seen, &owners)
+		if err != nil || len(owners) == 0 {
+			return all, err
+		}
+		if len(owners) != len(fds) {
+			wire.CloseAll(fds)
+			return all, fmt.Errorf("swapper: %d owners of locks with %d descriptors", len(owners), len(fds))
+		}
+		seen += len(owners)
+		for i, o := range owners {
+			held, err := fusefs.OFDLocks(fds[i])
+			if err != nil || len(held) == 0 { // none: it waited for one
+				_ = unix.Close(fds[i])
+				continue
+			}
+			l := graft.LeftLocks{PID: o.PID, Ino: o.Ino, File: fds[i]}
+			for _, k := range held {
+				l.Locks = append(l.Locks, tracer.Lock(k))
+			}
+			all = append(all, l)
+		}
 	}
 }

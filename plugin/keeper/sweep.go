@@ -11,6 +11,9 @@ import (
 // unfinished is how old a temporary file is that nobody is going to rename any more.
 const unfinished = time.Minute
 
+// sweepWait is how long a keeper's folder is waited for that somebody has locked.
+const sweepWait = time.Second
+
 // Sweep removes what processes left in a state directory (empty: DefaultStateDir) that
 // were killed: folders of keepers that are gone, and files that were not written to
 // their end. It takes nothing from a process that lives. It gives the paths.
@@ -19,18 +22,21 @@ func Sweep(dir string) (removed []string, err error) {
 	if _, err := os.Stat(string(d)); errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	unlock, err := d.lock(startWait) // no keeper starts or goes meanwhile
-	if err != nil {
-		return nil, fmt.Errorf("sweep: %w", err)
-	}
-	defer unlock()
 	keys, err := d.keys()
 	errs := []error{err}
 	for _, k := range keys {
+		if alive(d.socket(k)) {
+			continue
+		}
+		unlock, err := d.lock(k, sweepWait)
+		if err != nil {
+			continue // somebody is about to start one there
+		}
 		if !alive(d.socket(k)) {
 			errs = append(errs, os.RemoveAll(d.keeper(k)))
 			removed = append(removed, d.keeper(k))
 		}
+		unlock()
 	}
 	for _, folder := range []string{string(d), d.ended()} {
 		files, err := temporary(folder)

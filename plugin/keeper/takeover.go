@@ -105,8 +105,15 @@ func (k *keeper) serverDied(s *serverClient) {
 		}
 	}
 	lost, last, err := k.replace(s)
+	taken, unserved := errors.Is(err, holder.ErrTaken), lost
+	if err != nil && !taken {
+		unserved = k.all()
+	}
+	for _, h := range unserved { // before anybody takes its layer off
+		k.standIn(h)
+	}
 	close(s.handled)
-	if errors.Is(err, holder.ErrTaken) {
+	if taken {
 		k.o.Logger.Warn("another process serves the layers of the dead server on")
 		k.mu.Lock()
 		all := k.grafts
@@ -123,7 +130,6 @@ func (k *keeper) serverDied(s *serverClient) {
 		return
 	}
 	for _, h := range lost {
-		k.answerCloses(h)
 		k.takeOff(h.ID, "its server died, and the layer could not be served on")
 	}
 	if last {
@@ -134,15 +140,6 @@ func (k *keeper) serverDied(s *serverClient) {
 // giveUp takes the layers of a dead server off.
 func (k *keeper) giveUp(s *serverClient, err error) {
 	k.log(Event{Type: EventServer, Message: fmt.Sprintf("the server has died (%s) and cannot be replaced: %v; its layers are taken off", s.obituary(), err)})
-	k.mu.Lock()
-	all := make([]*held, 0, len(k.grafts))
-	for _, h := range k.grafts {
-		all = append(all, h)
-	}
-	k.mu.Unlock()
-	for _, h := range all {
-		k.answerCloses(h)
-	}
 	k.recoverAll("its server died")
 	k.mu.Lock()
 	n := len(k.grafts)
@@ -152,17 +149,43 @@ func (k *keeper) giveUp(s *serverClient, err error) {
 	}
 }
 
-// answerCloses stands in for the server of one layer.
-func (k *keeper) answerCloses(h *held) {
+// standIn has somebody stand in for the server of one layer.
+func (k *keeper) standIn(h *held) {
+	k.takeRemains(h)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if h.device < 0 {
 		return
 	}
 	// Its own duplicates: the graft may be forgotten while the loop reads.
-	if fds, err := dupAll(h.device, h.backing); err == nil {
-		go answerCloses(fds[0], fds[1], k.o.Logger)
+	fds, err := dupAll(h.device, h.backing)
+	if err != nil {
+		k.o.Logger.Error("stand in for the dead server", "graft", h.ID, "err", err)
+		return
 	}
+	h.stoodIn = true
+	go (&standIn{
+		fd: fds[0], backing: fds[1], logger: k.o.Logger,
+		swapper: func(tid int) bool {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			if k.swapper == nil {
+				return false
+			}
+			_, err := os.Stat(fmt.Sprintf("/proc/%d/task/%d", k.swapper.Pid, tid))
+			return err == nil
+		},
+		description: func(handle uint64) (int, bool) {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			fd, ok := h.descriptions()[handle]
+			if !ok {
+				return -1, false
+			}
+			dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+			return dup, err == nil
+		},
+	}).run()
 }
 
 // replace starts servers until one has followed the dead one. lost are grafts whose layers it does not have. last: it is there to have
@@ -250,6 +273,9 @@ func (k *keeper) successor() (s *serverClient, lost []*held, err error) {
 	there := map[string]bool{}
 	for _, l := range layers {
 		h := k.graftOf(l.Layer)
+		if h != nil && l.Error != "" {
+			k.takeRemains(h) // the holder that has them is about to be ended
+		}
 		if h == nil || l.Error != "" {
 			continue
 		}

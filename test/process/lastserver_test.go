@@ -20,8 +20,6 @@ type openKind struct {
 	name          string
 	before, while func(h *holder, dir string)
 	after         func(t *testing.T, h *holder, dir string)
-	// served: a server is needed for it.
-	served bool
 }
 
 var openKinds = []openKind{
@@ -122,8 +120,7 @@ var openKinds = []openKind{
 		},
 	},
 	{
-		name:   "a shared map that was written to",
-		served: true,
+		name: "a shared map that was written to",
 		before: func(h *holder, dir string) {
 			h.ok("open mapped %s/f rdwr,creat", dir)
 			h.ok("write mapped 0123456789")
@@ -148,6 +145,82 @@ var openKinds = []openKind{
 		after: func(t *testing.T, h *holder, dir string) {
 			h.is("ok 0own456789", "peek private 0 10")
 			content(t, dir+"/f", "0123456789")
+		},
+	},
+	{
+		name: "locks",
+		before: func(h *holder, dir string) {
+			h.ok("open before %s/before rdwr,creat", dir)
+			h.ok("write before 0123456789")
+		},
+		while: func(h *holder, dir string) {
+			h.ok("open after %s/after rdwr,creat", dir)
+			for _, f := range []string{"before", "after"} {
+				h.ok("flock %s", f)
+				h.ok("setlk %s 2 5", f)
+				h.ok("rdlk %s 20 5", f)
+			}
+		},
+		after: func(t *testing.T, h *holder, dir string) {
+			for _, f := range []string{"before", "after"} {
+				others, err := os.OpenFile(dir+"/"+f, os.O_RDWR, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := unix.Flock(int(others.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != unix.EWOULDBLOCK {
+					t.Errorf("%s: its flock is not held: %v", f, err)
+				}
+				for _, l := range []unix.Flock_t{{Type: unix.F_WRLCK, Start: 2, Len: 5}, {Type: unix.F_RDLCK, Start: 20, Len: 5}} {
+					is := unix.Flock_t{Type: unix.F_WRLCK, Start: l.Start, Len: l.Len}
+					if err := unix.FcntlFlock(others.Fd(), unix.F_GETLK, &is); err != nil || is.Type != l.Type || is.Start != l.Start || is.Len != l.Len || int(is.Pid) != h.pid() {
+						t.Errorf("%s: %+v, %v; the target (%d) had %+v", f, is, err, h.pid(), l)
+					}
+				}
+				h.ok("unlk %s", f)
+				h.ok("close %s", f)
+				for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) { // the dead server's holder is about to end
+					err := unix.Flock(int(others.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+					if err == nil {
+						break
+					}
+					if time.Now().After(end) {
+						t.Errorf("%s: its flock is held after the close: %v", f, err)
+						break
+					}
+				}
+				all := unix.Flock_t{Type: unix.F_WRLCK}
+				if err := unix.FcntlFlock(others.Fd(), unix.F_SETLK, &all); err != nil {
+					t.Errorf("%s: its locks are held after the unlock: %v", f, err)
+				}
+				if err := others.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		},
+	},
+	{
+		name: "two files of one number",
+		before: func(h *holder, dir string) {
+			for _, fs := range []string{"one", "two"} {
+				point := filepath.Join(dir, fs)
+				if err := os.Mkdir(point, 0o755); err != nil {
+					h.t.Fatal(err)
+				}
+				h.inside("mount", "-t", "tmpfs", "tmpfs", point)
+				h.ok("open %s %s/f rdwr,creat", fs, point) // a tmpfs numbers its files by itself (Linux 5.9)
+				h.ok("write %s %s", fs, fs)
+			}
+		},
+		while: func(h *holder, dir string) { // the other one is the only original with that number then
+			h.ok("close one")
+			h.ok("open one %s/one/f rdwr", dir)
+		},
+		after: func(_ *testing.T, h *holder, dir string) {
+			for _, fs := range []string{"two", "one"} {
+				h.is("ok "+fs, "pread %s 0 100", fs)
+				h.ok("close %s", fs)
+				h.inside("umount", filepath.Join(dir, fs))
+			}
 		},
 	},
 	{
@@ -176,12 +249,7 @@ func TestLayerOfServersThatKeepDying(t *testing.T) {
 		r.env = env
 		var gaps atomic.Int64
 		r.keptOpen(openKinds, func(h *holder) func() {
-			flock, posix := r.write("flocked", "x"), r.write("locked", "x")
-			h.ok("open flocked %s rdwr", flock)
-			h.ok("flock flocked")
-			h.ok("open locked %s rdwr", posix)
-			h.ok("setlk locked 0 1")
-			return watchLocks(t, flock, posix, &gaps)
+			return r.lockOnLayer(h, &gaps)
 		}, func() {
 			for n := 1; n <= 3; n++ { // more of them are too many
 				r.replaced(syscall.SIGSEGV, n)
@@ -199,8 +267,22 @@ func TestLayerWithoutAServer(t *testing.T) {
 	kernels(t, func(t *testing.T, env []string) {
 		r := newRig(t)
 		r.env = append(slices.Clone(env), noTakeover...)
-		r.keptOpen(slices.DeleteFunc(slices.Clone(openKinds), func(k openKind) bool { return k.served }), nil, func() { r.killServer(syscall.SIGKILL) })
+		var gaps atomic.Int64
+		r.keptOpen(openKinds, func(h *holder) func() { return r.lockOnLayer(h, &gaps) }, func() { r.killServer(syscall.SIGKILL) })
+		if n := gaps.Load(); n != 0 {
+			t.Errorf("a lock was free %d times", n)
+		}
 	})
+}
+
+// lockOnLayer has a target take locks, and watches them until end.
+func (r *rig) lockOnLayer(h *holder, gaps *atomic.Int64) (end func()) {
+	flock, posix := r.write("flocked", "x"), r.write("locked", "x")
+	h.ok("open flocked %s rdwr", flock)
+	h.ok("flock flocked")
+	h.ok("open locked %s rdwr", posix)
+	h.ok("setlk locked 0 1")
+	return watchLocks(r.t, flock, posix, gaps)
 }
 
 // keptOpen has a target open something of each kind, kills servers, and looks at everything when the layer is off. locked takes
@@ -249,7 +331,7 @@ func (r *rig) keptOpen(kinds []openKind, locked func(h *holder) func(), kill fun
 }
 
 // watchLocks asks again and again, below the layer, whether the locks are held, and counts when one is not.
-func watchLocks(t *testing.T, flocked, locked string, gaps *atomic.Int64) (end func()) {
+func watchLocks(t testing.TB, flocked, locked string, gaps *atomic.Int64) (end func()) {
 	t.Helper()
 	var files [2]*os.File
 	for i, name := range []string{flocked, locked} {

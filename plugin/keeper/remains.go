@@ -1,0 +1,110 @@
+package keeper
+
+import (
+	"errors"
+	"maps"
+
+	"github.com/faultgraft/faultgraft/plugin/wire"
+	"golang.org/x/sys/unix"
+)
+
+// remains are what the dead server of a layer had open, in this process. Whoever takes the layer off without a server needs them.
+type remains struct {
+	objects []int          // O_PATH, see fusefs.Left
+	files   map[uint64]int // descriptions by the handle of the layer's file
+	owners  []lockOwner
+}
+
+// lockOwner is a process for which the server had POSIX locks. They are OFD locks of file.
+type lockOwner struct {
+	PID  int    `json:"pid"`
+	Ino  uint64 `json:"ino"`
+	file int
+}
+
+// takeRemains takes the remains of a graft's layer from the holder, unless they were taken. Where there is no holder any more, there are none.
+func (k *keeper) takeRemains(h *held) {
+	k.mu.Lock()
+	taken := h.remains != nil
+	k.mu.Unlock()
+	if taken {
+		return
+	}
+	r, err := k.remainsOf(h.ID)
+	if err != nil {
+		k.o.Logger.Warn("what the dead server had open is not all there: what has no path any more, and locks, may be lost", "graft", h.ID, "err", err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	h.remains = r
+}
+
+func (k *keeper) remainsOf(id string) (*remains, error) {
+	r := &remains{files: map[uint64]int{}}
+	e, there, err := k.left()
+	l := e.layer(id)
+	if err != nil || !there || l == nil {
+		return r, err
+	}
+	t := newTaker(e)
+	defer t.close()
+	st, err := t.state(*l)
+	if err != nil {
+		return r, err
+	}
+	defer func() { _ = st.Close() }() // of this process
+	left, err := st.Left()
+	if err != nil {
+		return r, err
+	}
+	var errs []error
+	take := func(number int) (int, bool) {
+		fds, err := t.take(st.Owner(), number)
+		if err != nil {
+			if len(errs) == 0 { // one tells as much as thousands
+				errs = append(errs, err)
+			}
+			return -1, false
+		}
+		return fds[0], true
+	}
+	for _, n := range left.Objects {
+		if fd, ok := take(n); ok {
+			r.objects = append(r.objects, fd)
+		}
+	}
+	for _, f := range left.Files {
+		if fd, ok := take(f.FD); ok {
+			r.files[f.Handle] = fd
+		}
+	}
+	for _, o := range left.Owners {
+		if fd, ok := take(o.FD); ok {
+			r.owners = append(r.owners, lockOwner{PID: o.PID, Ino: o.Ino, file: fd})
+		}
+	}
+	return r, errors.Join(errs...)
+}
+
+func (r *remains) close() {
+	if r == nil {
+		return
+	}
+	wire.CloseAll(r.objects)
+	for _, fd := range r.files {
+		_ = unix.Close(fd) // the target has it again
+	}
+	for _, o := range r.owners {
+		_ = unix.Close(o.file) // the process has its locks again
+	}
+}
+
+// descriptions are the originals, and what the dead server had open of files that were opened later. The caller holds k.mu.
+func (h *held) descriptions() map[uint64]int {
+	if h.remains == nil {
+		return h.adopted
+	}
+	all := maps.Clone(h.remains.files)
+	maps.Copy(all, h.adopted)
+	return all
+}
