@@ -91,36 +91,27 @@ func TestAppendAgain(t *testing.T) {
 	for _, adopted := range []bool{false, true} {
 		name := map[bool]string{false: "opened", true: "adopted"}[adopted]
 		t.Run(name, func(t *testing.T) {
-			t.Run("not_done", func(t *testing.T) { begunAppend(t, "x\n", adopted).again("x\n", "x\nx\n") })
-			t.Run("done", func(t *testing.T) {
-				a := begunAppend(t, "x\n", adopted)
-				a.written("x\n")
-				a.again("x\n", "x\nx\n")
-			})
-			t.Run("done_by_half", func(t *testing.T) {
-				a := begunAppend(t, "x\n", adopted)
-				a.written("01234")
-				a.again("0123456789", "x\n0123456789")
-			})
-			t.Run("done_by_half_twice", func(t *testing.T) {
-				a := begunAppend(t, "x\n", adopted)
-				a.written("01")
-				a.written("23")
-				a.again("0123456789", "x\n0123456789")
-				a.again("0123456789", "x\n0123456789")
-			})
-			t.Run("not_done_while_others_append_the_same", func(t *testing.T) {
-				a := begunAppend(t, "x\n", adopted)
-				a.behind("x\n")
-				a.again("x\n", "x\nx\nx\n")
-			})
-			t.Run("done_while_others_append_the_same", func(t *testing.T) {
-				a := begunAppend(t, "x\n", adopted)
-				a.behind("x\n")
-				a.written("x\n")
-				a.behind("x\n")
-				a.again("x\n", "x\nx\nx\nx\n")
-			})
+			for _, c := range []struct {
+				name        string
+				before      func(*appending)
+				data, wants string
+				times       int
+			}{
+				{"not_done", func(*appending) {}, "x\n", "x\nx\n", 1},
+				{"done", func(a *appending) { a.written("x\n") }, "x\n", "x\nx\n", 1},
+				{"done_by_half", func(a *appending) { a.written("01234") }, "0123456789", "x\n0123456789", 1},
+				{"done_by_half_twice", func(a *appending) { a.written("01"); a.written("23") }, "0123456789", "x\n0123456789", 2},
+				{"not_done_while_others_append_the_same", func(a *appending) { a.behind("x\n") }, "x\n", "x\nx\nx\n", 1},
+				{"done_while_others_append_the_same", func(a *appending) { a.behind("x\n"); a.written("x\n"); a.behind("x\n") }, "x\n", "x\nx\nx\nx\n", 1},
+			} {
+				t.Run(c.name, func(t *testing.T) {
+					a := begunAppend(t, "x\n", adopted)
+					c.before(a)
+					for range c.times {
+						a.again(c.data, c.wants)
+					}
+				})
+			}
 		})
 	}
 }
