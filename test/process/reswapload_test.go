@@ -47,7 +47,6 @@ func TestEveryKindOfObjectIsMoved(t *testing.T) {
 
 // Rules come and go while three processes open, read and write their files: no call fails.
 func TestRuleChangesUnderLoad(t *testing.T) {
-	t.Parallel()
 	r := newRig(t)
 	first := r.start()
 	g := r.inject(first, r.data, "io error=EIO op=mkdir ttl=5m")
