@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/faultgraft/faultgraft/test/lab"
 	"github.com/faultgraft/faultgraft/test/workload"
 )
 
@@ -23,7 +24,7 @@ type agent struct {
 
 // takeOver ends the agent that containerd has launched. containerd does not launch another until it is restarted.
 func (a *agent) takeOver(ctx context.Context) error {
-	all, err := a.s.processes(agentRole)
+	all, err := a.s.lab.Own(lab.RoleAgent)
 	if err != nil {
 		return err
 	}
@@ -101,16 +102,16 @@ func (a *agent) stop(ctx context.Context, sig syscall.Signal) error {
 }
 
 // end signals a process and waits until it has gone.
-func end(ctx context.Context, p process, sig syscall.Signal) error {
+func end(ctx context.Context, p lab.OwnProcess, sig syscall.Signal) error {
 	if err := p.Signal(sig); err != nil {
 		return nil // it has ended
 	}
 	for {
-		if _, there := look(p.Pid); !there { // a zombie has ended
+		if _, there := lab.LookAt(p.Pid); !there { // a zombie has ended
 			return nil
 		}
 		if ctx.Err() != nil {
-			return fmt.Errorf("process %d (%s) does not end on %s: %w", p.Pid, p.role, sig, ctx.Err())
+			return fmt.Errorf("process %d (%s) does not end on %s: %w", p.Pid, p.Role, sig, ctx.Err())
 		}
 		pause(ctx, 20*time.Millisecond)
 	}

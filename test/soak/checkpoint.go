@@ -47,6 +47,9 @@ func (s *soak) check(ctx context.Context, phase int, last bool) {
 		for _, g := range s.sampler.growth() {
 			s.find("memory and descriptors grow: %s", g)
 		}
+		for _, k := range s.notDone() {
+			s.find("a kind of step that did nothing: %s", k)
+		}
 	}
 	s.sampler.next()
 	s.sum.count("checkpoints")
@@ -75,14 +78,14 @@ func (s *soak) deletePolicies(ctx context.Context) error {
 func (s *soak) onlyTheAgent(ctx context.Context) error {
 	var left []string
 	for end := time.Now().Add(patience); time.Now().Before(end); pause(ctx, 100*time.Millisecond) {
-		all, err := s.processes("")
+		all, err := s.lab.Own("")
 		if err != nil {
 			return err
 		}
 		left = left[:0]
 		for _, p := range all {
 			if p.Pid != s.agent.pid() {
-				left = append(left, fmt.Sprintf("%d (%s)", p.Pid, p.role))
+				left = append(left, fmt.Sprintf("%d (%s)", p.Pid, p.Role))
 			}
 		}
 		if len(left) == 0 {

@@ -21,6 +21,7 @@ import (
 var expected = regexp.MustCompile(strings.Join([]string{
 	`no graft`, `no such graft`, `already grafted`, `is being taken off`, `inside|above|over a path`,
 	`the server has just died`, `node is stopped`, `has ended`, `its (last )?rules? (is|are) over`,
+	`its rules come from the node.s policies`, `this keeper is ending`,
 }, "|"))
 
 // tell runs faultgraft and notes what came.
@@ -214,7 +215,11 @@ func (s *soak) policy(ctx context.Context, st step) error {
 // stopAll ends all faults of the node, sees that it is so, and that none can begin.
 func (s *soak) stopAll(ctx context.Context, st step) error {
 	if _, err := s.tell(ctx, "stop", "--all", "--reason", "soak"); err != nil {
-		return err
+		// of a machine that is busy with other things: it says so and does it by itself
+		if !strings.Contains(reason(err), "the agent did not answer; grafts were taken off without it") {
+			return err
+		}
+		s.sum.count("stops of all that did not wait for a slow agent")
 	}
 	if err := s.untilNone(ctx, "stop --all"); err != nil {
 		return err

@@ -4,91 +4,90 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
+	"github.com/faultgraft/faultgraft/test/lab"
 )
+
+// tries is how often a step that kills begins again where it met nobody to kill: a graft was refused, a swapper had just ended.
+const tries = 5
 
 // killing is the step that kills one process of that role.
 func killing(role string) func(*soak, context.Context, step) error {
 	return func(s *soak, ctx context.Context, st step) error {
-		at := st.draw.IntN(1 << 20)
-		all, err := s.processes(role)
-		if err == nil && len(all) == 0 {
-			if err = s.graftDrawn(ctx, st.draw); err == nil {
-				all, err = s.processes(role)
+		for range tries {
+			at := st.draw.IntN(1 << 20)
+			all, err := s.lab.Own(role)
+			if err == nil && len(all) == 0 {
+				if err = s.graftDrawn(ctx, st.draw); err == nil {
+					all, err = s.lab.Own(role)
+				}
 			}
+			if err != nil {
+				return err
+			}
+			if len(all) == 0 {
+				continue
+			}
+			p := all[at%len(all)]
+			before, err := s.active(ctx)
+			if err != nil {
+				return err
+			}
+			if !s.kill(p, "") {
+				continue
+			}
+			if role != lab.RoleServer || !s.o.takeover {
+				return nil
+			}
+			return s.goOn(ctx, p, before)
 		}
-		if err != nil || len(all) == 0 {
-			return err
-		}
-		p := all[at%len(all)]
-		before, err := s.active(ctx)
-		if err != nil {
-			return err
-		}
-		if !s.kill(p) {
-			return nil
-		}
-		if role != server || !s.o.takeover {
-			return nil
-		}
-		return s.goOn(ctx, p, before)
+		return nil
 	}
 }
 
-// deathSpan is for how long a keeper remembers the deaths of its servers. At the
-// fourth it takes the layers off, which costs what docs/reliability.md says.
-const deathSpan = 10 * time.Second
+// inMove is said of who was killed while a swapper was at work.
+const inMove = " in the middle of a move"
 
-// mayKill says whether another server follows when this process is killed.
-func (s *soak) mayKill(p process) bool {
-	if p.role != server {
-		return true
-	}
-	s.deaths = slices.DeleteFunc(s.deaths, func(d death) bool { return time.Since(d.at) > deathSpan+time.Second })
-	n := 0
-	for _, d := range s.deaths {
-		if d.target == p.target {
-			n++
-		}
-	}
-	if n >= 3 {
-		s.note("  process %d (%s, of target %d) would be the fourth within %s: left alone", p.Pid, p.role, p.target, deathSpan)
-		return false
-	}
-	s.deaths = append(s.deaths, death{p.target, time.Now()})
-	return true
-}
-
-// death is of a server.
-type death struct {
-	target int
-	at     time.Time
-}
-
-// kill ends a process without a warning; false: it had ended already, or may not.
-func (s *soak) kill(p process) bool {
-	if !s.mayKill(p) {
-		return false
-	}
+// kill ends a process without a warning, and counts it; false: it had ended already.
+func (s *soak) kill(p lab.OwnProcess, when string) bool {
 	if err := p.Kill(); err != nil {
-		s.note("  process %d (%s): %v", p.Pid, p.role, err)
+		s.note("  process %d (%s): %v", p.Pid, p.Role, err)
 		return false
 	}
-	s.note("  killed process %d (%s, of target %d)", p.Pid, p.role, p.target)
-	s.sum.count("kill " + p.role)
+	s.note("  killed process %d (%s, of target %d)%s", p.Pid, p.Role, p.Target, when)
+	s.sum.count("kill " + p.Role + when)
 	return true
+}
+
+// mustDo says what a run has to have counted for steps of these kinds: a soak in which nobody was killed shows nothing.
+var mustDo = map[string]string{
+	"kill-server": "kill server", "kill-keeper": "kill keeper", "kill-agent": "kill agent",
+	"kill-swapper": "kill swapper" + inMove, "kill-server-in-swap": "kill server" + inMove,
+	"kill-keeper-in-swap": "kill keeper" + inMove, "kill-command": "kill command" + inMove,
+	"hang-server": "hung server", restartContainerd: "restart of containerd", "restart-agent": "restart of the agent",
+	"graft": "grafts, ungrafts and changes of rules",
+}
+
+// notDone lists kinds of steps that came again and again and never did what they are for.
+func (s *soak) notDone() (out []string) {
+	for _, k := range kinds() {
+		if what, n := mustDo[k.name], s.sum.of("step "+k.name); what != "" && n > 0 && s.sum.of(what) == 0 {
+			out = append(out, fmt.Sprintf("%s (%d steps)", k.name, n))
+		}
+	}
+	return out
 }
 
 // goOn sees that the grafts of a target whose server was killed are there afterwards, under their ids.
-func (s *soak) goOn(ctx context.Context, p process, before []keeper.Graft) error {
+func (s *soak) goOn(ctx context.Context, p lab.OwnProcess, before []keeper.Graft) error {
 	for _, g := range before {
-		if g.Target.PID != p.target {
+		if g.Target.PID != p.Target {
 			continue
 		}
 		last := time.Time{}
@@ -131,48 +130,56 @@ func (s *soak) goOn(ctx context.Context, p process, before []keeper.Graft) error
 // swapper is at work for a graft, an ungraft or a change of rules.
 func killingInTheMiddle(role string) func(*soak, context.Context, step) error {
 	return func(s *soak, ctx context.Context, st step) error {
-		r := st.draw
-		what := []string{"graft", "graft", "recover", "rules"}[r.IntN(4)]
-		after := time.Duration(r.IntN(40)) * time.Millisecond
-		args := s.inject(r)
-		if what != "graft" {
-			g, t, ok, err := s.choose(ctx, r)
-			switch {
-			case err != nil:
+		for range tries {
+			if killed, err := s.killInTheMiddle(ctx, st.draw, role); killed || err != nil {
 				return err
-			case ok && what == "recover":
-				args = []string{"recover", g.ID}
-			case ok:
-				args = append([]string{"update", g.ID, "--keep"}, t.drawRules(r, g.Path)...)
 			}
 		}
-		cmd, err := s.lab.FaultgraftCommand(ctx, args...)
-		if err != nil {
-			return err
-		}
-		var said strings.Builder
-		cmd.Stdout, cmd.Stderr = &said, &said
-		if err := cmd.Start(); err != nil {
-			return err
-		}
-		ended := make(chan error, 1)
-		go func() { ended <- cmd.Wait() }()
-		killed := s.killBeside(ctx, role, cmd.Process, after, ended)
-		select {
-		case err = <-ended:
-		case <-ctx.Done():
-			return fmt.Errorf("faultgraft %s does not end after the kill of its %s: %w", strings.Join(args, " "), role, ctx.Err())
-		}
-		s.note("  faultgraft %s: %v: %.300q", strings.Join(args, " "), err, said.String())
-		if err == nil || killed {
-			return nil // what it could not do it has said; that the targets are well is seen next
-		}
-		if !expected.MatchString(said.String()) {
-			return fmt.Errorf("faultgraft %s: %w: %s", strings.Join(args, " "), err, said.String())
-		}
-		s.sum.count("refused")
 		return nil
 	}
+}
+
+func (s *soak) killInTheMiddle(ctx context.Context, r *rand.Rand, role string) (killed bool, err error) {
+	what := []string{"graft", "graft", "recover", "rules"}[r.IntN(4)]
+	after := time.Duration(r.IntN(40)) * time.Millisecond
+	args := s.inject(r)
+	if what != "graft" {
+		g, t, ok, err := s.choose(ctx, r)
+		switch {
+		case err != nil:
+			return false, err
+		case ok && what == "recover":
+			args = []string{"recover", g.ID}
+		case ok:
+			args = append([]string{"update", g.ID, "--keep"}, t.drawRules(r, g.Path)...)
+		}
+	}
+	cmd, err := s.lab.FaultgraftCommand(ctx, args...)
+	if err != nil {
+		return false, err
+	}
+	var said strings.Builder
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		return false, err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	killed = s.killBeside(ctx, role, cmd.Process, after, ended)
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		return killed, fmt.Errorf("faultgraft %s does not end after the kill of its %s: %w", strings.Join(args, " "), role, ctx.Err())
+	}
+	s.note("  faultgraft %s: %v: %.300q", strings.Join(args, " "), err, said.String())
+	if err == nil || killed {
+		return killed, nil // what it could not do it has said; that the targets are well is seen next
+	}
+	if !expected.MatchString(said.String()) {
+		return false, fmt.Errorf("faultgraft %s: %w: %s", strings.Join(args, " "), err, said.String())
+	}
+	s.sum.count("refused")
+	return false, nil
 }
 
 // killBeside waits for a swapper, and that time longer, and kills; false: none came, or the command was over before.
@@ -184,7 +191,7 @@ func (s *soak) killBeside(ctx context.Context, role string, typed *os.Process, a
 			return false
 		default:
 		}
-		all, err := s.processes(swapper)
+		all, err := s.lab.Own(lab.RoleSwapper)
 		if err != nil {
 			s.find("%v", err)
 			return false
@@ -196,19 +203,19 @@ func (s *soak) killBeside(ctx context.Context, role string, typed *os.Process, a
 		at := all[0]
 		time.Sleep(after)
 		switch role {
-		case swapper:
-			return s.kill(at)
-		case command:
-			return s.kill(process{Process: typed, role: command, target: at.target})
+		case lab.RoleSwapper:
+			return s.kill(at, inMove)
+		case lab.RoleCommand:
+			return s.kill(lab.OwnProcess{Process: typed, Role: lab.RoleCommand, Target: at.Target}, inMove)
 		}
-		others, err := s.processes(role)
+		others, err := s.lab.Own(role)
 		if err != nil {
 			s.find("%v", err)
 			return false
 		}
 		for _, p := range others {
-			if p.target == at.target {
-				return s.kill(p)
+			if p.Target == at.Target {
+				return s.kill(p, inMove)
 			}
 		}
 		return false
@@ -218,31 +225,40 @@ func (s *soak) killBeside(ctx context.Context, role string, typed *os.Process, a
 
 // hangServer stops a server for good, as one that is stuck, and takes its grafts off.
 func (s *soak) hangServer(ctx context.Context, st step) error {
-	g, _, ok, err := s.choose(ctx, st.draw)
-	if err != nil || !ok {
-		return err
+	for range tries {
+		if hung, err := s.hang(ctx, st.draw); hung || err != nil {
+			return err
+		}
 	}
-	all, err := s.processes(server)
+	return nil
+}
+
+func (s *soak) hang(ctx context.Context, r *rand.Rand) (hung bool, err error) {
+	g, _, ok, err := s.choose(ctx, r)
+	if err != nil || !ok {
+		return false, err
+	}
+	all, err := s.lab.Own(lab.RoleServer)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, p := range all {
-		if p.target != g.Target.PID {
+		if p.Target != g.Target.PID {
 			continue
 		}
 		if err := p.Signal(syscall.SIGSTOP); err != nil {
-			return nil // it has just ended
+			return false, nil // it has just ended
 		}
-		s.note("  stopped process %d (server of target %d)", p.Pid, p.target)
+		s.note("  stopped process %d (server of target %d)", p.Pid, p.Target)
 		s.sum.count("hung server")
 		_, err := s.tell(ctx, "recover", g.ID)
 		err = s.allowed(err)
 		if cerr := p.Signal(syscall.SIGCONT); cerr != nil && !errors.Is(cerr, os.ErrProcessDone) {
-			return errors.Join(err, cerr)
+			return true, errors.Join(err, cerr)
 		}
-		return err
+		return true, err
 	}
-	return nil
+	return false, nil
 }
 
 // killAgent kills the agent; for a moment there is none, as until a service manager has seen it.

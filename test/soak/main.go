@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -32,8 +33,8 @@ type options struct {
 	// checkpoint is how long clients work between two thorough checks.
 	checkpoint time.Duration
 	seed       uint64
-	// without are kinds of steps that are left out.
-	without []string
+	// without are kinds of steps that are left out; steps, if there are some, those that are not.
+	without, steps []string
 	// takeover: servers are killed too, and their layers must go on.
 	takeover bool
 	verbose  bool
@@ -44,11 +45,12 @@ type options struct {
 func main() {
 	var o options
 	var hours float64
-	var without, only string
+	var without, only, steps string
 	flag.Float64Var(&hours, "hours", 1, "how long, in hours")
 	flag.DurationVar(&o.checkpoint, "checkpoint", 4*time.Minute, "how long clients work between two thorough checks")
 	flag.Uint64Var(&o.seed, "seed", 0, "draw the steps that were drawn from this seed; 0: take a new one")
 	flag.StringVar(&without, "without", "", "leave out these kinds of steps, with commas in between: "+strings.Join(kindNames(), ", "))
+	flag.StringVar(&steps, "steps", "", "have these kinds of steps and no other")
 	flag.StringVar(&only, "only", "", "the containers to have: postgres, redis, recorder (default: all)")
 	flag.BoolVar(&o.takeover, "takeover", true, "kill servers too, whose layers must then go on")
 	flag.BoolVar(&o.verbose, "v", false, "print each step")
@@ -57,7 +59,7 @@ func main() {
 	if o.seed == 0 {
 		o.seed = uint64(time.Now().UnixNano()) % 1e9
 	}
-	o.without, o.only = list(without), list(only)
+	o.without, o.only, o.steps = list(without), list(only), list(steps)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, o); err != nil {
@@ -77,10 +79,13 @@ func run(ctx context.Context, o options) (err error) {
 	if !o.takeover {
 		o.without = append(o.without, needTakeover...)
 	}
-	for _, k := range o.without {
+	for _, k := range slices.Concat(o.without, o.steps) {
 		if kindOf(k) == nil {
 			return fmt.Errorf("no kind of step %q: there are %s", k, strings.Join(kindNames(), ", "))
 		}
+	}
+	if len(o.steps) > 0 {
+		o.without = append(o.without, slices.DeleteFunc(kindNames(), func(k string) bool { return slices.Contains(o.steps, k) })...)
 	}
 	fmt.Printf("soak: seed %d, %s\n", o.seed, o.length.Round(time.Second))
 	l, err := lab.Up(ctx, lab.Options{Progress: os.Stderr})

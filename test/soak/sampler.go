@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/faultgraft/faultgraft/test/lab"
 )
 
 // sampler looks, all along, at what faultgraft's processes take.
@@ -40,7 +42,9 @@ type growth struct {
 
 // Bounds for one process; what is above is a leak, whatever the load.
 const (
-	maxMemory      = 256 << 10 // KiB
+	maxMemory = 256 << 10 // KiB
+	// maxSwapper is that of a swapper: while a target is stopped it collects no garbage below 512 MiB (plugin/keeper/swapper.go).
+	maxSwapper     = 640 << 10
 	maxDescriptors = 4000
 	// maxGrowth is how much memory one process may take beside what it took when it was warm, KiB.
 	maxGrowth = 64 << 10
@@ -64,7 +68,7 @@ func sample(s *soak) *sampler {
 }
 
 func (m *sampler) look() {
-	all, err := m.s.processes("")
+	all, err := m.s.lab.Own("")
 	if err != nil {
 		m.s.find("look at faultgraft's processes: %v", err)
 		return
@@ -76,28 +80,32 @@ func (m *sampler) look() {
 			continue
 		}
 		l := m.lives[p.Pid]
-		if l == nil || l.role != p.role { // the kernel uses pids again
-			l = &life{role: p.role, begin: time.Now()}
+		if l == nil || l.role != p.Role { // the kernel uses pids again
+			l = &life{role: p.Role, begin: time.Now()}
 		}
 		there[p.Pid] = l
 		m.age(p, u, l)
-		if u.memory > maxMemory || u.descriptors > maxDescriptors {
-			m.s.find("process %d (%s) has %d KiB of memory and %d descriptors", p.Pid, p.role, u.memory, u.descriptors)
+		most := maxMemory
+		if p.Role == lab.RoleSwapper {
+			most = maxSwapper
+		}
+		if u.memory > most || u.descriptors > maxDescriptors {
+			m.s.find("process %d (%s) has %d KiB of memory and %d descriptors", p.Pid, p.Role, u.memory, u.descriptors)
 		}
 		m.mu.Lock()
-		most := m.phases[len(m.phases)-1]
-		was := most[p.role]
-		most[p.role] = use{max(was.memory, u.memory), max(was.descriptors, u.descriptors)}
+		phase := m.phases[len(m.phases)-1]
+		was := phase[p.Role]
+		phase[p.Role] = use{max(was.memory, u.memory), max(was.descriptors, u.descriptors)}
 		m.mu.Unlock()
 	}
 	m.lives = there
 }
 
 // age sees how a process has grown, and how long a swapper has been at work.
-func (m *sampler) age(p process, u use, l *life) {
+func (m *sampler) age(p lab.OwnProcess, u use, l *life) {
 	since := time.Since(l.begin)
 	switch {
-	case p.role == swapper:
+	case p.Role == lab.RoleSwapper:
 		m.s.watchSwapper(p, since.Round(time.Second), l)
 	case since < warmUp:
 	case l.warm == nil:
@@ -105,12 +113,12 @@ func (m *sampler) age(p process, u use, l *life) {
 	default:
 		now := growth{use{u.memory - l.warm.memory, u.descriptors - l.warm.descriptors}, since}
 		m.mu.Lock()
-		if was := m.grew[p.role]; now.memory > was.memory {
-			m.grew[p.role] = now
+		if was := m.grew[p.Role]; now.memory > was.memory {
+			m.grew[p.Role] = now
 		}
 		m.mu.Unlock()
 		if now.memory > maxGrowth {
-			m.s.find("process %d (%s) grows: %d KiB of memory when it was warm, %d KiB %s later", p.Pid, p.role, l.warm.memory, u.memory, (since - warmUp).Round(time.Second))
+			m.s.find("process %d (%s) grows: %d KiB of memory when it was warm, %d KiB %s later", p.Pid, p.Role, l.warm.memory, u.memory, (since - warmUp).Round(time.Second))
 		}
 	}
 }
@@ -153,7 +161,7 @@ func (m *sampler) growth() []string {
 		return nil
 	}
 	var out []string
-	for _, role := range []string{agentRole, keeperRole, server, holder} {
+	for _, role := range []string{lab.RoleAgent, lab.RoleKeeper, lab.RoleServer, lab.RoleHolder} {
 		middle := func(phases []map[string]use) use {
 			var memory, descriptors []int
 			for _, p := range phases {

@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"time"
+
+	"github.com/faultgraft/faultgraft/test/lab"
 )
 
 // kind is one sort of step.
@@ -24,14 +26,14 @@ func kinds() []kind {
 		{"release", 4, (*soak).releaseHung},
 		{"policy", 6, (*soak).policy},
 		{"stop-all", 2, (*soak).stopAll},
-		{"kill-server", 8, killing(server)},
-		{"kill-keeper", 8, killing(keeperRole)},
+		{"kill-server", 8, killing(lab.RoleServer)},
+		{"kill-keeper", 8, killing(lab.RoleKeeper)},
 		{"kill-agent", 5, (*soak).killAgent},
 		{"restart-agent", 3, (*soak).restartAgent},
-		{"kill-swapper", 6, killingInTheMiddle(swapper)},
-		{"kill-server-in-swap", 3, killingInTheMiddle(server)},
-		{"kill-keeper-in-swap", 3, killingInTheMiddle(keeperRole)},
-		{"kill-command", 3, killingInTheMiddle(command)},
+		{"kill-swapper", 6, killingInTheMiddle(lab.RoleSwapper)},
+		{"kill-server-in-swap", 3, killingInTheMiddle(lab.RoleServer)},
+		{"kill-keeper-in-swap", 3, killingInTheMiddle(lab.RoleKeeper)},
+		{"kill-command", 3, killingInTheMiddle(lab.RoleCommand)},
 		{"hang-server", 2, (*soak).hangServer},
 		{restartContainerd, 1, (*soak).restartContainerd},
 	}
@@ -71,10 +73,21 @@ type step struct {
 	draw *rand.Rand
 }
 
-// draw is step n of the sequence of a seed, without the kinds that are left out.
+// kindsWithout are the sorts of steps but those that are left out.
+func kindsWithout(without []string) []kind {
+	return slices.DeleteFunc(kinds(), func(k kind) bool { return slices.Contains(without, k.name) })
+}
+
+// drawStep is step n of the sequence of a seed, without the kinds that are left
+// out. A sequence begins with each kind once, in an order that is drawn as well.
 func drawStep(seed uint64, n int, without []string) step {
 	r := rand.New(rand.NewPCG(seed, uint64(n)))
-	all := slices.DeleteFunc(kinds(), func(k kind) bool { return slices.Contains(without, k.name) })
+	all := kindsWithout(without)
+	st := step{n: n, rest: time.Duration(r.IntN(1000)) * time.Millisecond, draw: r}
+	if n < len(all) {
+		st.kind = all[rand.New(rand.NewPCG(seed, 0)).Perm(len(all))[n]]
+		return st
+	}
 	sum := 0
 	for _, k := range all {
 		sum += k.weight
@@ -84,5 +97,6 @@ func drawStep(seed uint64, n int, without []string) step {
 		at -= all[i].weight
 		i++
 	}
-	return step{n: n, kind: all[i], rest: time.Duration(r.IntN(1000)) * time.Millisecond, draw: r}
+	st.kind = all[i]
+	return st
 }

@@ -32,8 +32,6 @@ type soak struct {
 	agent   *agent
 	sampler *sampler
 	sum     summary
-	// deaths are those of servers a short while ago.
-	deaths []death
 
 	mu sync.Mutex
 	// findings are what must not have been.
@@ -80,6 +78,7 @@ func (s *soak) find(format string, args ...any) {
 	s.note("FOUND %s", what)
 	s.say("soak: FOUND %s", what)
 	if first { // before all else that is done now changes it
+		s.keepLogs()
 		s.keepThreads(what)
 		close(s.found)
 	}
@@ -103,14 +102,16 @@ func (s *soak) run(ctx context.Context) (err error) {
 	}
 	end := time.Now().Add(s.o.length)
 	n := 0
-	for phase := 1; time.Now().Before(end) && ctx.Err() == nil && s.clean(); phase++ {
+	last := false
+	for phase := 1; !last && s.clean(); phase++ {
 		until := time.Now().Add(s.o.checkpoint)
 		if until.After(end.Add(-s.o.checkpoint / 2)) {
 			until = end
 		}
 		n = s.phase(ctx, life, n, until)
+		last = !time.Now().Before(end) || ctx.Err() != nil
 		if s.clean() {
-			s.check(life, phase, !time.Now().Before(end))
+			s.check(life, phase, last)
 		}
 	}
 	if !s.clean() {
@@ -128,10 +129,10 @@ func (s *soak) run(ctx context.Context) (err error) {
 	return os.RemoveAll(s.dir)
 }
 
-// phase has the clients work and does steps from number n on, until that time or the first finding; it returns the number of the next step.
+// phase has the clients work and does steps from number n on, until that time or the first finding, but each kind once before it ends; it returns the number of the next step.
 func (s *soak) phase(ctx, life context.Context, n int, until time.Time) int {
 	rest := s.clients(life)
-	for ; time.Now().Before(until) && ctx.Err() == nil && s.clean(); n++ {
+	for ; (time.Now().Before(until) || n < len(kindsWithout(s.o.without))) && ctx.Err() == nil && s.clean(); n++ {
 		st := drawStep(s.o.seed, n, s.o.without)
 		if st.kind.name != restartContainerd {
 			s.do(life, st)

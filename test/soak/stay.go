@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/faultgraft/faultgraft/test/lab"
 )
 
 // cyclesOfStay is how often a layer comes and goes beside one that stays.
@@ -82,18 +84,18 @@ type held struct {
 func (s *soak) fewest(ctx context.Context) (map[int]held, error) {
 	least := map[int]held{}
 	for i := range 20 {
-		all, err := s.processes("")
+		all, err := s.lab.Own("")
 		if err != nil {
 			return nil, err
 		}
 		for _, p := range all {
 			u, ok := uses(p.Pid)
-			if !ok || !slices.Contains([]string{agentRole, keeperRole, server, holder}, p.role) {
+			if !ok || !slices.Contains([]string{lab.RoleAgent, lab.RoleKeeper, lab.RoleServer, lab.RoleHolder}, p.Role) {
 				continue
 			}
 			was, seen := least[p.Pid]
 			if i == 0 || seen && u.descriptors < was.descriptors {
-				least[p.Pid] = held{p.role, u.descriptors}
+				least[p.Pid] = held{p.Role, u.descriptors}
 			}
 		}
 		pause(ctx, 100*time.Millisecond)

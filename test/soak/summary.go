@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/faultgraft/faultgraft/test/lab"
 )
 
 // summary counts what was done.
@@ -39,6 +41,13 @@ func (m *summary) set(what string, n int64) {
 	m.mu.Lock()
 	m.counts[what] = n
 	m.mu.Unlock()
+}
+
+// of returns how much was counted under that name.
+func (m *summary) of(what string) int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.counts[what]
 }
 
 // sum returns how much was counted under names with that prefix.
@@ -88,13 +97,13 @@ func (m *summary) text(s *soak) string {
 		row("answered to clients of "+t.name, t.acknowledged())
 	}
 	fmt.Fprintln(&b, "Most that one process had (anonymous memory, descriptors)")
-	for _, role := range []string{agentRole, keeperRole, server, holder, swapper} {
+	for _, role := range []string{lab.RoleAgent, lab.RoleKeeper, lab.RoleServer, lab.RoleHolder, lab.RoleSwapper} {
 		if u := s.sampler.most(role); u.descriptors > 0 {
 			row(role, fmt.Sprintf("%d MiB, %d", u.memory>>10, u.descriptors))
 		}
 	}
 	fmt.Fprintf(&b, "Most that one process grew, once it was %s old (anonymous memory)\n", warmUp)
-	for _, role := range []string{agentRole, keeperRole, server, holder} {
+	for _, role := range []string{lab.RoleAgent, lab.RoleKeeper, lab.RoleServer, lab.RoleHolder} {
 		if g := s.sampler.growthOf(role); g.after > 0 {
 			row(role, fmt.Sprintf("%d KiB in %s", g.memory, (g.after-warmUp).Round(time.Second)))
 		}
@@ -104,7 +113,14 @@ func (m *summary) text(s *soak) string {
 		for _, f := range s.findings {
 			fmt.Fprintf(&b, "  %s\n", f)
 		}
-		fmt.Fprintf(&b, "Again, with the same steps: make soak HOURS=%.2g SOAK='-takeover=%t -seed %d'\n", s.o.length.Hours(), s.o.takeover, s.o.seed)
+		again := fmt.Sprintf("-seed %d", s.o.seed)
+		if len(s.o.without) > 0 { // what is left out is of what a seed means
+			again += " -without " + strings.Join(s.o.without, ",")
+		}
+		if len(s.o.only) > 0 {
+			again += " -only " + strings.Join(s.o.only, ",")
+		}
+		fmt.Fprintf(&b, "Again, with the same steps: make soak HOURS=%.2g SOAK='%s'\n", s.o.length.Hours(), again)
 	}
 	return strings.TrimRight(b.String(), "\n")
 }
@@ -131,6 +147,10 @@ func (s *soak) keepTraces(ctx context.Context) {
 			s.note("keep the log of %s: %v", t.name, err)
 		}
 	}
+}
+
+// keepLogs copies the logs of the keepers that there are, which go with them.
+func (s *soak) keepLogs() {
 	state, err := s.lab.Path("/run/faultgraft/keepers")
 	if err != nil {
 		s.note("keep the keepers' logs: %v", err)
@@ -167,7 +187,7 @@ func (s *soak) takeDown(ctx context.Context) error {
 	if left, err := filepath.Glob(state + "/*"); err != nil || len(left) > 0 {
 		errs = append(errs, fmt.Errorf("after purge the state directory has %v", left))
 	}
-	if left, err := s.processes(""); err != nil || len(left) > 0 {
+	if left, err := s.lab.Own(""); err != nil || len(left) > 0 {
 		errs = append(errs, fmt.Errorf("after purge there are processes: %v, %w", left, err))
 	}
 	for _, what := range []string{"postgres", "redis", "recorder"} {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/faultgraft/faultgraft/test/lab"
 )
 
 const (
@@ -23,7 +25,7 @@ func (s *soak) keepThreads(why string) {
 	var text strings.Builder
 	fmt.Fprintf(&text, "%s\n", why)
 	var pids []int
-	all, err := s.processes("")
+	all, err := s.lab.Own("")
 	if err != nil {
 		fmt.Fprintf(&text, "faultgraft's processes: %v\n", err)
 	}
@@ -79,15 +81,15 @@ func threads(pid int) string {
 }
 
 // watchSwapper looks at a swapper that has been at work for that long.
-func (s *soak) watchSwapper(p process, since time.Duration, told *life) {
+func (s *soak) watchSwapper(p lab.OwnProcess, since time.Duration, told *life) {
 	if since > slowSwap && !told.slow {
 		told.slow = true
 		s.sum.count("swappers at work for longer than " + slowSwap.String())
-		s.keepThreads(fmt.Sprintf("swapper %d of target %d has been at work for %s", p.Pid, p.target, since))
+		s.keepThreads(fmt.Sprintf("swapper %d of target %d has been at work for %s", p.Pid, p.Target, since))
 	}
 	if since > stuckSwap && !told.stuck {
 		told.stuck = true
-		s.keepThreads(fmt.Sprintf("swapper %d of target %d has been at work for %s", p.Pid, p.target, since))
+		s.keepThreads(fmt.Sprintf("swapper %d of target %d has been at work for %s", p.Pid, p.Target, since))
 		s.note("  asked swapper %d for its stacks, which it ends with: its keeper's log has them", p.Pid)
 		if err := p.Signal(syscall.SIGQUIT); err != nil {
 			s.note("  swapper %d: %v", p.Pid, err)
