@@ -22,7 +22,7 @@ import (
 	"github.com/faultgraft/faultgraft/test/workload"
 )
 
-var cycles = flag.Int("cycles", 25, "how often each database is grafted and ungrafted under load")
+var cycles = flag.Int("cycles", 25, "how often each database is grafted and ungrafted under load; servers of its layer are killed half as often")
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
@@ -133,35 +133,43 @@ var rules = []string{
 	"io error=EIO op=data+sync p=0 ttl=10m",
 }
 
+// answer is what a command says of the one graft that it was for.
+func (s *scene) answer(i int, args ...string) keeper.Graft {
+	s.Helper()
+	out, err := s.Lab.Faultgraft(s.ctx, append(args, "-o", "json")...)
+	if err != nil {
+		s.Fatalf("cycle %d: %v", i, err)
+	}
+	var g []keeper.Graft
+	if err := json.Unmarshal([]byte(out), &g); err != nil || len(g) != 1 || g[0].Report == nil {
+		s.Fatalf("cycle %d: %s: %v in %q", i, args[0], err, out)
+	}
+	for _, o := range g[0].Report.Skipped {
+		s.Errorf("cycle %d: %s left %s: %s", i, args[0], &o.Object, o.Reason)
+	}
+	if len(g[0].Report.Swapped) == 0 {
+		s.Errorf("cycle %d: %s moved nothing", i, args[0])
+	}
+	return g[0]
+}
+
+// inject puts a layer over /data. How long that takes is not tested: the machine may be busy with other things.
+func (s *scene) inject(i int, rules ...string) keeper.Graft {
+	s.Helper()
+	return s.answer(i, append([]string{"inject", s.Name, "--path", "/data", "--deadline", "1m"}, rules...)...)
+}
+
 // cycle puts a layer over /data and takes it off again.
 func (s *scene) cycle(i int) (graft, ungraft keeper.Graft) {
 	s.Helper()
-	answer := func(args ...string) keeper.Graft {
-		out, err := s.Lab.Faultgraft(s.ctx, append(args, "-o", "json")...)
-		if err != nil {
-			s.Fatalf("cycle %d: %v", i, err)
-		}
-		var g []keeper.Graft
-		if err := json.Unmarshal([]byte(out), &g); err != nil || len(g) != 1 || g[0].Report == nil {
-			s.Fatalf("cycle %d: %s: %v in %q", i, args[0], err, out)
-		}
-		for _, o := range g[0].Report.Skipped {
-			s.Errorf("cycle %d: %s left %s: %s", i, args[0], &o.Object, o.Reason)
-		}
-		if len(g[0].Report.Swapped) == 0 {
-			s.Errorf("cycle %d: %s moved nothing", i, args[0])
-		}
-		return g[0]
-	}
-	// Not a test of how long it takes: the machine may be busy with other things.
-	graft = answer("inject", s.Name, "--path", "/data", "--deadline", "1m", rules[i%len(rules)])
-	ungraft = answer("recover", graft.ID)
-	return graft, ungraft
+	graft = s.inject(i, rules[i%len(rules)])
+	return graft, s.answer(i, "recover", graft.ID)
 }
 
-// cyclesUnder runs all cycles while load works. What load does wrong it
-// reports by itself. It ends when the context that it gets does.
-func (s *scene) cyclesUnder(load func(ctx context.Context)) {
+// under does something so many times while load works, and sees each time that
+// load goes on. What load does wrong it reports by itself. It ends when the
+// context that it gets does.
+func (s *scene) under(load func(ctx context.Context), times int, do func(i int)) {
 	s.Helper()
 	ctx, stop := context.WithCancel(s.ctx)
 	ended := make(chan struct{})
@@ -173,14 +181,9 @@ func (s *scene) cyclesUnder(load func(ctx context.Context)) {
 		stop()
 		<-ended
 	}()
-	var there, back []float64
-	stopped, moved := 0, 0
-	start := time.Now()
-	for i := 0; i < *cycles && !s.Failed(); i++ {
+	for i := 0; i < times && !s.Failed(); i++ {
 		done := s.Acknowledged.Load()
-		g, u := s.cycle(i)
-		there, back = append(there, g.PauseMs), append(back, u.PauseMs)
-		stopped, moved = stopped+len(g.Report.Stopped), moved+len(g.Report.Swapped)
+		do(i)
 		// A cycle under a database that does nothing shows nothing.
 		for end := time.Now().Add(time.Minute); s.Acknowledged.Load() == done && !s.Failed(); time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
@@ -188,20 +191,39 @@ func (s *scene) cyclesUnder(load func(ctx context.Context)) {
 			}
 		}
 	}
+}
+
+// cyclesUnder runs all cycles while load works.
+func (s *scene) cyclesUnder(load func(ctx context.Context)) {
+	s.Helper()
+	var there, back []float64
+	stopped, moved := 0, 0
+	start := time.Now()
+	s.under(load, *cycles, func(i int) {
+		g, u := s.cycle(i)
+		there, back = append(there, g.PauseMs), append(back, u.PauseMs)
+		stopped, moved = stopped+len(g.Report.Stopped), moved+len(g.Report.Swapped)
+	})
 	s.Logf("%d cycles in %s: %d objects moved and %d processes stopped per graft; median pause %.1f ms to graft, %.1f ms to ungraft; %d requests were answered",
 		len(there), time.Since(start).Round(time.Second), moved/max(1, len(there)), stopped/max(1, len(there)), median(there), median(back), s.Acknowledged.Load())
+}
+
+// grafts are those that `faultgraft ps` lists.
+func (s *scene) grafts() (g []keeper.Graft) {
+	s.Helper()
+	out, err := s.Lab.Faultgraft(s.ctx, "ps", "-o", "json")
+	s.must(err)
+	if err := json.Unmarshal([]byte(out), &g); err != nil {
+		s.Fatalf("ps: %v: %s", err, out)
+	}
+	return g
 }
 
 // nothingLeft checks that no graft is left, in faultgraft's own words and in its state.
 func (s *scene) nothingLeft() {
 	s.Helper()
-	out, err := s.Lab.Faultgraft(s.ctx, "ps", "-o", "json")
-	if err != nil {
-		s.Fatal(err)
-	}
-	var g []keeper.Graft
-	if err := json.Unmarshal([]byte(out), &g); err != nil || len(g) > 0 {
-		s.Errorf("ps: %v: %s", err, out)
+	if g := s.grafts(); len(g) > 0 {
+		s.Errorf("grafts are left: %+v", g)
 	}
 	state, err := s.Lab.Path("/run/faultgraft/keepers")
 	if err != nil {

@@ -27,6 +27,12 @@ func TestPostgres(t *testing.T) {
 	s.nothingLeft()
 	s.settled(quiet)
 	s.holdsTheSame(pg)
+	s.postgresIsWhole(pg, started)
+}
+
+// postgresIsWhole compares a PostgreSQL with its model, now and after a crash, and has it check its own files. Its log is read from that byte on.
+func (s *scene) postgresIsWhole(pg *workload.Postgres, started int) {
+	s.Helper()
 	s.must(pg.Check(s.ctx))
 	s.calm(pg.Complaints(s.ctx, started, "WARNING", "ERROR", "FATAL", "PANIC"))
 
@@ -37,7 +43,7 @@ func TestPostgres(t *testing.T) {
 	s.calm(pg.Complaints(s.ctx, crashed, "ERROR", "PANIC"))
 	said, err := pg.CheckFiles(s.ctx)
 	s.must(err)
-	t.Log(said)
+	s.T.Log(said)
 }
 
 // holdsTheSame compares, line by line of fdinfo, maps and mountinfo, what the

@@ -40,6 +40,12 @@ func TestRedis(t *testing.T) {
 		s.cycle(i)
 	}
 	s.settled(before)
+	s.redisIsWhole(r, started)
+}
+
+// redisIsWhole is postgresIsWhole for a Redis.
+func (s *scene) redisIsWhole(r *workload.Redis, started int) {
+	s.Helper()
 	s.must(r.Check())
 	s.calm(r.Complaints(s.ctx, started))
 
@@ -48,5 +54,5 @@ func TestRedis(t *testing.T) {
 	s.must(r.Check())
 	said, err := r.CheckFiles(s.ctx)
 	s.must(err)
-	t.Log(said)
+	s.T.Log(said)
 }
