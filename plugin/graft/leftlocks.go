@@ -54,10 +54,10 @@ func (d *detachment) passLeftLocks(phase tracer.LockPhase, files []tracer.Locked
 func (l *LeftLocks) pass(phase tracer.LockPhase, back bool) error {
 	switch {
 	case phase == tracer.LocksLeave:
-		return l.set(func(k tracer.Lock) int16 { return unix.F_RDLCK })
+		return l.set(func(tracer.Lock) int16 { return unix.F_RDLCK })
 	case phase == tracer.LocksTaken && !back:
 		l.over = true
-		return l.set(func(k tracer.Lock) int16 { return unix.F_UNLCK })
+		return l.set(func(tracer.Lock) int16 { return unix.F_UNLCK })
 	case phase == tracer.LocksKept && back:
 		l.over = false
 		return l.set(func(k tracer.Lock) int16 { return k.Type })
