@@ -191,6 +191,7 @@ var acts = map[string]func(n int, act []string) int{
 	"connect": func(int, []string) int { return status(connectOnce()) },
 	"write":   func(_ int, words []string) int { return status(writeFile(words[2])) },
 	"hold":    hold,
+	"outlive": outlive,
 	// pipe writes a page into a pipe
 	"pipe": func(int, []string) int {
 		var fds [2]int

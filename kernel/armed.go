@@ -41,6 +41,7 @@ func (a *Armed) enter(i *instance) error {
 		return err
 	}
 	a.instance = i
+	atArm.Pass("entered")
 	return nil
 }
 
@@ -51,6 +52,7 @@ func (a *Armed) end() error {
 		return nil
 	}
 	counters, err := i.leave(a)
+	atDrop.Pass("left")
 	a.instance = nil
 	a.mu.Lock()
 	a.final = counters

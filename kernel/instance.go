@@ -73,6 +73,7 @@ func (i *instance) load(spec *btf.Spec, k *policy.KernelFault) (err error) {
 	if i.targets, i.levels, err = newMaps(); err != nil {
 		return err
 	}
+	atLoad.Pass("maps")
 	l := &layout{spec: spec}
 	r := &recipe{
 		layout: l, override: i.way.backend == Override, value: i.way.value, scope: i.way.scope, guard: i.way.guard,
@@ -112,9 +113,11 @@ func (i *instance) load(spec *btf.Spec, k *policy.KernelFault) (err error) {
 	if i.program, err = ebpf.NewProgram(program); err != nil {
 		return &loadError{"load", err}
 	}
+	atLoad.Pass("loaded")
 	if err := i.filters.attach(); err != nil {
 		return err
 	}
+	atLoad.Pass("watched")
 	switch i.way.backend {
 	case LSM:
 		i.link, err = link.AttachLSM(link.LSMOptions{Program: i.program})
@@ -126,6 +129,7 @@ func (i *instance) load(spec *btf.Spec, k *policy.KernelFault) (err error) {
 	if err != nil {
 		return &loadError{"attach", err}
 	}
+	atLoad.Pass("attached")
 	return nil
 }
 

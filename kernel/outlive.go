@@ -78,8 +78,8 @@ func pinName(id string) string {
 	return "0x" + hex.EncodeToString([]byte(id))
 }
 
-// pin keeps the instance in bpffs. The link comes last, so that what is found
-// with a link is whole.
+// pin keeps the instance in bpffs, but for its link. That comes last, when the fault
+// is in force, so that what is found with a link is whole.
 func (i *instance) pin(pinDir string, m memo) (err error) {
 	if err := needBPFFS(pinDir); err != nil {
 		return err
@@ -101,6 +101,7 @@ func (i *instance) pin(pinDir string, m memo) (err error) {
 	} else if err != nil {
 		return err
 	}
+	atPin.Pass("folder")
 	m.Version = memoVersion
 	text, err := json.Marshal(m)
 	if err != nil {
@@ -119,12 +120,23 @@ func (i *instance) pin(pinDir string, m memo) (err error) {
 			return err
 		}
 	}
+	atPin.Pass("maps")
 	for n, l := range i.filters.links() {
 		if err := l.Pin(filepath.Join(i.pins, fmt.Sprintf("%s%d", pinChain, n))); err != nil {
 			return err
 		}
 	}
-	return i.link.Pin(filepath.Join(i.pins, pinLink))
+	atPin.Pass("chain")
+	return nil
+}
+
+// pinLink has what pin has kept outlive this process.
+func (i *instance) pinLink() error {
+	if err := i.link.Pin(filepath.Join(i.pins, pinLink)); err != nil {
+		return fmt.Errorf("pin the fault in %s: %w", i.pins, err)
+	}
+	atPin.Pass("linked")
+	return nil
 }
 
 // unpin takes a fault's directory away, the program that fails first: with its
@@ -137,10 +149,14 @@ func unpin(dir string) error {
 		return err
 	}
 	errs := []error{remove(filepath.Join(dir, pinLink))}
+	atDrop.Pass("unlinked")
 	for _, n := range names {
 		errs = append(errs, remove(filepath.Join(dir, n.Name())))
 	}
-	return errors.Join(append(errs, remove(dir))...)
+	atDrop.Pass("emptied")
+	errs = append(errs, remove(dir))
+	atDrop.Pass("unpinned")
+	return errors.Join(errs...)
 }
 
 func remove(path string) error {
@@ -215,7 +231,12 @@ func readPinned(dir string) Pinned {
 		p.Foreign = err
 		return p
 	}
-	p.Counters, p.Foreign = readCounters(dir, p.Cgroup)
+	p.Counters, err = readCounters(dir, p.Cgroup)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		p.Ends = time.Time{} // whoever was ending it was killed
+		return p
+	}
+	p.Foreign = err
 	return p
 }
 
@@ -260,7 +281,7 @@ func readCounters(dir string, c Cgroup) (Counters, error) {
 		return Counters{}, fmt.Errorf("it is of another version of faultgraft: %d bytes are counted in, not %d", targets.ValueSize(), targetSize)
 	}
 	var v targetState
-	if err := targets.Lookup(c.ID, &v); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	if err := targets.Lookup(c.ID, &v); err != nil {
 		return Counters{}, err
 	}
 	return v.counters(), nil
@@ -274,7 +295,8 @@ func cutHex(name string) (string, bool) {
 	return string(b), err == nil
 }
 
-// Expired reports whether the fault's ttl is over, or whether it was never in force.
+// Expired reports whether the fault's ttl is over, or whether it is not in force: its
+// process died while it was arming or ending it.
 func (p Pinned) Expired() bool { return !time.Now().Before(p.Ends) }
 
 // End takes the fault out of the kernel.
@@ -305,6 +327,10 @@ func (in *Injector) armOutliving(a *Armed) error {
 	}
 	if err == nil {
 		err = a.enter(i)
+	}
+	if err == nil {
+		atPin.Pass("entered")
+		err = i.pinLink()
 	}
 	if err != nil {
 		return errors.Join(err, i.close())
