@@ -29,6 +29,7 @@ func paraFini() uint64                              { return 0 }
 func inSyscall(*registers) (nr, ret int64, ok bool) { return 0, 0, false }
 func startRegs(r registers, _ uint64) registers     { return r }
 func pc(*registers) uint64                          { return 0 }
+func stackPointer(*registers) uint64                { return 0 }
 func codeModel(*registers) error                    { return errArch }
 func getRegs(int, *registers) error                 { return errArch }
 func setRegs(int, *registers) error                 { return errArch }

@@ -27,7 +27,8 @@ func swapAndDie() {
 	}
 	var p place
 	var pid, point, delay int
-	if _, err := fmt.Sscan(os.Getenv("TRACER_TEST_SWAP"), &p.a, &p.b, &p.mntA, &p.mntB, &pid, &point, &delay); err != nil {
+	var sig syscall.Signal // for the process, before the tracer dies
+	if _, err := fmt.Sscan(os.Getenv("TRACER_TEST_SWAP"), &p.a, &p.b, &p.mntA, &p.mntB, &pid, &point, &delay, &sig); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
 	}
@@ -40,6 +41,9 @@ func swapAndDie() {
 	n := 0
 	o.Step = func(string) error {
 		if n++; n == point {
+			if sig != 0 {
+				_ = syscall.Kill(pid, sig)
+			}
 			if delay == 0 {
 				die()
 			}
@@ -104,7 +108,7 @@ func TestTracerKilled(t *testing.T) {
 	killed, finished := 0, 0
 	for point := 1; ; point++ {
 		for _, delay := range []int{0, 50, 150, 300, 600, 1200} {
-			cmd := tracerThatDies(self, at, p.pid(), point, delay)
+			cmd := tracerThatDies(self, at, p.pid(), point, delay, 0)
 			err := cmd.Run()
 			if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 				killed++
@@ -145,9 +149,9 @@ func TestTracerKilled(t *testing.T) {
 	p.quit()
 }
 
-func tracerThatDies(self string, at *place, pid, point, delay int) *exec.Cmd {
+func tracerThatDies(self string, at *place, pid, point, delay int, sig syscall.Signal) *exec.Cmd {
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), fmt.Sprintf("TRACER_TEST_SWAP=%s %s %d %d %d %d %d", at.a, at.b, at.mntA, at.mntB, pid, point, delay))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("TRACER_TEST_SWAP=%s %s %d %d %d %d %d %d", at.a, at.b, at.mntA, at.mntB, pid, point, delay, sig))
 	cmd.Stderr = os.Stderr
 	return cmd
 }
@@ -164,7 +168,7 @@ func TestTracerKilledWhileComputing(t *testing.T) {
 	before := status(t, p.pid())
 	for round := range 40 {
 		point := 5 + round%5 // from the seizing on
-		if err := tracerThatDies(self, at, p.pid(), point, round/5*60).Run(); err == nil {
+		if err := tracerThatDies(self, at, p.pid(), point, round/5*60, 0).Run(); err == nil {
 			t.Logf("round %d: the swap had ended", round)
 		}
 		waitFor(t, func() bool { return status(t, p.pid()) == before })

@@ -128,6 +128,8 @@ func startRegs(r registers, ip uint64) registers {
 // pc is the address of the next instruction.
 func pc(r *registers) uint64 { return r.Rip }
 
+func stackPointer(r *registers) uint64 { return r.Rsp }
+
 // codeModel refuses threads that do not run 64-bit code.
 func codeModel(r *registers) error {
 	const userCS64 = 0x33

@@ -55,6 +55,8 @@ func setCall(tid int, nr int32) error {
 // pc is the address of the next instruction.
 func pc(r *registers) uint64 { return r.Pc }
 
+func stackPointer(r *registers) uint64 { return r.Sp }
+
 // codeModel refuses threads that do not run 64-bit code.
 func codeModel(r *registers) error {
 	if r.compat {

@@ -2,8 +2,10 @@ package tracer
 
 import (
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +23,12 @@ const slackMargin = 16
 // Several processes may have the same memory (clone(2) with CLONE_VM): what one of
 // them has code of ours in is taken for the others.
 func (e *engine) findSlack(p *process, t *thread, lines []mapLine, n uint64) (span, error) {
-	taken := e.slackOf(p, t)
+	taken, sharers := p.slack, []*process{p}
+	for _, o := range e.order {
+		if o != p && o.sharesMemory(t) {
+			taken, sharers = slices.Concat(taken, o.slack), append(sharers, o)
+		}
+	}
 	page := make([]byte, pageSize)
 	for _, vdso := range []bool{true, false} {
 		for _, l := range lines {
@@ -31,7 +38,9 @@ func (e *engine) findSlack(p *process, t *thread, lines []mapLine, n uint64) (sp
 			if k, err := p.mem.ReadAt(page, int64(l.end-pageSize)); err != nil || k != len(page) {
 				continue
 			}
-			p.dropResidue(page, l.end-pageSize, taken)
+			p.dropResidue(page, l.end-pageSize, taken, func(s span) bool {
+				return slices.ContainsFunc(sharers, func(o *process) bool { return o.comesTo(s, p.mem, lines) })
+			})
 			zeros := uint64(0)
 			for zeros < pageSize && page[pageSize-1-zeros] == 0 {
 				zeros++
@@ -93,35 +102,70 @@ func (r *remote) returnPage() error {
 	return nil
 }
 
-// slackOf lists the places of code in the memory of a thread.
-func (e *engine) slackOf(p *process, t *thread) []span {
-	taken := slices.Clone(p.slack)
-	for _, o := range e.order {
-		if o == p || len(o.slack) == 0 {
-			continue
-		}
-		if i := slices.IndexFunc(o.order, func(t *thread) bool { return !t.gone }); i >= 0 && kcmp(t.tid, o.order[i].tid, kcmpVM, 0, 0) == 0 {
-			taken = append(taken, o.slack...)
-		}
-	}
-	return taken
+// sharesMemory reports that a thread of another process has the same memory.
+func (p *process) sharesMemory(t *thread) bool {
+	i := slices.IndexFunc(p.order, func(t *thread) bool { return !t.gone })
+	return i >= 0 && kcmp(t.tid, p.order[i].tid, kcmpVM, 0, 0) == 0
 }
 
 // dropResidue clears, in a copy of a page that is at base, code that a tracer
-// left which died: unless a thread is still in it.
-func (p *process) dropResidue(page []byte, base uint64, taken []span) {
+// left which died, or that gave its thread back by itself: unless it is needed.
+func (p *process) dropResidue(page []byte, base uint64, taken []span, needed func(span) bool) {
 	for at := 0; ; {
 		old, ok := nextResidue(page, base, at)
 		if !ok {
 			return
 		}
 		at = int(old.end - base)
-		ours := slices.Contains(taken, old.span)
-		inside := slices.ContainsFunc(p.order, func(t *thread) bool { return !t.gone && old.contains(pc(&t.regs)) })
-		if !ours && !inside {
+		if !slices.Contains(taken, old.span) && !needed(old.span) {
 			clear(page[old.start-base : at])
 		}
 	}
+}
+
+// comesTo reports that a thread of p is in code, or may come back to it: a signal handler that
+// began in its end, when the signals were let in again, returns there. So a word on the stack
+// that is an address in the code is taken for that of a signal frame (sigreturn(2)).
+func (p *process) comesTo(code span, mem io.ReaderAt, lines []mapLine) bool {
+	return slices.ContainsFunc(p.order, func(t *thread) bool {
+		return !t.gone && (code.contains(pc(&t.regs)) || pointsTo(code, mem, stackOf(t, lines)))
+	})
+}
+
+// stackOf is what a thread has on its stack.
+func stackOf(t *thread, lines []mapLine) span {
+	sp := stackPointer(&t.regs)
+	i, found := slices.BinarySearchFunc(lines, sp, func(l mapLine, sp uint64) int {
+		switch {
+		case l.end <= sp:
+			return -1
+		case l.start > sp:
+			return 1
+		}
+		return 0
+	})
+	if !found {
+		return span{}
+	}
+	return span{sp &^ 7, lines[i].end}
+}
+
+// pointsTo reports a word in memory that is an address in code. What cannot be read has none.
+func pointsTo(code span, mem io.ReaderAt, in span) bool {
+	part := make([]byte, 64<<10)
+	for in.start < in.end {
+		n, err := mem.ReadAt(part[:min(uint64(len(part)), in.end-in.start)], int64(in.start))
+		for word := range slices.Chunk(part[:n&^7], 8) {
+			if code.contains(binary.LittleEndian.Uint64(word)) {
+				return true
+			}
+		}
+		if err != nil {
+			return false
+		}
+		in.start += uint64(n)
+	}
+	return false
 }
 
 // takeSlack takes n bytes from the end of free, below what is taken already.

@@ -420,7 +420,18 @@ static void check_files(void) {
 	}
 }
 
+// SIGUSR1 is handled for as long as no SIGUSR2 comes.
+static atomic_int handled;
+static void on_usr1(int s) {
+	(void)s;
+	while (!handled)
+		usleep(1000);
+}
+static void on_usr2(int s) { (void)s; handled = 1; }
+
 static int files(int n, int threads) {
+	signal(SIGUSR1, on_usr1);
+	signal(SIGUSR2, on_usr2);
 	nfiles = n;
 	fds = calloc(n, sizeof *fds);
 	cloexec = calloc(n, sizeof *cloexec);
