@@ -287,8 +287,9 @@ type Report struct {
 	Processes   []ProcessReport `json:"processes,omitempty"`
 	Swapped     []ObjectReport  `json:"swapped,omitempty"`
 	Skipped     []ObjectReport  `json:"skipped,omitempty"`
-	Kept        []ObjectReport  `json:"kept,omitempty"` // left on the file they are at, and working there: Watch, AIOContext
-	RemoteCalls int             `json:"remoteCalls"`    // system calls made inside the targets
+	Kept        []ObjectReport  `json:"kept,omitempty"`       // left on the file they are at, and working there: Watch, AIOContext
+	RemoteCalls int             `json:"remoteCalls"`          // system calls made inside the targets
+	NoPriority  string          `json:"noPriority,omitempty"` // why threads were not lent a real-time priority while they were stopped
 }
 
 // ProcessReport is what happened to one process that was stopped.

@@ -146,11 +146,8 @@ func (r *remote) order(n int, table uint64) error {
 	return nil
 }
 
-// spinTries is how often the control socket is looked at before we sleep on it.
-const spinTries = 200
-
-// frozenTries is after how many sleeps of 20 ms it is looked whether the process has been frozen.
-const frozenTries = 20
+// frozenLooks is after how many looks around it is looked whether the process has been frozen.
+const frozenLooks = 10
 
 // reply waits for what a batch left undone: not negative.
 func (r *remote) reply() (left int, err error) {
@@ -173,45 +170,31 @@ func (r *remote) drain() error {
 
 func (r *remote) message() (left int, err error) {
 	var msg [8]byte
-	deadline := time.Now().Add(batchTimeout)
-	for tries := 0; ; tries++ {
-		if tries < spinTries { // to sleep and to be woken takes longer than most batches
-			n, _, err := unix.Recvfrom(r.control, msg[:], unix.MSG_DONTWAIT)
-			if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
-				continue
-			}
-			if err != nil || n != len(msg) {
-				return 0, r.lostContact(err)
-			}
+	w := wait{answer: true, socket: r.control}
+	for looks := 0; ; w.rest() {
+		n, _, err := unix.Recvfrom(r.control, msg[:], unix.MSG_DONTWAIT)
+		if err == nil && n == len(msg) {
 			return r.leftOf(msg[:])
 		}
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(r.control), Events: unix.POLLIN}}, 20)
-		if n == 0 || errors.Is(err, syscall.EINTR) {
-			if time.Now().After(deadline) {
-				return 0, fmt.Errorf("thread %d (%s) did not finish its calls within %v", r.t.tid, r.p.comm, batchTimeout)
-			}
-			if tries%frozenTries == 0 {
-				if err := r.p.frozenNow(); err != nil {
-					return 0, err
-				}
-			}
-			if err := r.unstick(); err != nil {
-				return 0, err
-			}
-			r.e.keepWaiting(r)
-			continue
-		}
-		if err != nil {
-			return 0, fmt.Errorf("wait for thread %d (%s): %w", r.t.tid, r.p.comm, err)
-		}
-		n, _, err = unix.Recvfrom(r.control, msg[:], unix.MSG_DONTWAIT)
-		if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
-			continue
-		}
-		if err != nil || n != len(msg) {
+		if !errors.Is(err, syscall.EAGAIN) && !errors.Is(err, syscall.EINTR) {
 			return 0, r.lostContact(err)
 		}
-		return r.leftOf(msg[:])
+		if !w.long() {
+			continue
+		}
+		looks++
+		if w.took() > batchTimeout {
+			return 0, fmt.Errorf("thread %d (%s) did not finish its calls within %v", r.t.tid, r.p.comm, batchTimeout)
+		}
+		if looks%frozenLooks == 0 {
+			if err := r.p.frozenNow(); err != nil {
+				return 0, err
+			}
+		}
+		if err := r.unstick(); err != nil {
+			return 0, err
+		}
+		r.e.keepWaiting(r)
 	}
 }
 

@@ -35,8 +35,9 @@ type process struct {
 	mem     *os.File     // /proc/PID/mem, opened when all threads are stopped
 	limit   *unix.Rlimit // RLIMIT_NOFILE as it was, if it must be raised
 	raised  unix.Rlimit
-	slack   []span // places of code in its executable memory
-	avoid   []span // maps that are exchanged: no place for code
+	slack   []span    // places of code in its executable memory
+	avoid   []span    // maps that are exchanged: no place for code
+	lines   []mapLine // its memory map, as it was when all stood
 	dead    bool
 	over    bool // a zombie without threads, which holds nothing any more
 }
@@ -49,13 +50,14 @@ type engine struct {
 	restartErrnos []syscall.Errno
 	procs         map[int]*process
 	order         []*process
+	lent          *lenders   // nil: no priority is lent
 	left          []*process // that are still to be stopped
 	remotes       []*remote  // threads with code of ours, in the order in which they got it
 	insideSince   time.Time  // when a thread was first found in code of a dead tracer
 }
 
-func newEngine(restart []syscall.Errno) *engine {
-	return &engine{restartErrnos: restart, procs: map[int]*process{}}
+func newEngine(restart []syscall.Errno, lent *lenders) *engine {
+	return &engine{restartErrnos: restart, lent: lent, procs: map[int]*process{}}
 }
 
 // seizeProcess seizes each thread of p that it does not hold yet, and asks it to
@@ -82,6 +84,7 @@ func (e *engine) seizeProcess(p *process) (int, error) {
 		if t := p.threads[tid]; t != nil && !t.gone {
 			continue
 		}
+		r.watch()
 		t, err := e.seizeThread(p, tid)
 		if err != nil {
 			return n, err
@@ -103,6 +106,9 @@ func (e *engine) seizeProcess(p *process) (int, error) {
 		t.before = lookBefore(tid)
 		if err := ptraceValue(unix.PTRACE_INTERRUPT, tid, 0, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return n, fmt.Errorf("interrupt thread %d (%s): %w", tid, p.comm, err)
+		}
+		if len(p.order) <= lentThreads { // it stops now: with a priority it could go on for long otherwise
+			e.lent.lend(tid)
 		}
 	}
 	return n, nil
@@ -242,6 +248,7 @@ func (e *engine) bury(p *process, leader bool) {
 // another thread now, which called execve: that one is not stopped yet.
 func (e *engine) lost(p *process, t *thread) {
 	t.gone, t.stopped = true, false
+	e.lent.takeBack(t.tid)
 	if l := p.threads[p.pid]; l != nil && l.stopped {
 		if err := getRegs(l.tid, &l.regs); err != nil {
 			l.stopped = false
@@ -254,21 +261,6 @@ func cont(req, tid int, sig syscall.Signal) error {
 		return fmt.Errorf("continue thread %d: %w", tid, err)
 	}
 	return nil
-}
-
-// pause is a short sleep that grows: most threads stop within microseconds.
-type pause time.Duration
-
-func (d *pause) sleep() {
-	*d = min(max(*d*3/2, pause(20*time.Microsecond)), pause(time.Millisecond))
-	briefly(time.Duration(*d))
-}
-
-// briefly sleeps in the kernel: time.Sleep rounds up to a millisecond when the
-// program is idle otherwise. A signal may cut it short.
-func briefly(d time.Duration) {
-	ts := unix.NsecToTimespec(int64(d))
-	_ = unix.Nanosleep(&ts, nil)
 }
 
 // alive reports whether the process still has a thread.
@@ -329,6 +321,7 @@ func (e *engine) resume(p *process) error {
 			t.left = true
 			continue
 		}
+		e.lent.takeBack(t.tid)
 		switch err := ptraceValue(unix.PTRACE_DETACH, t.tid, 0, 0); {
 		case errors.Is(err, syscall.ESRCH): // it was killed, or it runs: then it is let go when the tracing thread ends
 			t.left = true

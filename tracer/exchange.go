@@ -9,7 +9,7 @@ import (
 
 // exchangeGroup stops processes, exchanges what they have, and lets them go.
 func (x *transaction) exchangeGroup(members []*process) error {
-	x.e, x.jobs = newEngine(x.o.RestartErrnos), nil
+	x.e, x.jobs = newEngine(x.o.RestartErrnos, x.lent), nil
 	x.stopping = time.Now()
 	x.s.reset()
 	err := x.exchange(members)
@@ -72,6 +72,7 @@ func (x *transaction) exchange(members []*process) error {
 		}
 		x.undo = true
 	}
+	var carry []*item
 	for _, it := range x.s.items {
 		if len(it.Holders) == 0 || it.repl < 0 {
 			continue
@@ -81,13 +82,15 @@ func (x *transaction) exchange(members []*process) error {
 				return fmt.Errorf("prepare the exchange of %s: %w", &it.Holders[0], err)
 			}
 		}
-		if it.live {
-			continue
-		}
-		if err := it.carryOver(); err != nil {
-			it.err = err
+		if !it.live {
+			carry = append(carry, it)
 		}
 	}
+	spread(len(carry), func(i int) {
+		if err := carry[i].carryOver(); err != nil {
+			carry[i].err = err
+		}
+	})
 	all.dropRefused(x.s)
 	if err := x.requireAll(); err != nil {
 		return err
@@ -127,6 +130,7 @@ func (x *transaction) lookAgain() (*found, error) {
 			}
 		}
 		if m := f.mem; m != nil {
+			p.lines = m.lines
 			if _, isNew := mems.find(func(o *memory) int { return kcmp(m.tid, o.tid, kcmpVM, 0, 0) }, func() *memory { return m }); isNew {
 				all.mems = append(all.mems, m)
 			}
@@ -176,6 +180,7 @@ func (x *transaction) each(step string, f func(*job) error) error {
 			continue
 		}
 		x.e.keepWaiting(nil)
+		x.e.lent.lend(j.t.tid)
 		if err := f(j); errors.Is(err, errTargetGone) {
 			j.gone = true
 		} else if err != nil {

@@ -33,8 +33,15 @@ func newReaper(p *process) *reaper {
 			r.held = append(r.held, t.tid)
 		}
 	}
-	r.timer = time.AfterFunc(seizePatience, r.work)
 	return r
+}
+
+// watch is called before a thread is seized. As long as none of the process is held, there is
+// none to be reaped, and no timer, which costs wake-ups of two OS threads while a target stands.
+func (r *reaper) watch() {
+	if r.timer == nil && len(r.held) > 0 {
+		r.timer = time.AfterFunc(seizePatience, r.work)
+	}
 }
 
 func (r *reaper) hold(tid int) {
@@ -69,7 +76,9 @@ func (r *reaper) pass() (again bool) {
 
 // end returns the threads that were reaped.
 func (r *reaper) end() []int {
-	r.timer.Stop()
+	if r.timer != nil {
+		r.timer.Stop()
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.over = true

@@ -186,7 +186,7 @@ func TestTracerKilledWhileComputing(t *testing.T) {
 }
 
 // status is what a killed tracer may have left: descriptors, maps, a signal
-// mask, a tracer.
+// mask, a tracer, a priority.
 func status(t testing.TB, pid int) string {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -208,6 +208,6 @@ func status(t testing.TB, pid int) string {
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &lim); err != nil {
 		t.Fatal(err)
 	}
-	fmt.Fprintf(&r, "%d descriptors, %d maps, limit %v", len(fds), strings.Count(maps(t, pid), "\n"), lim)
+	fmt.Fprintf(&r, "%d descriptors, %d maps, limit %v, priorities %v", len(fds), strings.Count(maps(t, pid), "\n"), lim, priorities(t, pid))
 	return r.String()
 }

@@ -139,7 +139,11 @@ func (j *job) inject(x *transaction) error {
 		j.cwd = fd
 	}
 	room := func() ([]int, error) { return j.makeRoom(x.o.NeverEmpty) }
-	r, err := x.e.inject(j.p, j.t, injection{scratch: j.scratch(), stage: j.stageBytes(), free: room})
+	in := injection{scratch: j.scratch(), stage: j.stageBytes(), free: room}
+	if j.alone && !j.back {
+		in.lines = j.p.lines
+	}
+	r, err := x.e.inject(j.p, j.t, in)
 	if err != nil {
 		return err
 	}

@@ -49,6 +49,8 @@ type injection struct {
 	// free makes room for descriptors, and gives the lowest numbers that are free, ascending: controlSockets
 	// of them at least. It is asked when no other code will open or close some in between.
 	free func() ([]int, error)
+	// lines is the memory map, if it was read since all stand and nobody has changed it since
+	lines []mapLine
 }
 
 // inject places code into t and runs it up to where it waits for a batch.
@@ -71,9 +73,11 @@ func (e *engine) inject(p *process, t *thread, in injection) (*remote, error) {
 		return nil, fmt.Errorf("signal mask of thread %d: %w", t.tid, err)
 	}
 	r.mask = mask
-	lines, err := p.layout(t)
-	if err != nil {
-		return nil, err
+	lines := in.lines
+	if lines == nil {
+		if lines, err = p.layout(t); err != nil {
+			return nil, err
+		}
 	}
 	if r.region, err = p.findRoom(lines, pageUp(in.scratch)+pageUp(in.stage)); err != nil {
 		return nil, err
@@ -178,8 +182,7 @@ func (r *remote) boot(free []int) error {
 
 // meet waits until the code has opened its control sockets, and takes ours.
 func (r *remote) meet(g *getter, fd int) (err error) {
-	start := time.Now()
-	for tries := 1; ; tries++ {
+	for w := (wait{}); ; w.rest() {
 		if r.control, err = g.get(fd); err == nil {
 			return r.ours(r.control)
 		}
@@ -193,10 +196,7 @@ func (r *remote) meet(g *getter, fd int) (err error) {
 		if err := r.unstick(); err != nil {
 			return err
 		}
-		if tries > 200 {
-			briefly(20 * time.Microsecond)
-		}
-		if time.Since(start) > bootTimeout || tries%500 == 0 && r.failed() {
+		if w.took() > bootTimeout || w.long() && r.failed() {
 			return fmt.Errorf("thread %d (%s) could not map %d bytes or open two pairs of sockets: out of memory or descriptors", r.t.tid, r.p.comm, r.region.end-r.region.start)
 		}
 	}
@@ -227,8 +227,7 @@ func (r *remote) passSignal(ws syscall.WaitStatus) syscall.Signal {
 
 // wait waits for the thread to stop or to end.
 func (r *remote) wait() (syscall.WaitStatus, error) {
-	start := time.Now()
-	for spins := 0; ; spins++ {
+	for w := (wait{}); ; w.rest() {
 		ws, none, err := waitThread(r.t.tid)
 		if err != nil || !none && (ws.Exited() || ws.Signaled()) {
 			r.t.gone, r.t.stopped = true, false
@@ -237,15 +236,12 @@ func (r *remote) wait() (syscall.WaitStatus, error) {
 		if !none {
 			return ws, nil
 		}
-		if time.Since(start) > batchTimeout {
-			return ws, notStopping(r.t.tid, time.Since(start))
+		if w.took() > batchTimeout {
+			return ws, notStopping(r.t.tid, w.took())
 		}
-		if spins%256 == 255 && ended(r.t.tid) { // a leader is not reported before all its threads are
+		if w.long() && ended(r.t.tid) { // a leader is not reported before all its threads are
 			r.t.gone, r.t.stopped = true, false
 			return ws, errTargetGone
-		}
-		if spins > 100 { // the answer comes within microseconds, mostly
-			briefly(20 * time.Microsecond)
 		}
 	}
 }
@@ -356,6 +352,9 @@ func (r *remote) dismiss() error {
 	return r.parted()
 }
 
+// partingLooks is for how many looks around the end is waited for.
+const partingLooks = 5
+
 // parted waits a while for the end of the control socket, which the code closes
 // as the last thing it does.
 func (r *remote) parted() error {
@@ -364,7 +363,8 @@ func (r *remote) parted() error {
 		return nil
 	}
 	var msg [8]byte
-	for start, tries := time.Now(), 0; time.Since(start) < batchTimeout; tries++ {
+	w := wait{answer: true, socket: r.control}
+	for looks := 0; looks < partingLooks; w.rest() {
 		n, _, err := unix.Recvfrom(r.control, msg[:], unix.MSG_DONTWAIT)
 		switch {
 		case err == nil && n > 0: // the reply to a batch that was given up
@@ -372,19 +372,14 @@ func (r *remote) parted() error {
 		case err == nil, !errors.Is(err, syscall.EAGAIN) && !errors.Is(err, syscall.EINTR):
 			return nil
 		}
-		if tries < spinTries {
-			continue
-		}
-		if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(r.control), Events: unix.POLLIN}}, 20); n <= 0 {
+		if w.long() {
+			looks++
 			if err := r.unstick(); err != nil {
 				return err
 			}
 		}
-		if tries > spinTries+5 { // it sleeps in what it was doing: finish sees to it
-			return nil
-		}
 	}
-	return nil
+	return nil // it sleeps in what it was doing: finish sees to it
 }
 
 func (r *remote) closeSockets() {

@@ -14,8 +14,9 @@ import (
 // item is a Description with what goes in its place.
 type item struct {
 	Description
-	file    int // -1 until it is opened
-	repl    int // -1 until Replace gave it
+	file    int    // -1 until it is opened
+	repl    int    // -1 until Replace gave it
+	fresh   manner // of repl, when it was given
 	asked   bool
 	err     error // why there is none
 	noFlags bool  // O_PATH: no offset, no flags to copy
@@ -56,6 +57,7 @@ type fsInfo struct {
 // memory is what threads with common memory share (CLONE_VM).
 type memory struct {
 	pid, tid int
+	lines    []mapLine // the map as it was read
 	maps     []*place
 	exe      *place // what it was started from
 	aio      bool   // has a context of io_setup(2)
@@ -164,10 +166,15 @@ func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) 
 		return nil, fmt.Errorf("fdinfo of process %d: %w", pid, err)
 	}
 	defer func() { _ = unix.Close(dir) }() // O_PATH
+	still := make([]bool, len(t.all))
+	spread(len(still), func(i int) {
+		was := known[t.all[i]]
+		still[i] = was != nil && kcmp(tid, s.self, kcmpFile, was.fd, was.item.file) == 0
+	})
 	var holders []heldSource
-	for _, fd := range t.all {
-		if was := known[fd]; was != nil && kcmp(tid, s.self, kcmpFile, fd, was.item.file) == 0 {
-			sl := *was
+	for i, fd := range t.all {
+		if still[i] {
+			sl := *known[fd]
 			sl.item.Holders = append(sl.item.Holders, sl.obj)
 			t.slots = append(t.slots, &sl)
 			continue

@@ -30,6 +30,9 @@ func (s *scanner) scanMaps(pid, tid int, locked string, remember bool) (*memory,
 	if err != nil {
 		return nil, fmt.Errorf("maps of process %d: %w", pid, err)
 	}
+	if !remember { // a look at what stands
+		m.lines = lines
+	}
 	m.aio = s.lookMemory(pid, tid, lines)
 	var code []uint64
 	for _, l := range lines {

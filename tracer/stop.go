@@ -274,15 +274,14 @@ func (x *transaction) seize(p *process) (n int, err error) {
 	return n, err
 }
 
-// slowStop is how long the pauses between two looks at a thread are by when it is
-// worth to see whether it ended in a way that wait(2) does not tell.
-const slowStop = 500 * time.Microsecond
+// slowStop is how long a thread takes to stop by when it is worth to see whether it
+// ended in a way that wait(2) does not tell.
+const slowStop = 2 * time.Millisecond
 
 // waitAll waits until every thread that was seized is stopped or gone. One that
 // sleeps in vfork is not waited for beyond what its child, which runs on, needs.
 func (x *transaction) waitAll() error {
-	var d pause
-	for {
+	for w := (wait{}); ; w.rest() {
 		waiting := 0
 		for _, p := range x.e.order {
 			before := waiting
@@ -298,7 +297,7 @@ func (x *transaction) waitAll() error {
 				}
 			}
 			if waiting > before {
-				x.e.bury(p, time.Duration(d) >= slowStop)
+				x.e.bury(p, w.took() >= slowStop)
 			}
 		}
 		if waiting == 0 {
@@ -314,7 +313,6 @@ func (x *transaction) waitAll() error {
 				}
 			}
 		}
-		d.sleep()
 	}
 }
 

@@ -40,11 +40,10 @@ func Swap(ctx context.Context, o Options) (*Report, error) {
 		return nil, errors.New("swap: kcmp(2) does not work here: the kernel needs CONFIG_KCMP, a container's seccomp profile must allow it")
 	}
 	x := &transaction{ctx: ctx, o: &o, known: map[int]*process{}, found: map[int]*found{}, given: map[int][]givenDir{}}
-	x.s, x.e = newScanner(&o), newEngine(o.RestartErrnos)
+	x.s, x.e = newScanner(&o), newEngine(o.RestartErrnos, nil)
 	var err error
 	onOwnThread(func() {
 		// sleeps of microseconds would take 50 more (PR_SET_TIMERSLACK(2const)); the thread ends with the swap.
-		// A higher priority makes the pause longer: most of it is waiting for the target's thread.
 		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 		err = x.run()
 	})
@@ -122,6 +121,7 @@ type transaction struct {
 	ctx        context.Context
 	o          *Options
 	s          *scanner
+	lent       *lenders         // nil: no priority is lent
 	e          *engine          // of the group that is being stopped
 	known      map[int]*process // candidates by PID
 	found      map[int]*found   // what the last look while it ran saw of a process
@@ -168,6 +168,12 @@ func (x *transaction) run() error {
 	if err != nil {
 		x.reportHeld()
 		return fmt.Errorf("%w; nothing was changed", err)
+	}
+	if len(x.found) > 0 {
+		if x.lent, err = lendPriority(); err != nil {
+			x.report.NoPriority = err.Error()
+		}
+		defer x.lent.close()
 	}
 	begun := time.Now()
 	x.deadline = begun.Add(x.o.Deadline)
@@ -274,12 +280,13 @@ func (x *transaction) replace() error {
 			return err
 		}
 		it.asked = true
-		it.repl, it.err = x.o.Replace(&it.Description)
-		if it.err != nil {
+		if it.repl, it.err = x.o.Replace(&it.Description); it.err != nil {
 			it.repl = -1
-			if x.o.RequireAll {
-				return fmt.Errorf("no replacement for %s: %w", &it.Holders[0], it.err)
-			}
+		} else {
+			it.err = it.lookAtNew()
+		}
+		if it.err != nil && x.o.RequireAll {
+			return fmt.Errorf("no replacement for %s: %w", &it.Holders[0], it.err)
 		}
 	}
 	return nil

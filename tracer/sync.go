@@ -15,56 +15,94 @@ const settableFlags = unix.O_APPEND | unix.O_NONBLOCK | unix.O_DIRECT | unix.O_N
 // openFlags must be the same from the start: F_SETFL does not change them.
 const openFlags = unix.O_ACCMODE | unix.O_PATH | unix.O_SYNC
 
+// manner is what an open file description has beside its file.
+type manner struct {
+	flags  int
+	offset int64
+	seek   error // why it has no offset
+	owner  fOwnerEx
+	signal int // of asynchronous I/O (F_SETSIG)
+}
+
+// fOwnerEx is struct f_owner_ex: who is told of asynchronous I/O.
+type fOwnerEx struct{ kind, pid int32 }
+
+// manner asks for that of a file of ours, the old or the new one of an item.
+func (it *item) manner(fd int) (m manner, err error) {
+	if m.flags, err = unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil {
+		return m, fmt.Errorf("flags: %w", err)
+	}
+	if it.noFlags {
+		return m, nil
+	}
+	m.offset, m.seek = unix.Seek(fd, 0, unix.SEEK_CUR)
+	if _, _, e := unix.Syscall(unix.SYS_FCNTL, uintptr(fd), fGetOwnEx, uintptr(unsafe.Pointer(&m.owner))); e != 0 {
+		return m, fmt.Errorf("owner of asynchronous I/O: %w", e)
+	}
+	if m.signal, err = unix.FcntlInt(uintptr(fd), fGetSig, 0); err != nil {
+		return m, fmt.Errorf("signal of asynchronous I/O: %w", err)
+	}
+	return m, nil
+}
+
+// lookAtNew takes note of what the new description is like: nobody but us has it, so that this
+// need not wait for the stop.
+func (it *item) lookAtNew() (err error) {
+	if it.Kind != Descriptor {
+		return nil
+	}
+	if it.fresh, err = it.manner(it.repl); err != nil {
+		return fmt.Errorf("the new file: %w", err)
+	}
+	return nil
+}
+
 // carryOver gives the new open file description what the old one has beside its
 // file. Both are ours; all that use the old one are stopped.
 func (it *item) carryOver() error {
 	if it.Kind != Descriptor {
 		return nil
 	}
-	old, err := unix.FcntlInt(uintptr(it.file), unix.F_GETFL, 0)
+	old, err := it.manner(it.file)
 	if err != nil {
-		return fmt.Errorf("flags of the old file: %w", err)
+		return fmt.Errorf("the old file: %w", err)
 	}
-	flags, err := unix.FcntlInt(uintptr(it.repl), unix.F_GETFL, 0)
-	if err != nil {
-		return fmt.Errorf("flags of the new file: %w", err)
-	}
-	if old&openFlags != flags&openFlags {
-		return fmt.Errorf("the new file was opened with flags %#o, the old one has %#o", flags, old)
+	flags := it.fresh.flags
+	if old.flags&openFlags != flags&openFlags {
+		return fmt.Errorf("the new file was opened with flags %#o, the old one has %#o", flags, old.flags)
 	}
 	if it.noFlags {
 		return nil
 	}
-	if old&settableFlags != flags&settableFlags {
-		if _, err := unix.FcntlInt(uintptr(it.repl), unix.F_SETFL, flags&^settableFlags|old&settableFlags); err != nil {
-			return fmt.Errorf("set flags %#o of the new file: %w", old&settableFlags, err)
+	if old.flags&settableFlags != flags&settableFlags {
+		if _, err := unix.FcntlInt(uintptr(it.repl), unix.F_SETFL, flags&^settableFlags|old.flags&settableFlags); err != nil {
+			return fmt.Errorf("set flags %#o of the new file: %w", old.flags&settableFlags, err)
 		}
 	}
-	if err := it.carryOffset(); err != nil {
+	if err := it.carryOffset(&old); err != nil {
 		return err
 	}
-	return it.carryOwner()
+	return it.carryOwner(&old)
 }
 
-func (it *item) carryOffset() error {
-	at, err := unix.Seek(it.file, 0, unix.SEEK_CUR)
-	if errors.Is(err, syscall.ESPIPE) {
+func (it *item) carryOffset(old *manner) error {
+	if errors.Is(old.seek, syscall.ESPIPE) {
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("offset of the old file: %w", err)
+	if old.seek != nil {
+		return fmt.Errorf("offset of the old file: %w", old.seek)
 	}
-	now, err := unix.Seek(it.repl, 0, unix.SEEK_CUR)
-	if err == nil && now != at {
+	err := it.fresh.seek
+	if err == nil && it.fresh.offset != old.offset {
 		if it.Mode&unix.S_IFMT == unix.S_IFDIR {
 			if err := readOnce(it.repl); err != nil {
 				return err
 			}
 		}
-		_, err = unix.Seek(it.repl, at, unix.SEEK_SET)
+		_, err = unix.Seek(it.repl, old.offset, unix.SEEK_SET)
 	}
 	if err != nil {
-		return fmt.Errorf("set offset %d of the new file: %w", at, err)
+		return fmt.Errorf("set offset %d of the new file: %w", old.offset, err)
 	}
 	return nil
 }
@@ -97,28 +135,15 @@ const (
 )
 
 // carryOwner copies owner and signal of asynchronous I/O (F_SETOWN, F_SETSIG).
-func (it *item) carryOwner() error {
-	var old, now struct{ kind, pid int32 }
-	for _, g := range []struct {
-		fd int
-		to *struct{ kind, pid int32 }
-	}{{it.file, &old}, {it.repl, &now}} {
-		if _, _, e := unix.Syscall(unix.SYS_FCNTL, uintptr(g.fd), fGetOwnEx, uintptr(unsafe.Pointer(g.to))); e != 0 {
-			return fmt.Errorf("owner of asynchronous I/O: %w", e)
+func (it *item) carryOwner(old *manner) error {
+	if old.owner != it.fresh.owner && (old.owner.pid != 0 || it.fresh.owner.pid != 0) {
+		if _, _, e := unix.Syscall(unix.SYS_FCNTL, uintptr(it.repl), fSetOwnEx, uintptr(unsafe.Pointer(&old.owner))); e != 0 && !errors.Is(e, syscall.ESRCH) { // ESRCH: the owner has ended
+			return fmt.Errorf("set owner of asynchronous I/O to %d: %w", old.owner.pid, e)
 		}
 	}
-	if old != now && (old.pid != 0 || now.pid != 0) {
-		if _, _, e := unix.Syscall(unix.SYS_FCNTL, uintptr(it.repl), fSetOwnEx, uintptr(unsafe.Pointer(&old))); e != 0 && !errors.Is(e, syscall.ESRCH) { // ESRCH: the owner has ended
-			return fmt.Errorf("set owner of asynchronous I/O to %d: %w", old.pid, e)
-		}
-	}
-	sig, err := unix.FcntlInt(uintptr(it.file), fGetSig, 0)
-	if err != nil {
-		return fmt.Errorf("signal of asynchronous I/O: %w", err)
-	}
-	if now, err := unix.FcntlInt(uintptr(it.repl), fGetSig, 0); err != nil || now != sig {
-		if _, err := unix.FcntlInt(uintptr(it.repl), fSetSig, sig); err != nil {
-			return fmt.Errorf("set signal of asynchronous I/O to %d: %w", sig, err)
+	if old.signal != it.fresh.signal {
+		if _, err := unix.FcntlInt(uintptr(it.repl), fSetSig, old.signal); err != nil {
+			return fmt.Errorf("set signal of asynchronous I/O to %d: %w", old.signal, err)
 		}
 	}
 	return nil

@@ -4,6 +4,7 @@
 package graft
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -38,6 +39,8 @@ type Report struct {
 	Longest time.Duration `json:"longest"`
 	// RemoteCalls counts the system calls that were made inside the target.
 	RemoteCalls int `json:"remoteCalls"`
+	// NoPriority is why threads were not lent a real-time priority while they were stopped; empty if they were.
+	NoPriority string `json:"noPriority,omitempty"`
 	// Stopped are the processes that were stopped; the others never noticed.
 	Stopped []tracer.ProcessReport `json:"stopped"`
 	// Swapped and Skipped list the open objects, with a reason for each that was left where it was.
@@ -57,6 +60,7 @@ func (r *Report) add(t *tracer.Report) {
 	r.Pause += t.Pause
 	r.Phases.Add(t.Phases)
 	r.RemoteCalls += t.RemoteCalls
+	r.NoPriority = cmp.Or(r.NoPriority, t.NoPriority)
 	for _, p := range t.Processes {
 		r.Longest = max(r.Longest, p.Pause)
 	}
@@ -75,6 +79,7 @@ func (r *Report) Add(o *Report) {
 	r.Pause += o.Pause
 	r.Phases.Add(o.Phases)
 	r.RemoteCalls += o.RemoteCalls
+	r.NoPriority = cmp.Or(r.NoPriority, o.NoPriority)
 	r.Longest = max(r.Longest, o.Longest)
 	r.Stopped = append(r.Stopped, o.Stopped...)
 	r.Swapped = append(r.Swapped, o.Swapped...)
