@@ -561,6 +561,8 @@ static int signals(int n) {
 		bad("descriptor");
 	printf(bads[0] ? "bad%s\n" : "ok\n", bads);
 	fflush(stdout);
+	while (fgets(line, sizeof line, stdin)) // its end must not come to the tracer, which is its parent
+		;
 	return bads[0] ? 1 : 0;
 }
 
