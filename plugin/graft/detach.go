@@ -90,7 +90,7 @@ func (d *detachment) run(ctx context.Context) error {
 		swap.Together = true // once the connection is aborted, nobody must run who has files of it
 		swap.Seized = func() error {
 			d.stores.look()
-			return abortConnection(d.Layer.Info.Dev)
+			return d.Layer.abort()
 		}
 		swap.MapsByPath = true
 		// EIO: what a read gets whose page could not be read because of the abort (filemap_read in mm/filemap.c). There are no rules any more that could fail it.

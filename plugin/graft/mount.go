@@ -180,6 +180,33 @@ func openProcFD() (int, error) {
 	return fd, nil
 }
 
+// ConnectionEnded tells whether the kernel has ended the FUSE connection of a /dev/fuse, as it
+// does with the last user of the file system (fuse_dev_poll, fs/fuse/dev.c).
+func ConnectionEnded(fuse int) bool {
+	p := []unix.PollFd{{Fd: int32(fuse)}}
+	n, err := unix.Poll(p, 0)
+	return fuse >= 0 && err == nil && n > 0 && p[0].Revents&unix.POLLERR != 0
+}
+
+// abort ends the connection of the layer, and of no other file system: the kernel gives the number
+// by which it is found to the next one as soon as the layer is used by nobody.
+func (l *Layer) abort() error {
+	if ConnectionEnded(l.Device) {
+		return nil
+	}
+	if l.Mount >= 0 {
+		dev, err := device(l.Mount)
+		if err != nil {
+			return fmt.Errorf("the layer's mount: %w", err)
+		}
+		if dev != l.Info.Dev {
+			return fmt.Errorf("descriptor %d is not the mount of the layer, which is device %d:%d, but of device %d:%d: nothing is aborted",
+				l.Mount, unix.Major(l.Info.Dev), unix.Minor(l.Info.Dev), unix.Major(dev), unix.Minor(dev))
+		}
+	}
+	return abortConnection(l.Info.Dev)
+}
+
 // abortConnection ends the FUSE connection of the superblock with that device
 // number: its requests return ECONNABORTED. The control file system is mounted
 // nowhere for it, only opened (fuse.rst, "Control filesystem").

@@ -21,7 +21,7 @@ const swapperDeadline = 60 * time.Second
 
 // runSwapper starts a swapper for one job and stands by until it is done.
 func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
-	if j.Dead && j.Off && connectionEnded(h.device) {
+	if j.Dead && j.Off && graft.ConnectionEnded(h.device) {
 		return &graft.Report{}, nil // its last user has gone, and its device number may be another file system's by now
 	}
 	conn, theirs, err := wire.Pair()
@@ -116,13 +116,6 @@ func (k *keeper) stoodIn(h *held) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return h.stoodIn
-}
-
-// connectionEnded tells whether the kernel has ended a FUSE connection, as it does with its last user (fuse_dev_poll, fs/fuse/dev.c).
-func connectionEnded(device int) bool {
-	p := []unix.PollFd{{Fd: int32(device)}}
-	n, err := unix.Poll(p, 0)
-	return device >= 0 && err == nil && n > 0 && p[0].Revents&unix.POLLERR != 0
 }
 
 // swapperGrace is how long a swapper may take to end after its work, or its death.
