@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -131,10 +132,13 @@ func TestLateAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = r.Close() }()
+	var late sync.WaitGroup // each is answered in its own time
+	late.Add(2)
 	c := serving(t, func(q *Request) (any, []int, error) {
 		if q.Method != "late" {
 			return q.Method, nil, nil
 		}
+		defer late.Done()
 		<-release
 		fd, err := unix.Dup(int(w.Fd()))
 		return q.Method, []int{fd}, err
@@ -154,6 +158,7 @@ func TestLateAnswers(t *testing.T) {
 			t.Errorf("%s was answered %q, %v, %v", want, got, fds, err)
 		}
 	}
+	late.Wait()
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}

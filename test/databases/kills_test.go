@@ -53,7 +53,7 @@ const betweenKills = 400 * time.Millisecond
 // killsUnder puts a layer with that rule over /data and kills its server, and those that follow it, while load works.
 func (s *scene) killsUnder(load func(ctx context.Context), rule string) {
 	s.Helper()
-	kills := max(5, *cycles/2)
+	kills := max(5, *cycles/4)
 	g := s.inject(0, rule)
 	pid := s.pid()
 	start := time.Now()

@@ -22,7 +22,7 @@ import (
 	"github.com/faultgraft/faultgraft/test/workload"
 )
 
-var cycles = flag.Int("cycles", 25, "how often each database is grafted and ungrafted under load; servers of its layer are killed half as often")
+var cycles = flag.Int("cycles", 25, "how often each database is grafted and ungrafted under load; servers of its layer are killed a quarter as often")
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 

@@ -171,6 +171,7 @@ func TestKillKeeperAndTheNext(t *testing.T) {
 func TestRollbackAtEachStep(t *testing.T) {
 	for _, step := range []string{"resolve", "layer", "serve", "scan", "replace", "seize", "stopped", "inject", "stage", "mount", "commit", "check", "release", "hand over", "kill:mount", "kill:check"} {
 		t.Run(step, func(t *testing.T) {
+			t.Parallel()
 			r := newRig(t)
 			p := r.write("f", "0123456789")
 			h := r.start()
@@ -205,6 +206,7 @@ func TestRollbackAtEachStep(t *testing.T) {
 func TestRollbackOfRecoverAtEachStep(t *testing.T) {
 	for _, step := range []string{"scan", "replace", "seize", "stopped", "unmount", "inject", "stage", "commit", "locks", "check", "release", "kill:unmount", "kill:check", "kill:release"} {
 		t.Run(step, func(t *testing.T) {
+			t.Parallel()
 			r := newRig(t)
 			r.env = append(r.env, failing("swapper ungraft", step))
 			p := r.write("f", "0123456789")

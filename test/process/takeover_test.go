@@ -99,6 +99,9 @@ func serverIsReplaced(t *testing.T, env []string) {
 		"panic":   {env: []string{failpoint.At + "=panic:server.release"}, how: panics, why: crash},
 		"OOM":     {how: starves, why: "(signal: killed; while it was there, the kernel has killed "},
 	} {
+		if env != nil && name != "SIGKILL" {
+			continue // how it died says nothing about the requests that it left
+		}
 		t.Run(name, func(t *testing.T) {
 			death.env = append(slices.Clone(env), death.env...)
 			replacedAfter(t, death)
@@ -209,7 +212,10 @@ func serversAreReplacedUnderLoad(t *testing.T, env []string) {
 			}
 		})
 	}
-	kills := 20
+	kills := 8
+	if os.Getenv("FAULTGRAFT_TEST_WALK") == "all" {
+		kills = 20
+	}
 	for n := 1; n <= kills && !t.Failed(); n++ {
 		r.replaced(syscall.SIGKILL, n)
 	}
