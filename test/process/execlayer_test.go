@@ -12,8 +12,7 @@ import (
 
 // An execve closes close-on-exec files of the layer while nobody may look at its process. Rules for closes that would have to look, because
 // they are for a process tree or name an executable, leave it alone: the layer would wait for the execve, and the execve for the layer.
-func TestExecveClosesFilesOfTheLayer(t *testing.T) {
-	t.Parallel()
+func TestExecveClosesFilesOfTheLayer(t *testing.T) { // not beside others: whoever looks at all processes meets this one
 	for name, c := range map[string]struct {
 		tree bool
 		rule string
@@ -59,8 +58,7 @@ func (h *holder) isCalled(comm string) bool {
 
 // The keeper dies while its target is within an execve that hangs, somewhere else: faults end, nothing waits for the execve but what has to be moved
 // in that process, and the layer comes off when it goes on.
-func TestKeeperDiesWhileItsTargetExecs(t *testing.T) {
-	t.Parallel()
+func TestKeeperDiesWhileItsTargetExecs(t *testing.T) { // not beside others: whoever looks at all processes meets this one
 	r := newRig(t)
 	point := t.TempDir()
 	fs := r.hungfs(point)
