@@ -89,7 +89,7 @@ func walkSteps(t *testing.T, mode string) (steps []walkStep) {
 				t.Fatalf("%s: there is no point %s", sc.name, p)
 			}
 			left = slices.DeleteFunc(left, func(l string) bool { return l == p })
-			if mode == "" && seen[p] && !(first && i == len(sc.points)-1) {
+			if mode == "" && seen[p] && (!first || i != len(sc.points)-1) {
 				continue
 			}
 			first, seen[p] = false, true
