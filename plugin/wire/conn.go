@@ -199,8 +199,8 @@ type Handler func(*Request) (out any, fds []int, err error)
 func (c *Conn) Serve(h Handler) error {
 	for {
 		e, fds, err := c.receive()
-		if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
-			return nil
+		if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) {
+			return nil // ECONNRESET: it closed with an answer unread (unix_release_sock in net/unix/af_unix.c)
 		}
 		if err != nil {
 			return err
