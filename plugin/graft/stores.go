@@ -41,8 +41,8 @@ func (s *stores) note(o *tracer.Description) {
 // look is for the moment before the connection is aborted: after it pages that the kernel was about to write are not dirty any more.
 func (s *stores) look() {
 	seen := make(chan []storedMap, 1)
+	all := slices.Clone(s.seen)
 	go func() {
-		all := slices.Clone(s.seen)
 		for i := range all {
 			m := &all[i]
 			m.dirty = map[uint64]bool{}
