@@ -23,10 +23,10 @@ const slackMargin = 16
 // Several processes may have the same memory (clone(2) with CLONE_VM): what one of
 // them has code of ours in is taken for the others.
 func (e *engine) findSlack(p *process, t *thread, lines []mapLine, n uint64) (span, error) {
-	taken, sharers := p.slack, []*process{p}
+	taken := p.slack
 	for _, o := range e.order {
-		if o != p && o.sharesMemory(t) {
-			taken, sharers = slices.Concat(taken, o.slack), append(sharers, o)
+		if o != p && len(o.slack) > 0 && o.sharesMemory(t) {
+			taken = slices.Concat(taken, o.slack)
 		}
 	}
 	page := make([]byte, pageSize)
@@ -39,7 +39,7 @@ func (e *engine) findSlack(p *process, t *thread, lines []mapLine, n uint64) (sp
 				continue
 			}
 			p.dropResidue(page, l.end-pageSize, taken, func(s span) bool {
-				return slices.ContainsFunc(sharers, func(o *process) bool { return o.comesTo(s, p.mem, lines) })
+				return slices.ContainsFunc(e.order, func(o *process) bool { return (o == p || o.sharesMemory(t)) && o.comesTo(s, p.mem, lines) })
 			})
 			zeros := uint64(0)
 			for zeros < pageSize && page[pageSize-1-zeros] == 0 {

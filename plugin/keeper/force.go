@@ -1,7 +1,6 @@
 package keeper
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -100,8 +99,7 @@ func awaitOff(ctx context.Context, left func() []graft.MountedLayer) bool {
 func serversOf(pid int) (servers []int) {
 	children, _ := graft.Children(pid) // without them, the keeper alone is killed
 	for _, child := range children {
-		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", child))
-		if f := bytes.Split(args, []byte{0}); err == nil && len(f) > 1 && string(f[1]) == "server" {
+		if job, _ := jobOf(child); job == "server" {
 			servers = append(servers, child)
 		}
 	}
