@@ -90,13 +90,18 @@ func (n *notifier) start(f func()) (done chan struct{}) {
 	return done
 }
 
+// ResendNotification asks the kernel to send again what was read from a /dev/fuse and not answered, when it is written there.
+func ResendNotification() []byte {
+	b := make([]byte, headerSize)
+	*(*fuse.OutHeader)(unsafe.Pointer(&b[0])) = fuse.OutHeader{Length: uint32(headerSize), Status: -fuse.NOTIFY_RESEND}
+	return b
+}
+
 // resend has the kernel send all requests again that were read and not answered, before those that it has not sent yet.
 // They are marked by resentMark (FUSE_NOTIFY_RESEND, Linux 6.9; fuse_resend in fs/fuse/dev.c).
 func (n *notifier) resend() error {
 	n.device.layer.awaitResent()
-	b := make([]byte, headerSize)
-	*(*fuse.OutHeader)(unsafe.Pointer(&b[0])) = fuse.OutHeader{Length: uint32(headerSize), Status: -fuse.NOTIFY_RESEND}
-	err := n.send(b)
+	err := n.send(ResendNotification())
 	reach(placeAsked, &fuse.InHeader{})
 	return err
 }

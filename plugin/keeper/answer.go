@@ -22,7 +22,6 @@ const (
 
 	fuseRoot       = 1 // node id of the root directory
 	fuseWriteCache = 1 // flag of a write of pages, not of a program's
-	fuseResend     = 7 // notification
 
 	fuseHead = 40 // bytes of struct fuse_in_header
 )
@@ -47,9 +46,7 @@ func (s *standIn) run() {
 	defer func() { _, _ = unix.Close(s.fd), unix.Close(s.backing) }()
 	if os.Getenv("FAULTGRAFT_TEST_NO_RESEND") == "" {
 		// Pages that the dead server had in its hands come once more; before Linux 6.9 (EINVAL) they do not.
-		resend := make([]byte, 16) // struct fuse_out_header
-		resend[0], resend[4] = byte(len(resend)), fuseResend
-		_, _ = unix.Write(s.fd, resend)
+		_, _ = unix.Write(s.fd, fusefs.ResendNotification())
 	}
 	// A read must have room for the largest request (fuse_dev_do_read, fs/fuse/dev.c).
 	buf := make([]byte, 1<<20+1<<16)
