@@ -1,6 +1,6 @@
 package kernel
 
-import "github.com/faultgraft/faultgraft/plugin/failpoint"
+import "github.com/faultgraft/faultgraft/failpoint"
 
 // Where tests make a process die that arms or ends a fault; the names say what has
 // been done by then. TestDeathAtEachStep walks them.

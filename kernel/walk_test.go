@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/faultgraft/faultgraft/plugin/failpoint"
+	"github.com/faultgraft/faultgraft/failpoint"
 	"github.com/faultgraft/faultgraft/policy"
 	"github.com/faultgraft/faultgraft/test/vm"
 	"golang.org/x/sys/unix"

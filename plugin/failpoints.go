@@ -1,6 +1,6 @@
 package plugin
 
-import "github.com/faultgraft/faultgraft/plugin/failpoint"
+import "github.com/faultgraft/faultgraft/failpoint"
 
 // Where tests make processes die; the names say what has been done by then. A step
 // has the point of the step before in front of it.

@@ -1,7 +1,7 @@
 package keeper
 
 import (
-	"github.com/faultgraft/faultgraft/plugin/failpoint"
+	"github.com/faultgraft/faultgraft/failpoint"
 	"github.com/faultgraft/faultgraft/plugin/graft"
 )
 

@@ -16,8 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/faultgraft/faultgraft/failpoint"
 	"github.com/faultgraft/faultgraft/plugin"
-	"github.com/faultgraft/faultgraft/plugin/failpoint"
 	"github.com/faultgraft/faultgraft/test/lab"
 )
 

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/faultgraft/faultgraft/plugin/failpoint"
+	"github.com/faultgraft/faultgraft/failpoint"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 )
 

@@ -21,7 +21,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/faultgraft/faultgraft/plugin/failpoint"
+	"github.com/faultgraft/faultgraft/failpoint"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/test/programs"
 	"golang.org/x/sys/unix"

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/faultgraft/faultgraft/plugin/failpoint"
+	"github.com/faultgraft/faultgraft/failpoint"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"golang.org/x/sys/unix"
 )

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/faultgraft/faultgraft/failpoint"
 	_ "github.com/faultgraft/faultgraft/plugin" // has points too
-	"github.com/faultgraft/faultgraft/plugin/failpoint"
 	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/tracer"
