@@ -53,7 +53,7 @@ func (x *transaction) catch(first bool) (caught, deferred, lost int, err error) 
 		case match:
 			x.e.procs[p.pid] = p
 			x.e.order = append(x.e.order, p)
-			n, err := x.seize(p)
+			n, err := x.e.seizeProcess(p)
 			caught += n
 			if err != nil {
 				return caught, deferred, lost, err

@@ -63,6 +63,10 @@ func newEngine(restart []syscall.Errno, lent *lenders) *engine {
 // seizeProcess seizes each thread of p that it does not hold yet, and asks it to
 // stop. It does not wait. It returns how many were new.
 func (e *engine) seizeProcess(p *process) (int, error) {
+	if !p.same() {
+		p.dead = true // another one may have its number
+		return 0, nil
+	}
 	tids, err := numbers(procPath(p.pid, "task"))
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
@@ -90,6 +94,10 @@ func (e *engine) seizeProcess(p *process) (int, error) {
 			return n, err
 		}
 		if t == nil {
+			continue
+		}
+		if !p.has(tid) { // its number, or the process's, was given away before we seized it
+			letBack(tid)
 			continue
 		}
 		if p.since.IsZero() {
@@ -373,4 +381,33 @@ func (p *process) openMem(t *thread) error {
 func (p *process) same() bool {
 	err := unix.PidfdSendSignal(p.pidfd, 0, nil, 0)
 	return err == nil || errors.Is(err, syscall.EPERM)
+}
+
+// has reports that a thread is the process's, which is the one that pidfd was opened for.
+func (p *process) has(tid int) bool {
+	return !errors.Is(unix.Tgkill(p.pid, tid, 0), syscall.ESRCH) && p.same()
+}
+
+// letBackWait is how long a thread is waited for that was seized by mistake. It stops within microseconds, or sleeps where
+// nothing reaches it: then it is let go when the tracing thread ends.
+const letBackWait = 100 * time.Millisecond
+
+// letBack lets go of a thread that is none of ours: only one that has stopped can be detached (ptrace(2)).
+func letBack(tid int) {
+	if ptraceValue(unix.PTRACE_INTERRUPT, tid, 0, 0) != nil {
+		return // it has ended
+	}
+	for w := (wait{}); w.took() < letBackWait; w.rest() {
+		ws, none, err := waitThread(tid)
+		switch {
+		case none:
+		case err != nil || ws.Exited() || ws.Signaled():
+			return
+		case eventStop(ws):
+			_ = ptraceValue(unix.PTRACE_DETACH, tid, 0, 0) // it may have been killed
+			return
+		default: // a signal goes in; our interrupt is pending still
+			_ = cont(unix.PTRACE_CONT, tid, ws.StopSignal())
+		}
+	}
 }

@@ -62,10 +62,6 @@ func TestMain(m *testing.M) {
 		beTold()
 		return
 	}
-	if os.Getenv(frozenEnv) != "" {
-		lookFrozen()
-		return
-	}
 	code := m.Run()
 	if targetDir != "" {
 		_ = os.RemoveAll(targetDir)

@@ -256,22 +256,13 @@ func (x *transaction) seizeAll() (n int, err error) {
 		if p.dead {
 			continue
 		}
-		k, err := x.seize(p)
+		k, err := x.e.seizeProcess(p)
 		n += k
 		if err != nil {
 			return n, err
 		}
 	}
 	return n, nil
-}
-
-func (x *transaction) seize(p *process) (n int, err error) {
-	n, err = x.e.seizeProcess(p)
-	if err == nil && n > 0 && !p.same() {
-		p.dead = true // its number may have been given away before we seized it
-		err = x.e.resume(p)
-	}
-	return n, err
 }
 
 // slowStop is how long a thread takes to stop by when it is worth to see whether it

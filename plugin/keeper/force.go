@@ -9,7 +9,6 @@ import (
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/wire"
-	"golang.org/x/sys/unix"
 )
 
 // A keeper that does not answer may not keep the node from being stopped. It is killed: then its server ends all faults and starts
@@ -50,14 +49,19 @@ func (c *Client) force(ctx context.Context, silent *SilentError) ([]Graft, error
 	}
 	layers := mounted()
 	servers := serversOf(silent.PID)
-	if err := kill(silent.PID); err != nil {
+	defer func() {
+		for _, s := range servers {
+			s.close()
+		}
+	}()
+	if err := killKeeper(silent.PID); err != nil {
 		return nil, fmt.Errorf("%w; it could not be killed: %w", silent, err)
 	}
 	done := "it was killed"
 	off := awaitOff(ctx, mounted)
 	if !off {
-		for _, pid := range servers {
-			if err := kill(pid); err == nil {
+		for _, s := range servers {
+			if gone, err := s.kill(silence); err == nil && gone {
 				done = "it and its server, which did nothing either, were killed"
 			}
 		}
@@ -95,41 +99,27 @@ func awaitOff(ctx context.Context, left func() []graft.MountedLayer) bool {
 	return true
 }
 
-// serversOf lists the servers that a keeper has started.
-func serversOf(pid int) (servers []int) {
+// serversOf takes hold of the servers that a keeper has started.
+func serversOf(pid int) (servers []*process) {
 	children, _ := graft.Children(pid) // without them, the keeper alone is killed
 	for _, child := range children {
-		if job, _ := jobOf(child); job == "server" {
-			servers = append(servers, child)
+		if s, _ := openJob(child, "server"); s != nil {
+			servers = append(servers, s)
 		}
 	}
 	return servers
 }
 
-// kill ends a process and waits until it is gone.
-func kill(pid int) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
+// killKeeper ends a keeper and waits until it is gone.
+func killKeeper(pid int) error {
+	k, err := openJob(pid, "keeper")
+	if k == nil {
 		return err
 	}
-	defer func() { _ = unix.Close(fd) }()
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return err
+	defer k.close()
+	gone, err := k.kill(silence)
+	if err == nil && !gone {
+		err = fmt.Errorf("it does not end: %s", whyStill(pid))
 	}
-	for end := time.Now().Add(silence); ; {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(p, int(max(0, time.Until(end).Milliseconds())))
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case n > 0:
-			return nil
-		case err != nil:
-			return err
-		default:
-			return fmt.Errorf("it does not end: %s", whyStill(pid))
-		}
-	}
+	return err
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/faultgraft/faultgraft/fusefs"
 	"github.com/faultgraft/faultgraft/plugin/graft"
@@ -57,27 +56,19 @@ func (s *server) restore() ([]restoredLayer, error) {
 // awaitDeath waits until a server is gone with all its threads, and so with all their
 // system calls. One that is not dead has no keeper any more, and is killed.
 func awaitDeath(pid int, start uint64) error {
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-		return nil // for the last two (Linux 6.15 has ENOENT) the id was given to a thread of another
+	p, err := openProcess(pid, func() bool {
+		stat, err := graft.ReadStat(pid)
+		return err == nil && stat.StartTime == start
+	})
+	if p == nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("dead server %d: %w", pid, err)
+	defer p.close()
+	gone, err := p.kill(releaseDeadline)
+	if err == nil && !gone {
+		err = fmt.Errorf("server %d does not end: a file system that it waits for does not answer", pid)
 	}
-	defer func() { _ = unix.Close(pidfd) }()
-	if stat, err := graft.ReadStat(pid); err != nil || stat.StartTime != start {
-		return nil // the id was given to another
-	}
-	if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("dead server %d: %w", pid, err)
-	}
-	for end := time.Now().Add(releaseDeadline); time.Now().Before(end); {
-		p := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-		if n, err := unix.Poll(p, 1000); err == nil && n > 0 {
-			return nil
-		}
-	}
-	return fmt.Errorf("server %d does not end: a file system that it waits for does not answer", pid)
+	return err
 }
 
 // taker takes descriptors out of the tables of dead servers.

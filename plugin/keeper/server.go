@@ -378,7 +378,10 @@ func (s *server) awaitSwappers() {
 		case <-gone:
 		case <-time.After(swapperGrace):
 			s.o.Logger.Warn("a swapper whose keeper has died does not end; it is killed", "pid", pid)
-			_ = unix.Kill(pid, unix.SIGKILL) // it may have ended just now
+			if p, _ := openJob(pid, "swap"); p != nil { // else it has ended just now
+				_, _ = p.kill(swapperGrace) // one that does not end does nothing more either
+				p.close()
+			}
 			select {
 			case <-gone:
 			case <-time.After(swapperGrace):
