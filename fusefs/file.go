@@ -23,9 +23,9 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 	if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpOpen}, n); e != 0 {
 		return fuse.Status(e)
 	}
-	l.awaitMove(cancel, n, &in.InHeader)
+	stopped := l.awaitMove(cancel, n, &in.InHeader)
 	if in.Flags&(unix.O_ACCMODE|unix.O_TRUNC|unix.O_DIRECT) == unix.O_RDONLY { // the file system below has a say in O_DIRECT
-		return l.openToRead(n, in, out)
+		return l.openToRead(n, in, out, stopped)
 	}
 	if in.Flags&unix.O_TRUNC != 0 {
 		l.ledger.slot(&in.InHeader).begin(&in.InHeader, inodeID{}, inodeID{})
@@ -44,7 +44,7 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 		}
 	}
 	h := newHandle(fd, in.Flags)
-	h.node, h.exact = n, needsLayer(n, in.Flags)
+	h.node, h.exact, h.stopped = n, needsLayer(n, in.Flags), stopped
 	l.handles.add(h, l.ledger.slot(&in.InHeader), &in.InHeader)
 	l.enterMode(h, &in.InHeader, out)
 	l.handles.kept.handle(h)
@@ -55,9 +55,9 @@ func (l *Layer) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 // itself, it has a description of its own, and ours is opened when something
 // else is asked for: most files are only read and closed. One that can be written
 // is opened at once, so that it has its own share of errors of write-back (fsync(2)).
-func (l *Layer) openToRead(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+func (l *Layer) openToRead(n *node, in *fuse.OpenIn, out *fuse.OpenOut, stopped bool) fuse.Status {
 	h := newHandle(-1, in.Flags)
-	h.node = n
+	h.node, h.stopped = n, stopped
 	l.handles.add(h, l.ledger.slot(&in.InHeader), &in.InHeader)
 	l.enterMode(h, &in.InHeader, out)
 	if h.mode != modePassthrough {

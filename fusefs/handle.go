@@ -18,6 +18,7 @@ type handle struct {
 	ofd     bool          // the description held OFD locks when it was adopted
 	mode    mode          // set before the file is answered
 	exact   bool          // see needsLayer
+	stopped bool          // its opener stands still until a move is over
 	flags   atomic.Uint32 // the description's status flags (F_GETFL)
 	learned sync.Once     // see learn
 	known   bool          // another process has learned the flags

@@ -47,7 +47,7 @@ func (l *Layer) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fu
 	if h == nil {
 		return fuse.EBADF
 	}
-	ofSwap := l.trusted.n.Load() > 0 && traced(in.Pid)
+	ofSwap := l.trusted.n.Load() > 0 && l.stopped(in.Pid)
 	if !ofSwap {
 		if e := l.node(request{cancel: cancel, header: &in.InHeader, op: policy.OpGetlk, offset: int64(in.Lk.Start)}, h.node); e != 0 {
 			return fuse.Status(e)

@@ -98,7 +98,7 @@ func (l *Layer) enterMode(h *handle, by *fuse.InHeader, out *fuse.OpenOut) {
 		l.unname(h.node)
 	}
 	// Who does not wait until all is moved shares its maps with what is left.
-	split := !h.adopted && !o.used && len(l.nodes.unmoved(h.node)) > 0
+	split := !h.adopted && !h.stopped && !o.used && len(l.nodes.unmoved(h.node)) > 0
 	switch {
 	case o.through.Load() > 0 && (seen || h.exact || foreign || o.retired.Load()):
 		h.mode = modeMixed
@@ -127,7 +127,7 @@ func (l *Layer) enterMode(h *handle, by *fuse.InHeader, out *fuse.OpenOut) {
 	}
 	if h.mode == modeDirect || h.mode == modeCached {
 		o.direct.Add(1)
-		if !h.adopted || l.moved.on.Load() {
+		if !h.adopted && !h.stopped || l.moved.on.Load() {
 			o.used = true
 		}
 	} else {

@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -17,6 +18,8 @@ import (
 // An open that has waited too long, or comes after a move that failed, is mixed (see
 // enterMode): its maps are of the file below, too. An inode with such files cannot have
 // maps with pages of its own, so that a swapper that has prepared others has to give up.
+// One that is interrupted because the swapper stops its caller is not: the caller goes on when
+// the move is over. Should the move fail, a map that it makes then has pages of its own.
 
 // longestMove is how long the open of a file is held back after the file was retired.
 const longestMove = 10 * time.Second
@@ -126,17 +129,20 @@ func (l *Layer) toMove(n *node) (longest time.Duration) {
 
 // awaitMove holds the open of a file back that has a retired inode. A caller that is
 // stopped meanwhile is let go on: it may have to be moved itself, and will not get to
-// use the file before that. Any other interrupt (Go programs send themselves many) has to wait.
-func (l *Layer) awaitMove(cancel <-chan struct{}, n *node, by *fuse.InHeader) {
+// use the file before that; stopped says so. Any other interrupt (Go programs send themselves many) has to wait.
+func (l *Layer) awaitMove(cancel <-chan struct{}, n *node, by *fuse.InHeader) (stopped bool) {
 	if l.o.Retire == nil || l.toMove(n) <= 0 || l.trusted.has(by.Pid) {
-		return
+		return false
 	}
 	l.blocking(by)
 	for {
 		news := l.moves.next() // before the look
 		left := l.toMove(n)
-		if left <= 0 || cancel == nil && traced(by.Pid) {
-			return
+		if left <= 0 {
+			return false
+		}
+		if cancel == nil && traced(by.Pid) {
+			return l.stopped(by.Pid)
 		}
 		if cancel == nil {
 			left = min(left, time.Millisecond)
@@ -156,6 +162,16 @@ func (l *Layer) awaitMove(cancel <-chan struct{}, n *node, by *fuse.InHeader) {
 func traced(tid uint32) bool {
 	w := statusLine(tid, "TracerPid:")
 	return len(w) != 1 || w[0] != "0"
+}
+
+// stopped reports that a thread is traced by a swapper that is at work.
+func (l *Layer) stopped(tid uint32) bool {
+	w := statusLine(tid, "TracerPid:")
+	if len(w) != 1 {
+		return false
+	}
+	by, err := strconv.ParseUint(w[0], 10, 32)
+	return err == nil && by != 0 && l.trusted.has(uint32(by))
 }
 
 // takeInUse is called when a swapper is about to put the files that it has prepared in the place

@@ -1,8 +1,14 @@
 package fusefs_test
 
 import (
+	"bufio"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -216,6 +222,61 @@ func TestOpenWithoutAMove(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Who waits for a move and is stopped for it lets the move go on: what it opens is as the files that are prepared.
+func TestOpenOfOneWhoIsStopped(t *testing.T) {
+	needsPassthrough(t)
+	b := over(t, setup{retire: func() {}})
+	b.write("f", "0123456789")
+	old := b.open("f", unix.O_RDWR)
+	b.rules("io error=EIO op=write p=0 path=/data/f")
+	b.Trust(os.Getpid(), true) // as the swapper
+	moved, _ := b.adopt(b.below("f", unix.O_RDWR), "f", unix.O_RDWR, fusefs.Adoption{})
+	cmd := exec.Command("sh", "-c", `exec 3<>"$1"; echo opened; read -r _`, "sh", b.path("f"))
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	pid := cmd.Process.Pid
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	eventually(b, "it waits for the move", func() bool {
+		call, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
+		return err == nil && strings.HasPrefix(string(call), strconv.Itoa(unix.SYS_OPENAT)+" ")
+	})
+	runtime.LockOSThread() // the tracer
+	defer runtime.UnlockOSThread()
+	must(t, unix.PtraceSeize(pid))
+	must(t, unix.PtraceInterrupt(pid))
+	var ws unix.WaitStatus
+	_, err = unix.Wait4(pid, &ws, unix.WALL, nil)
+	must(t, err)
+	_, err = b.KeepLocks(true)
+	if err != nil {
+		t.Errorf("the files that are prepared cannot be used: %v", err)
+	}
+	b.moved()
+	_, err = b.KeepLocks(false)
+	must(t, err)
+	b.Trust(os.Getpid(), false)
+	must(t, unix.Close(old))
+	must(t, unix.PtraceDetach(pid))
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if line != "opened\n" {
+		t.Errorf("it was told %q %v", line, err)
+	}
+	mem := sharedMap(t, moved)
+	theirs := sharedMap(t, openOnly(t, fmt.Sprintf("/proc/%d/fd/3", pid), unix.O_RDWR))
+	mem[0] = 'a'
+	theirs[1] = 'b'
+	if string(mem[:10]) != "ab23456789" || string(theirs[:10]) != "ab23456789" {
+		t.Errorf("one map shows %q, the other %q", mem[:10], theirs[:10])
+	}
+	must(t, in.Close())
 }
 
 // Files that a swapper has taken up are in use: what is opened after that is as they are.
