@@ -2,6 +2,7 @@ package tracer
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -59,11 +60,17 @@ type lender struct {
 }
 
 // lendPriority makes the calling OS thread a real-time one, which must end afterwards, and starts
-// those that lend. An error says why no priority can be lent.
-func lendPriority() (*lenders, error) {
-	if err := beRealTime(tracingPriority); err != nil {
+// those that lend. An error says why no priority can be lent; the thread has the priority that it had then.
+func lendPriority() (_ *lenders, err error) {
+	before, err := beRealTime(tracingPriority)
+	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, before.restore())
+		}
+	}()
 	words, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("memory for locks: %w", err)
@@ -86,17 +93,36 @@ func lendPriority() (*lenders, error) {
 	return l, nil
 }
 
-// beRealTime gives the calling thread a priority, unless it has a higher one.
-func beRealTime(priority uint32) error {
-	now, err := unix.SchedGetAttr(0, 0)
-	if err == nil && (now.Policy == unix.SCHED_FIFO || now.Policy == unix.SCHED_RR) && now.Priority >= priority {
+// scheduling is how the calling thread was scheduled before it became a real-time one; nil if nothing was changed.
+type scheduling struct{ was *unix.SchedAttr }
+
+// restore gives the calling thread that back.
+func (s scheduling) restore() error {
+	if s.was == nil {
 		return nil
+	}
+	was := *s.was
+	was.Flags |= unix.SCHED_FLAG_RESET_ON_FORK // who may not have a priority may not take this off either (user_check_sched_setscheduler, kernel/sched/syscalls.c)
+	if err := unix.SchedSetAttr(0, &was, 0); err != nil {
+		return fmt.Errorf("the tracing thread keeps a real-time priority: %w", err)
+	}
+	return nil
+}
+
+// beRealTime gives the calling thread a priority, unless it has a higher one, and says what it had before.
+func beRealTime(priority uint32) (before scheduling, err error) {
+	now, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		return before, fmt.Errorf("how this thread is scheduled (sched_getattr): %w", err)
+	}
+	if (now.Policy == unix.SCHED_FIFO || now.Policy == unix.SCHED_RR) && now.Priority >= priority {
+		return before, nil
 	}
 	a := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
 	if err := unix.SchedSetAttr(0, a, 0); err != nil {
-		return fmt.Errorf("no real-time priority (sched_setattr): %w; CAP_SYS_NICE is needed, and real-time processor time for the control group where the kernel has CONFIG_RT_GROUP_SCHED", err)
+		return before, fmt.Errorf("no real-time priority (sched_setattr): %w; CAP_SYS_NICE is needed, and real-time processor time for the control group where the kernel has CONFIG_RT_GROUP_SCHED", err)
 	}
-	return nil
+	return scheduling{now}, nil
 }
 
 // serve is the thread. It can only lend while it sleeps in the one call, where lend moves it
@@ -105,7 +131,7 @@ func (b *lender) serve(ready chan<- error) {
 	defer close(b.ended)
 	runtime.LockOSThread() // and never unlocked: it ends with a real-time priority
 	b.tid = unix.Gettid()
-	err := beRealTime(lentPriority)
+	_, err := beRealTime(lentPriority)
 	ready <- err
 	for err == nil && atomic.LoadUint32(b.wait) == 0 {
 		_, _, e := unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(b.wait)), futexWaitRequeuePI, 0, 0, uintptr(unsafe.Pointer(b.lock)), 0)

@@ -211,25 +211,20 @@ func (h *Holder) Alive() bool { return !h.Wait(0) }
 
 // Wait waits that long for the end of the holder, and reports whether it has come.
 func (h *Holder) Wait(d time.Duration) bool {
-	for end := time.Now().Add(d); ; {
-		p := []unix.PollFd{{Fd: int32(h.pidfd), Events: unix.POLLIN}}
-		n, err := unix.Poll(p, int(max(0, time.Until(end).Milliseconds())))
-		if !errors.Is(err, unix.EINTR) {
-			return err != nil || n > 0
-		}
-	}
+	ended, err := Ended(h.pidfd, d)
+	return ended || err != nil
 }
 
 // End kills the holder and waits until it is gone: what nobody else has open is closed
 // then. It is an error if that takes longer than deadline.
 func (h *Holder) End(deadline time.Duration) error {
 	h.end.Do(func() {
-		err := unix.PidfdSendSignal(h.pidfd, unix.SIGKILL, nil, 0)
-		if err != nil && !errors.Is(err, unix.ESRCH) {
+		ended, err := Kill(h.pidfd, deadline)
+		if err != nil {
 			h.failed = fmt.Errorf("end holder %d: %w", h.PID, err)
 			return
 		}
-		if !h.Wait(deadline) {
+		if !ended {
 			h.failed = fmt.Errorf("holder %d does not end within %v", h.PID, deadline)
 			return
 		}

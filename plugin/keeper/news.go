@@ -44,8 +44,9 @@ func (n *news) send() {
 		all := n.queue
 		n.queue = nil
 		n.mu.Unlock()
-		// Without a deadline: to give up would end the connection, and a keeper that was stopped for a while would hear
-		// of nothing any more. Nobody waits for this but what is told later.
+		// Without a deadline: what does not fit into the socket while the keeper is stopped would be given up in the middle
+		// of a message, which ends the connection (see wire.Conn), and the keeper would hear of nothing any more. Nobody
+		// waits for this but what is told later.
 		_, err := n.conn.Call(context.Background(), callNews, all, nil)
 		if err != nil {
 			// The keeper has died; all its duplicates went with it.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/faultgraft/faultgraft/plugin/holder"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,20 +42,11 @@ func (p *process) ended() bool {
 
 // kill ends it, and waits until it is gone with all its threads, and so with all their system calls. It reports whether that came in time.
 func (p *process) kill(patience time.Duration) (bool, error) {
-	if err := unix.PidfdSendSignal(p.fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return false, fmt.Errorf("kill process %d: %w", p.pid, err)
+	ended, err := holder.Kill(p.fd, patience)
+	if err != nil {
+		err = fmt.Errorf("kill process %d: %w", p.pid, err)
 	}
-	for end := time.Now().Add(patience); ; {
-		w := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(w, int(max(0, time.Until(end).Milliseconds())))
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return false, fmt.Errorf("wait for the end of process %d: %w", p.pid, err)
-		default:
-			return n > 0, nil
-		}
-	}
+	return ended, err
 }
 
 func (p *process) close() { _ = unix.Close(p.fd) }

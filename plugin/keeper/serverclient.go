@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/holder"
 	"github.com/faultgraft/faultgraft/plugin/wire"
 	"golang.org/x/sys/unix"
 )
@@ -158,8 +159,7 @@ func (s *serverClient) watch(pid int) error {
 	go func() {
 		defer func() { _ = unix.Close(pidfd) }()
 		for !isClosed(s.dead) {
-			p := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-			if n, err := unix.Poll(p, 1000); err == nil && n > 0 {
+			if ended, err := holder.Ended(pidfd, time.Second); err == nil && ended {
 				s.end(errors.New("killed"))
 			}
 		}

@@ -238,27 +238,35 @@ func TestCommandIsSuspended(t *testing.T) {
 }
 
 // A keeper that was stopped for longer than calls between faultgraft's processes may take hears afterwards what its server had to tell: it lets
-// go of files that were closed meanwhile, and of the locks on them.
+// go of files that were closed meanwhile, and of the locks on them. They are so many that the news of them does not fit into a socket.
 func TestKeeperHearsWhatItMissed(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	p, q := r.write("f", "0123456789"), r.write("g", "0123456789")
+	p := r.write("f", "0123456789")
 	h, other := r.start(), r.start()
 	h.ok("open f %s rdwr", p)
 	h.ok("flock f")
-	h.ok("open g %s rdwr", q)
-	h.ok("flock g")
+	const many = 6000
+	name := func(i int) string { return fmt.Sprintf("many%d", i) }
+	for i := range many {
+		h.ok("open %s %s rdwr", name(i), r.write(name(i), ""))
+	}
+	last := filepath.Join(r.data, name(many-1))
+	h.ok("flock %s", name(many-1))
 	r.inject(h, r.data, "io error=EIO op=fsync ttl=5m")
 	resume := suspend(t, r.keeperOf(h))
 	h.ok("close f")
+	told := time.Now()                  // that was the first call; what is closed from here on is told by the second
 	other.is("EAGAIN", "trylock %s", p) // the keeper has the description too
-	time.Sleep(11 * time.Second)        // callDeadline is over
-	h.ok("close g")
+	for i := range many {
+		h.ok("close %s", name(i))
+	}
+	time.Sleep(time.Until(told.Add(22 * time.Second))) // callDeadline of both would be over
 	resume()
-	for _, path := range []string{p, q} {
+	for _, path := range []string{p, last} {
 		for end := time.Now().Add(30 * time.Second); other.do("trylock %s", path) != "ok"; time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatalf("the lock of %s, which is closed, stays held", path)
+				t.Fatalf("the lock of %s, which is closed, stays held%s", path, r.logs())
 			}
 		}
 	}

@@ -213,7 +213,7 @@ func serversAreReplacedUnderLoad(t *testing.T, env []string) {
 		})
 	}
 	kills := 8
-	if os.Getenv("FAULTGRAFT_TEST_WALK") == "all" {
+	if wholeWalk() {
 		kills = 20
 	}
 	for n := 1; n <= kills && !t.Failed(); n++ {

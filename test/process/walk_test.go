@@ -65,7 +65,7 @@ func TestDeathAtEachStep(t *testing.T) {
 			t.Errorf("%s: nobody is killed there", point)
 		}
 		for n, victim := range j.victims {
-			if os.Getenv("FAULTGRAFT_TEST_WALK") != "all" && !sampled(job, i, n) {
+			if !wholeWalk() && !sampled(job, i, n) {
 				continue
 			}
 			t.Run(point+"/"+victim, func(t *testing.T) {
@@ -77,6 +77,9 @@ func TestDeathAtEachStep(t *testing.T) {
 		}
 	}
 }
+
+// wholeWalk: FAULTGRAFT_TEST_WALK=all asks for all that is a sample otherwise.
+func wholeWalk() bool { return os.Getenv("FAULTGRAFT_TEST_WALK") == "all" }
 
 // sampled picks the deaths of the usual run: who comes to a point dies there himself at every second one, and at those between the
 // next victim does. Whoever asked for it dies at the keeper's steps: that is who notices, and the swapper's are between two of them.
