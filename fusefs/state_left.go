@@ -9,6 +9,8 @@ type Left struct {
 	Files []LeftFile
 	// Owners are those for which the server has POSIX locks.
 	Owners []LeftOwner
+	// Faults are what the layer's rules have done, see Layer.Faults.
+	Faults []FaultCount
 }
 
 // LeftFile is an open file of the layer.
@@ -46,6 +48,13 @@ func (s *State) Left() (Left, error) {
 	}
 	for _, o := range v.owners {
 		l.Owners = append(l.Owners, LeftOwner{PID: int(o.at.pid.Load()), Ino: o.at.ino, FD: int(o.at.fd)})
+	}
+	for _, f := range v.faults {
+		c, err := f.at.faults()
+		if err != nil {
+			return Left{}, err
+		}
+		l.Faults = append(l.Faults, c)
 	}
 	return l, nil
 }

@@ -13,6 +13,7 @@ type remains struct {
 	objects []int          // O_PATH, see fusefs.Left
 	files   map[uint64]int // descriptions by the handle of the layer's file
 	owners  []lockOwner
+	faults  []FaultCount // what it has counted, to the last one
 }
 
 // lockOwner is a process for which the server had POSIX locks. They are OFD locks of file.
@@ -37,6 +38,9 @@ func (k *keeper) takeRemains(h *held) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	h.remains = r
+	if r.faults != nil {
+		h.faults = r.faults
+	}
 }
 
 func (k *keeper) remainsOf(id string) (*remains, error) {
@@ -57,6 +61,7 @@ func (k *keeper) remainsOf(id string) (*remains, error) {
 	if err != nil {
 		return r, err
 	}
+	r.faults = faultCounts(left.Faults)
 	var errs []error
 	take := func(number int) (int, bool) {
 		fds, err := t.take(st.Owner(), number)

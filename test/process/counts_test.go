@@ -186,3 +186,24 @@ func TestMetricsWithoutLog(t *testing.T) {
 		t.Errorf("the metric says %v, the program saw %v", got, eio)
 	}
 }
+
+// A server dies that no other can follow: what it has counted is not lost, whether anybody has asked for it before or not.
+func TestCountsOfADeadServer(t *testing.T) {
+	r := newRig(t)
+	p := r.write("f", "0123456789")
+	h := r.start()
+	r.agent()
+	r.env = noTakeover
+	r.inject(h, r.data, "io error=EIO op=read p=20% seed=7 ttl=5m", "io latency=1ms op=fsync ttl=5m")
+	h.ok("open f %s rdwr", p)
+	h.is("ok", "fsync f")
+	eio := h.spun(p, 1000, "read", "EIO")
+	r.killServer(syscall.SIGKILL)
+	r.awaitOff(time.Minute, "still grafted")
+	if got := r.metricIs(eio, "faultgraft_faults_total", "op=read", "errno=EIO", "action=error"); got != eio || eio == 0 {
+		t.Errorf("the metric says %v, the program saw %v", got, eio)
+	}
+	if got := r.metricIs(1, "faultgraft_faults_total", "op=fsync", "errno=", "action=latency"); got != 1 {
+		t.Errorf("the metric says %v fsyncs, the program saw one", got)
+	}
+}
