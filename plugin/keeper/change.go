@@ -154,6 +154,19 @@ func (k *keeper) active(path string, o Origin) *held {
 	return nil
 }
 
+// comingOff is an error where a layer lies over the path that could not be taken off yet. The caller holds swap, so
+// that nobody is at it.
+func (k *keeper) comingOff(path string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, h := range k.grafts {
+		if h.Path == path && (h.State == StateReverting || h.State == StateFailed) {
+			return fmt.Errorf("graft %s over %s is being taken off, which is tried until it succeeds; try again when `faultgraft ps` does not list it any more. So far: %s", h.ID, h.Path, h.Reason)
+		}
+	}
+	return nil
+}
+
 // changeRules does it, once more if the server died meanwhile and another follows it.
 func (k *keeper) changeRules(h *held, c Change, who string) (Graft, error) {
 	server := k.settled()

@@ -33,6 +33,9 @@ func (k *keeper) inject(req Request, who string) (Graft, error) {
 	if h := k.active(path.Clean(req.Path), req.Origin); h != nil {
 		return k.changeRules(h, Change{Keep: true, Rules: req.Rules, Limits: req.Limits, Origin: req.Origin}, who)
 	}
+	if err := k.comingOff(path.Clean(req.Path)); err != nil {
+		return Graft{}, err
+	}
 	k.mu.Lock()
 	if k.ending || k.takesOff() { // one that inherited is there to take layers off
 		k.mu.Unlock()

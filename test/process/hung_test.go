@@ -132,6 +132,9 @@ func TestUngraftWithAHungFile(t *testing.T) {
 	} else if l[0].State != keeper.StateFailed && l[0].State != keeper.StateReverting || !strings.Contains(l[0].Reason, "uninterruptible") {
 		t.Errorf("ps says %s: %q", l[0].State, l[0].Reason)
 	}
+	if out, err := r.run("inject", "--pid", fmt.Sprint(h.pid()), "--path", point, "io error=EIO op=fsync ttl=5m"); err == nil || !strings.Contains(err.Error(), "is being taken off") {
+		t.Errorf("inject over it: %q, %v", out, err)
+	}
 	if out, err := r.run("release", g.ID); err != nil {
 		t.Errorf("release: %q, %v", out, err)
 	}
