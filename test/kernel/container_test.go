@@ -24,6 +24,7 @@ const patience = 5 * time.Minute
 type container struct {
 	t      testing.TB
 	name   string
+	id     string // containerd's, if that runs it
 	cgroup string // in the v2 hierarchy, /tests/name
 	bundle string
 }

@@ -38,31 +38,35 @@ func TestAgentIsKilled(t *testing.T) {
 func TestTTLEndsWithoutTheAgent(t *testing.T) {
 	vm.Need(t)
 	n := startNode(t)
-	c := start(t, "stopped", mountLoop)
+	how := map[*container][]string{start(t, "stopped", mountLoop): nil, start(t, "stopped-outlive", mountLoop): {"--outlive"}}
 	before := inKernel(t)
-	for _, outlive := range [][]string{nil, {"--outlive"}} {
-		args := append([]string{"inject", "--pid", itoa(c.pid()), "--kernel", "hook=syscall:mount error=ENOMEM ttl=20s"}, outlive...)
+	for c, outlive := range how {
+		args := append([]string{"inject", "--pid", itoa(c.pid()), "--kernel", "hook=syscall:mount error=ENOMEM ttl=25s"}, outlive...)
 		if out, err := n.faultgraft(args...); err != nil {
 			t.Fatalf("inject: %v: %s", err, out)
 		}
+	}
+	for c := range how {
 		awaitFailures(t, c)
-		if err := n.cmd.Process.Signal(unix.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = n.cmd.Process.Signal(unix.SIGCONT) }) // should the test fail in between
+	}
+	if err := n.cmd.Process.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = n.cmd.Process.Signal(unix.SIGCONT) }) // should the test fail in between
+	for c := range how {
 		awaitMounts(t, c)
 		failed := count(c.output(), noMemory)
 		awaitMounts(t, c)
 		if now := count(c.output(), noMemory); now != failed {
-			t.Errorf("%v: %d mounts failed after the ttl", outlive, now-failed)
+			t.Errorf("%s: %d mounts failed after the ttl", c.name, now-failed)
 		}
-		if stat, err := os.ReadFile("/proc/" + itoa(n.cmd.Process.Pid) + "/stat"); err != nil || !strings.Contains(string(stat), ") T ") {
-			t.Errorf("the agent did not stand still all the time: %s %v", stat, err)
-		}
-		if err := n.cmd.Process.Signal(unix.SIGCONT); err != nil {
-			t.Fatal(err)
-		}
-		await(t, "ps lists nothing", func() bool { return len(n.ps()) == 0 })
-		awaitNoProgramBut(t, before)
 	}
+	if stat, err := os.ReadFile("/proc/" + itoa(n.cmd.Process.Pid) + "/stat"); err != nil || !strings.Contains(string(stat), ") T ") {
+		t.Errorf("the agent did not stand still all the time: %s %v", stat, err)
+	}
+	if err := n.cmd.Process.Signal(unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "ps lists nothing", func() bool { return len(n.ps()) == 0 })
+	awaitNoProgramBut(t, before)
 }

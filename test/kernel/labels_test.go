@@ -20,7 +20,8 @@ func (r *runtime) loop(name string, labels ...string) *container {
 	for _, l := range labels {
 		args = append(args, "--label", l)
 	}
-	r.nerdctl(append(args, image, "sh", "-c", "mkdir -p /mnt; exec >>/out/output 2>&1; "+mountLoop)...)
+	out := strings.Fields(r.nerdctl(append(args, image, "sh", "-c", "mkdir -p /mnt; exec >>/out/output 2>&1; "+mountLoop)...))
+	c.id = out[len(out)-1] // after its warnings
 	r.t.Cleanup(func() {
 		if out, err := command(2*patience, "nerdctl", "rm", "-f", name); err != nil && !strings.Contains(strings.ToLower(out), "no such container") {
 			r.t.Errorf("nerdctl rm -f %s: %v: %s", name, err, out)
@@ -122,21 +123,27 @@ func TestKernelLabels(t *testing.T) {
 		}
 		r.nerdctl("run", "-d", "--net", "none", "-v", dir+":/out", "--name", "exec", image, "sleep", "1000")
 		t.Cleanup(func() { r.nerdctl("rm", "-f", "exec") })
+		inject := []string{"inject", "exec"}
 		for _, call := range []string{"read", "write", "openat", "clone"} {
-			if out, err := n.faultgraft("inject", "exec", "--kernel", "hook=syscall:"+call+" error=EIO ttl=30m"); err != nil {
-				t.Fatalf("inject: %v: %s", err, out)
-			}
+			inject = append(inject, "--kernel", "hook=syscall:"+call+" error=EIO ttl=30m")
+		}
+		if out, err := n.faultgraft(inject...); err != nil {
+			t.Fatalf("inject: %v: %s", err, out)
 		}
 		for range 3 {
 			r.nerdctl("exec", "exec", "/out/exit")
 		}
-		for _, f := range n.ps() {
+		all := n.ps()
+		if len(all) != len(inject)/2-1 {
+			t.Errorf("ps: %+v", all)
+		}
+		for _, f := range all {
 			if f.Kernel.Counters.Injected != 0 {
 				t.Errorf("nerdctl exec: %+v", f)
 			}
-			if out, err := n.faultgraft("recover", f.ID); err != nil {
-				t.Errorf("recover: %v: %s", err, out)
-			}
+		}
+		if out, err := n.faultgraft("recover", "--all"); err != nil {
+			t.Errorf("recover: %v: %s", err, out)
 		}
 	})
 

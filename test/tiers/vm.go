@@ -11,6 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -102,8 +104,7 @@ type machines struct {
 	ran   []string // kernels with their releases
 
 	kernel  string
-	program string // the package that runs
-	started time.Time
+	program string          // the package that runs
 	text    strings.Builder // its output
 	last    []string        // the last lines of all output
 }
@@ -133,24 +134,27 @@ func (m *machines) line(line string) error {
 		m.text.WriteString(line + "\n")
 	case !ok && strings.HasPrefix(line, "booted "):
 		release, _, _ := strings.Cut(strings.TrimPrefix(line, "booted "), " ")
-		m.ran = append(m.ran, m.kernel+" ("+release+")")
+		if k := m.kernel + " (" + release + ")"; !slices.Contains(m.ran, k) { // it has several machines
+			m.ran = append(m.ran, k)
+		}
 	case !ok:
 	case word == "BOOT":
 		m.kernel = rest
 	case word == "PACKAGE":
-		m.program, m.started = rest, time.Now()
+		m.program = rest
 		m.text.Reset()
 	case word == "EXIT":
-		_, status, _ := strings.Cut(rest, " ")
-		return m.finish(status)
+		_, rest, _ = strings.Cut(rest, " ")
+		status, took, _ := strings.Cut(rest, " ")
+		return m.finish(status, took)
 	case word == "END":
 		return m.end(rest)
 	}
 	return nil
 }
 
-// finish counts the program that ended with this status, or died with its machine.
-func (m *machines) finish(status string) error {
+// finish counts the program that ended with this status after so many seconds, or died with its machine.
+func (m *machines) finish(status, took string) error {
 	name := m.program + onKernel + m.kernel
 	m.program = ""
 	cmd := exec.CommandContext(m.ctx, "go", "tool", "test2json", "-p", name)
@@ -160,7 +164,8 @@ func (m *machines) finish(status string) error {
 		return fmt.Errorf("go tool test2json: %w", err)
 	}
 	// what the program printed last is no proof of how it ended, and the time is not in it
-	end := event{Action: "pass", Package: name, Elapsed: time.Since(m.started).Seconds()}
+	end := event{Action: "pass", Package: name}
+	end.Elapsed, _ = strconv.ParseFloat(took, 64) // nobody says it of one that died
 	if status != "0" {
 		end.Action = "fail"
 	}
@@ -185,7 +190,7 @@ func (m *machines) finish(status string) error {
 // end takes what vm.sh says of the whole machine: "KERNEL 20 s: ok".
 func (m *machines) end(text string) error {
 	if m.program != "" {
-		if err := m.finish("died"); err != nil {
+		if err := m.finish("died", ""); err != nil {
 			return err
 		}
 	}
