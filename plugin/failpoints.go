@@ -15,4 +15,14 @@ var (
 	atForget = failpoint.Of("agent forget", "saved")
 	atCount  = failpoint.Of("agent count", "saved", "forgotten")
 	atEnd    = failpoint.Of("agent end", "deaf", "disarmed", "rested")
+
+	// Of the agent around kernel faults, beside those of package kernel; test/kernel walks both.
+	atKernelRequest = failpoint.Of("kernel request", "armed")
+	atKernelApply   = failpoint.Of("kernel apply", "disarmed", "remembered", "armed", "saved")
+	atKernelArm     = failpoint.Of("kernel agent arm", "opened", "armed", "held", "logged")
+	atKernelEnd     = failpoint.Of("kernel agent end", "disarmed", "unlisted", "logged", "counted", "over")
+	atKernelAdopt   = failpoint.Of("kernel adopt", "ended", "taken", "held")
+	atKernelFound   = failpoint.Of("kernel found", "ended", "logged")
+	atKernelClose   = failpoint.Of("kernel close", "closed", "logged", "counted")
+	atKernelEvent   = failpoint.Of("kernel event", "written")
 )

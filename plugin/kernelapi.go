@@ -55,6 +55,7 @@ func (s *server) kernelRoutes(mux *http.ServeMux) {
 		ctx, cancel := context.WithTimeout(r.Context(), armTimeout)
 		defer cancel()
 		made, err := s.loop.injectKernel(ctx, req, wire.Who(r.Context()))
+		atKernelRequest.Pass("armed")
 		if err == nil && r.Context().Err() != nil {
 			// Interrupted: to whoever asked, it has failed.
 			for _, f := range made {

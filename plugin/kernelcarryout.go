@@ -122,6 +122,7 @@ func (r *reconciler) carryOutKernel(ctx context.Context, c *Container, rules []p
 	if err := r.faults.disarmAll(p.disarm, endLabels); err != nil {
 		out.failures = append(out.failures, err.Error())
 	}
+	atKernelApply.Pass("disarmed")
 	out.active, out.ended = len(p.keep), len(p.over)
 	remember := slices.Clone(p.over)
 	for _, a := range p.over {
@@ -144,6 +145,7 @@ func (r *reconciler) carryOutKernel(ctx context.Context, c *Container, rules []p
 			out.failures = append(out.failures, fmt.Sprintf("rule %s: not armed: %v", rule.FullName(), err))
 			continue
 		}
+		atKernelApply.Pass("remembered")
 		age := r.now().Sub(a.Since)
 		if rule.Policy != "" {
 			age = 0 // what is left of it is what the policy asks for
@@ -159,6 +161,7 @@ func (r *reconciler) carryOutKernel(ctx context.Context, c *Container, rules []p
 			}
 			continue
 		}
+		atKernelApply.Pass("armed")
 		out.active++
 		c.inPlace = append(c.inPlace, keyOf(rule))
 		remember = append(remember, a)
@@ -166,6 +169,7 @@ func (r *reconciler) carryOutKernel(ctx context.Context, c *Container, rules []p
 	if err := r.memory.setKernel(c.Key, c.PID, c.StartTime, remember); err != nil {
 		out.failures = append(out.failures, err.Error())
 	}
+	atKernelApply.Pass("saved")
 	return out
 }
 

@@ -63,6 +63,7 @@ func (k *kernelEvents) injected(e kernel.Event) {
 		Time: e.Time, Type: keeper.EventFault, Graft: e.Fault, Target: t.ID, Name: t.Name, Rule: e.Rule, Policy: from, Action: "error", Errno: e.Error, N: e.Seq,
 		PID: uint32(e.PID), TID: uint32(e.TID), Comm: e.Comm, Cgroup: e.Cgroup, Hook: e.Hook, Function: e.Function, Backend: e.Backend, Stack: e.Stack,
 	})
+	atKernelEvent.Pass("written")
 }
 
 func (k *kernelEvents) armed(f *liveFault) {

@@ -116,6 +116,7 @@ func (k *kernelFaults) arm(ctx context.Context, s armSpec) (*liveFault, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rule %s: %w", s.rule.FullName(), err)
 	}
+	atKernelArm.Pass("opened")
 	f := &liveFault{
 		id: newKernelFaultID(), target: s.target, origin: s.origin, who: s.who, since: time.Now(), cgroup: s.cgroup, rule: s.rule, outlive: s.outlive,
 	}
@@ -125,9 +126,11 @@ func (k *kernelFaults) arm(ctx context.Context, s armSpec) (*liveFault, error) {
 		k.events.forget(f.id)
 		return nil, fmt.Errorf("rule %s: %w", s.rule.FullName(), err)
 	}
+	atKernelArm.Pass("armed")
 	if !k.hold(f) {
 		return nil, errors.Join(fmt.Errorf("rule %s: the agent is ending", s.rule.FullName()), f.armed.Disarm())
 	}
+	atKernelArm.Pass("held")
 	// Once more, now that it is on the list: a stop ends what is there.
 	if err := keeper.CheckStopped(k.events.dir); err != nil {
 		_, derr := k.disarm(f.id, endStopped+"it had just been armed")
@@ -139,6 +142,7 @@ func (k *kernelFaults) arm(ctx context.Context, s armSpec) (*liveFault, error) {
 	k.log.Info("kernel fault armed", "fault", f.id, "container", displayOf(f.target), "pid", f.target.PID, "rule", s.rule.FullName(), "hook", hookOf(s.rule), "backend", f.armed.Backend(),
 		"functions", strings.Join(f.armed.Functions(), ","), "cgroup", s.cgroup.Path, "origin", s.origin, "seed", s.rule.Trigger.Seed, "ends", f.armed.Ends().Format(time.RFC3339), "outlive", s.outlive)
 	k.events.armed(f)
+	atKernelArm.Pass("logged")
 	return f, nil
 }
 
@@ -230,6 +234,7 @@ func (k *kernelFaults) disarmFor(id, why, who string) (KernelFault, error) {
 	f.timer.Stop()
 	k.mu.Unlock()
 	err := f.armed.Disarm()
+	atKernelEnd.Pass("disarmed")
 	out := f.status()
 	k.mu.Lock()
 	f.ending = false
@@ -243,15 +248,19 @@ func (k *kernelFaults) disarmFor(id, why, who string) (KernelFault, error) {
 		k.log.Error("a kernel fault cannot be ended", "fault", id, "container", displayOf(f.target), "why", why, "err", err)
 		return out, fmt.Errorf("kernel fault %s: %w", id, err)
 	}
+	atKernelEnd.Pass("unlisted")
 	n := out.Kernel.Counters
 	k.log.Info("kernel fault ended", "fault", id, "container", displayOf(f.target), "rule", f.rule.FullName(), "why", why, "evaluated", n.Evaluated, "matched", n.Matched, "injected", n.Injected)
 	k.events.disarmed(f, why, who, n)
+	atKernelEnd.Pass("logged")
 	if k.counted != nil {
 		k.counted(out)
 	}
+	atKernelEnd.Pass("counted")
 	if k.ended != nil {
 		k.ended(f, why)
 	}
+	atKernelEnd.Pass("over")
 	return out, nil
 }
 
@@ -303,6 +312,7 @@ func (k *kernelFaults) adopt() error {
 			if err := p.End(); err != nil {
 				errs = append(errs, fmt.Errorf("end kernel fault %s: %w", p.ID, err))
 			}
+			atKernelAdopt.Pass("ended")
 			continue
 		}
 		in, err := k.injector()
@@ -316,9 +326,11 @@ func (k *kernelFaults) adopt() error {
 			errs = append(errs, fmt.Errorf("take kernel fault %s over: %w; faultgraft recover %s ends it", p.ID, err, p.ID))
 			continue
 		}
+		atKernelAdopt.Pass("taken")
 		if k.hold(f) {
 			k.log.Info("kernel fault taken over", "fault", p.ID, "cgroup", p.Cgroup.Path, "rule", p.Rule.FullName(), "ends", p.Ends.Format(time.RFC3339))
 		}
+		atKernelAdopt.Pass("held")
 	}
 	return errors.Join(errs...)
 }
@@ -342,6 +354,7 @@ func (k *kernelFaults) close() error {
 	if in != nil {
 		err = in.Close()
 	}
+	atKernelClose.Pass("closed")
 	for _, f := range ending {
 		n, cerr := f.armed.Counters()
 		if cerr != nil {
@@ -349,11 +362,13 @@ func (k *kernelFaults) close() error {
 		}
 		k.log.Info("kernel fault ended", "fault", f.id, "container", displayOf(f.target), "rule", f.rule.FullName(), "why", "the agent ends", "injected", n.Injected)
 		k.events.disarmed(f, "the agent ends", "", n)
+		atKernelClose.Pass("logged")
 		if k.counted != nil {
 			over := f.status()
 			over.Kernel.Counters = n
 			k.counted(over)
 		}
+		atKernelClose.Pass("counted")
 	}
 	return errors.Join(err, k.events.close())
 }

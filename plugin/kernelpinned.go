@@ -3,7 +3,6 @@ package plugin
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 
 	"github.com/faultgraft/faultgraft/kernel"
@@ -20,15 +19,22 @@ func (k *kernelFaults) endPinned(id, who string) (KernelFault, error) {
 		if p.ID != id {
 			continue
 		}
-		f := pinnedFault(p)
-		if err := p.End(); err != nil {
-			return f, fmt.Errorf("kernel fault %s: %w", id, err)
-		}
-		k.log.Info("kernel fault ended", "fault", id, "cgroup", p.Cgroup.Path, "rule", p.Rule.FullName(), "why", endAsked, "injected", p.Counters.Injected)
-		k.events.ended(f, endAsked, who)
-		return f, nil
+		return k.endFound(p, endAsked, who)
 	}
 	return KernelFault{}, NoKernelFault(id)
+}
+
+// endFound ends a fault that was found in the kernel.
+func (k *kernelFaults) endFound(p kernel.Pinned, why, who string) (KernelFault, error) {
+	f := pinnedFault(p)
+	if err := p.End(); err != nil {
+		return f, err
+	}
+	atKernelFound.Pass("ended")
+	k.log.Info("kernel fault ended", "fault", p.ID, "cgroup", p.Cgroup.Path, "rule", p.Rule.FullName(), "why", why, "injected", p.Counters.Injected)
+	k.events.ended(f, why, who)
+	atKernelFound.Pass("logged")
+	return f, nil
 }
 
 // foreign lists the faults that another version of faultgraft pinned, and that this one cannot take over.
@@ -105,12 +111,11 @@ func (d Direct) Sweep() (ended []KernelFault, err error) {
 		if !p.Expired() && !k.gone(p.Cgroup) {
 			continue
 		}
-		if err := p.End(); err != nil {
+		f, err := k.endFound(p, endExpired, wire.Self())
+		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		f := pinnedFault(p)
-		k.events.ended(f, endExpired, wire.Self())
 		ended = append(ended, f)
 	}
 	return ended, errors.Join(errs...)

@@ -166,10 +166,7 @@ func (k *kernelFaults) stopAll(why, who string) ([]string, error) {
 			continue
 		}
 		wg.Go(func() {
-			err := p.End()
-			if err == nil {
-				k.events.ended(pinnedFault(p), why, who)
-			}
+			_, err := k.endFound(p, why, who)
 			ended(p.ID, err)
 		})
 	}

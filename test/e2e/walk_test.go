@@ -8,16 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/faultgraft/faultgraft/failpoint"
 	"github.com/faultgraft/faultgraft/plugin"
+	"github.com/faultgraft/faultgraft/test/deaths"
 	"github.com/faultgraft/faultgraft/test/lab"
 )
 
@@ -33,11 +31,13 @@ const walkDeadline = 60 * time.Second
 // Each point is walked once, and each scenario. FAULTGRAFT_TEST_WALK=agent walks all points of all
 // scenarios, FAULTGRAFT_TEST_WALK=all each of them also with `recover` in the next agent's place.
 func TestAgentDeathAtEachStep(t *testing.T) {
-	mode := os.Getenv("FAULTGRAFT_TEST_WALK")
 	s := newSceneFor(t, 25*time.Minute) // for all of them
-	steps := walkSteps(t, mode)
+	steps := deaths.Walk[*death]{
+		Mode: os.Getenv("FAULTGRAFT_TEST_WALK"), Scenarios: scenarios, AlsoRecovered: afterAGraft,
+		Own: func(p string) bool { return strings.HasPrefix(p, "agent ") },
+	}.Steps(t)
 	program := buildRecorder(t)
-	queue := make(chan walkStep, len(steps))
+	queue := make(chan deaths.Step[*death], len(steps))
 	for _, st := range steps {
 		queue <- st
 	}
@@ -48,64 +48,11 @@ func TestAgentDeathAtEachStep(t *testing.T) {
 				t.Parallel()
 				w := newWalker(s.ctx, t, s, fmt.Sprint("e2e-walk-", n), program)
 				for st := range queue {
-					t.Run(st.point+"/"+st.name+"/"+st.next, func(t *testing.T) {
-						d := w.newDeath(t, st.point)
-						d.want(st.run(d)...)
-						if st.next == thenRecoverAndAgent {
-							d.recovered()
-						}
-						if st.next != thenRecover {
-							d.nextAgent()
-						}
-						d.nothingIsLeft()
-					})
+					t.Run(st.Point+"/"+st.Name+"/"+st.Next, func(t *testing.T) { deaths.Take(w.newDeath(t, st.Point), st) })
 				}
 			})
 		}
 	})
-}
-
-// walkStep is one death, and what comes after it.
-type walkStep struct {
-	point, next string
-	scenario
-}
-
-const (
-	thenAgent           = "agent"
-	thenRecover         = "recover"
-	thenRecoverAndAgent = "recover, agent"
-)
-
-// walkSteps lists the deaths of a run, and fails if there is a point that has none.
-func walkSteps(t *testing.T, mode string) (steps []walkStep) {
-	t.Helper()
-	left := slices.DeleteFunc(failpoint.All(), func(p string) bool { return !strings.HasPrefix(p, "agent ") })
-	seen := map[string]bool{}
-	for _, sc := range scenarios {
-		first := true
-		for i, p := range sc.points {
-			if !slices.Contains(failpoint.All(), p) {
-				t.Fatalf("%s: there is no point %s", sc.name, p)
-			}
-			left = slices.DeleteFunc(left, func(l string) bool { return l == p })
-			if mode == "" && seen[p] && (!first || i != len(sc.points)-1) {
-				continue
-			}
-			first, seen[p] = false, true
-			steps = append(steps, walkStep{p, thenAgent, sc})
-			if mode == "all" || mode == "agent" && sc.alone {
-				steps = append(steps, walkStep{p, thenRecover, sc})
-			}
-			if slices.Contains(afterAGraft, p) && !sc.recurs {
-				steps = append(steps, walkStep{p, thenRecoverAndAgent, sc})
-			}
-		}
-	}
-	for _, p := range left {
-		t.Errorf("%s: nobody is killed there", p)
-	}
-	return steps
 }
 
 // buildRecorder builds the soak's program that knows what must come of its calls.
@@ -244,13 +191,9 @@ func (w *walker) recorded(t *testing.T) (now recorded) {
 type death struct {
 	*testing.T
 	*walker
-	point, mark string
-	dir         string // of the state directory and of the mark
-	log         *os.File
-	agent       *exec.Cmd
-	ended       chan struct{}
-	rules       []string // that are to be in force
-	before      recorded
+	*deaths.Agent
+	rules  []string // that are to be in force
+	before recorded
 	// restarted: the program's own count has begun anew, and lacks what it met last.
 	restarted bool
 	wrong     sync.Once
@@ -259,39 +202,20 @@ type death struct {
 func (w *walker) newDeath(t *testing.T, point string) *death {
 	t.Helper()
 	w.revive(t)
-	dir, err := os.MkdirTemp("", "fg-walk-") // t.TempDir is too long for sockets
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &death{T: t, walker: w, point: point, dir: dir, before: w.recorded(t)}
-	d.mark = filepath.Join(dir, "reached", failpoint.Mark("kill", point))
-	if err := os.Mkdir(filepath.Dir(d.mark), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if d.log, err = os.Create(filepath.Join(dir, "agent.log")); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if d.agent != nil {
-			_ = d.agent.Process.Kill() // it may have ended
-			<-d.ended
-		}
-		if t.Failed() {
-			b, _ := os.ReadFile(d.log.Name())
-			t.Logf("the agents said:\n%s", b[max(0, len(b)-6000):])
-			if out, err := d.run("recover", "--all", "--purge"); err != nil {
-				t.Logf("recover --all --purge: %s, %v", out, err)
-			}
-		}
-		d.label() // none
-		_ = d.log.Close()
-		_ = os.RemoveAll(dir)
+	d := &death{T: t, walker: w, before: w.recorded(t)}
+	d.Agent = deaths.NewAgent(t, point, walkDeadline, func(_ string, env []string) *exec.Cmd {
+		return d.command(env, "plugin", "--disable-nri", "--config", d.config, "--namespace", d.namespace)
 	})
+	d.Rescue = func() {
+		if out, err := d.run("recover", "--all", "--purge"); err != nil {
+			t.Logf("recover --all --purge: %s, %v", out, err)
+		}
+	}
+	t.Cleanup(func() { d.label() }) // none
 	return d
 }
 
-func (d *death) state() string                      { return filepath.Join(d.dir, "state") }
-func (d *death) client() *plugin.Client             { return plugin.NewClient(d.state()) }
+func (d *death) client() *plugin.Client             { return plugin.NewClient(d.State) }
 func (d *death) run(args ...string) (string, error) { return d.output(d.command(nil, args...)) }
 
 // command prepares a faultgraft that works with the death's state directory.
@@ -301,7 +225,7 @@ func (d *death) command(env []string, args ...string) *exec.Cmd {
 	if err != nil {
 		d.Fatal(err)
 	}
-	cmd.Env = append(append(os.Environ(), "FAULTGRAFT_STATE="+d.state()), env...)
+	cmd.Env = append(append(os.Environ(), d.Variable()), env...)
 	return cmd
 }
 
@@ -310,57 +234,11 @@ func (d *death) output(cmd *exec.Cmd) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-// start starts an agent that will die at the point once arm was called.
+// start starts an agent that will die at the point once it is armed.
 func (d *death) start() {
 	d.Helper()
-	if err := os.WriteFile(d.mark, nil, 0o600); err != nil { // as if it had died already
-		d.Fatal(err)
-	}
-	d.startWith(failpoint.At+"=kill:"+d.point, failpoint.Reached+"="+filepath.Dir(d.mark))
+	d.StartMortal()
 	d.ready()
-}
-
-func (d *death) startWith(env ...string) {
-	d.Helper()
-	d.agent = d.command(env, "plugin", "--disable-nri", "--config", d.config, "--namespace", d.namespace)
-	d.agent.Stdout, d.agent.Stderr = d.log, d.log
-	if err := d.agent.Start(); err != nil {
-		d.Fatal(err)
-	}
-	agent, ended := d.agent, make(chan struct{})
-	d.ended = ended
-	go func() { _ = agent.Wait(); close(ended) }()
-}
-
-// startArmed starts an agent that dies at the point on its way.
-func (d *death) startArmed() {
-	d.Helper()
-	d.arm()
-	d.startWith(failpoint.At+"=kill:"+d.point, failpoint.Reached+"="+filepath.Dir(d.mark))
-	d.dies()
-}
-
-func (d *death) arm() {
-	d.Helper()
-	if err := os.Remove(d.mark); err != nil && !errors.Is(err, os.ErrNotExist) {
-		d.Fatal(err)
-	}
-}
-
-// dies waits for the agent's death.
-func (d *death) dies() {
-	d.Helper()
-	select {
-	case <-d.ended:
-	case <-time.After(walkDeadline):
-		d.Fatalf("the agent does not come to %s", d.point)
-	}
-	b, err := os.ReadFile(d.mark)
-	ws, _ := d.agent.ProcessState.Sys().(syscall.WaitStatus)
-	if err != nil || strings.TrimSpace(string(b)) != strconv.Itoa(d.agent.Process.Pid) || !ws.Signaled() || ws.Signal() != syscall.SIGKILL {
-		d.Fatalf("the agent (process %d) did not die at %s, but by itself: %s; %q, %v", d.agent.Process.Pid, d.point, d.agent.ProcessState, b, err)
-	}
-	d.agent = nil
 }
 
 // ready waits until an agent answers and has looked at the container.
@@ -368,10 +246,8 @@ func (d *death) ready() {
 	d.Helper()
 	var err error
 	for end := time.Now().Add(walkDeadline); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		select {
-		case <-d.ended:
-			d.Fatalf("the agent has ended: %s", d.agent.ProcessState)
-		default:
+		if how := d.Ended(); how != "" {
+			d.Fatalf("the agent has ended: %s", how)
 		}
 		// A dry run waits until all containers are known; a start has the container looked at.
 		if _, err = d.client().ApplyPolicies(d.ctx, "-", []byte(d.policy()), true); err == nil {

@@ -1,26 +1,21 @@
 package e2e
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 )
 
-// want says which rules are to be in force when all is settled.
-func (d *death) want(rules ...string) { d.rules = slices.Sorted(slices.Values(rules)) }
+func (d *death) Want(rules ...string) { d.rules = slices.Sorted(slices.Values(rules)) }
 
 // inForce are the rules of the container, and its grafts.
 func (d *death) inForce() (rules []string, grafts []keeper.Graft, err error) {
-	grafts, err = (&keeper.Client{StateDir: d.state()}).List(d.ctx)
+	grafts, err = (&keeper.Client{StateDir: d.State}).List(d.ctx)
 	for _, g := range grafts {
 		for _, r := range g.Rules {
 			if !r.Expired {
@@ -74,38 +69,31 @@ func (d *death) goesOn() {
 	}
 }
 
-// recovered takes everything off while there is no agent: whoever asks for that wants peace, and the next agent leaves it at that.
-func (d *death) recovered() {
+// Recovered has the next agent leave it at that: whoever asks for that wants peace.
+func (d *death) Recovered() {
 	d.Helper()
 	d.goesOn()
 	if out, err := d.run("recover", "--all"); err != nil {
 		d.Errorf("recover --all: %s, %v", out, err)
 	}
-	d.want()
+	d.Want()
 	d.settles()
 }
 
-// nextAgent starts another agent, after what a service manager does (ExecStopPost of
+// NextAgent starts it after what a service manager does (ExecStopPost of
 // contrib/systemd), which completes or rolls back, and ends it in order.
-func (d *death) nextAgent() {
+func (d *death) NextAgent() {
 	d.Helper()
 	d.goesOn()
 	if out, err := d.run("recover", "--orphans"); err != nil {
 		d.Errorf("recover --orphans: %s, %v", out, err)
 	}
-	d.startWith()
+	d.Start()
 	d.ready()
 	d.settles()
 	d.goesOn()
 	d.counted()
-	if err := d.agent.Process.Signal(syscall.SIGTERM); err != nil {
-		d.Fatal(err)
-	}
-	<-d.ended
-	if !d.agent.ProcessState.Success() {
-		d.Errorf("the next agent: %s", d.agent.ProcessState)
-	}
-	d.agent = nil
+	d.End()
 }
 
 // counted recovers what there is and compares the node's count of faults with what the program met.
@@ -119,7 +107,7 @@ func (d *death) counted() {
 		if _, err := d.client().Metrics(d.ctx); err != nil { // it counts then
 			d.Fatal(err)
 		}
-		met, counted = d.recorded(d.T).Faults["EIO"]-d.before.Faults["EIO"], d.counters()
+		met, counted = d.recorded(d.T).Faults["EIO"]-d.before.Faults["EIO"], d.Counted()
 		if met == counted || d.restarted {
 			return
 		}
@@ -127,50 +115,20 @@ func (d *death) counted() {
 	d.Errorf("the program met %d faults, and %d are counted", met, counted)
 }
 
-// counters are the faults in the agent's file.
-func (d *death) counters() (n uint64) {
-	d.Helper()
-	b, err := os.ReadFile(filepath.Join(d.state(), "counters.json"))
-	if errors.Is(err, os.ErrNotExist) {
-		return 0
-	}
-	var form struct{ Faults []struct{ N uint64 } }
-	if err == nil {
-		err = json.Unmarshal(b, &form)
-	}
-	if err != nil {
-		d.Fatal(err)
-	}
-	for _, f := range form.Faults {
-		n += f.N
-	}
-	return n
-}
-
-// nothingIsLeft recovers all without an agent, and looks at what is there then.
-func (d *death) nothingIsLeft() {
+func (d *death) NothingIsLeft() {
 	d.Helper()
 	d.goesOn()
 	if out, err := d.run("recover", "--all", "--purge"); err != nil {
 		d.Errorf("recover --all --purge: %s, %v", out, err)
 	}
 	d.goesOn()
-	if entries, err := os.ReadDir(d.state()); err == nil {
-		d.Errorf("left in the state directory: %v", entries)
-	}
 	if now := d.mountinfo(d.T); now != d.mounts {
 		d.Errorf("mounts are\n%s\nwere\n%s", now, d.mounts)
 	}
 	for _, left := range d.onOtherMounts() {
 		d.Errorf("the program still has %s", left)
 	}
-	var left []string
-	for end := time.Now().Add(walkDeadline); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if left = d.processes(); len(left) == 0 {
-			return
-		}
-	}
-	d.Errorf("processes are left: %q", left)
+	d.Agent.NothingIsLeft()
 }
 
 // onOtherMounts lists the program's descriptors on mounts that its namespace does not have, as on a layer that was taken off.
@@ -195,28 +153,6 @@ func (d *death) onOtherMounts() (left []string) {
 		_, rest, _ := strings.Cut(string(info), "mnt_id:")
 		if id, _, _ := strings.Cut(strings.TrimSpace(rest), "\n"); !have[id] {
 			left = append(left, link+" on mount "+id)
-		}
-	}
-	return left
-}
-
-// processes lists those that work with the death's state directory.
-func (d *death) processes() (left []string) {
-	d.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/environ")
-	if err != nil {
-		d.Fatal(err)
-	}
-	for _, f := range files {
-		env, err := os.Open(f)
-		if err != nil {
-			continue // it has ended
-		}
-		b, _ := io.ReadAll(env) // as above
-		_ = env.Close()
-		if strings.Contains(string(b), "FAULTGRAFT_STATE="+d.state()+"\x00") {
-			line, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "cmdline"))
-			left = append(left, strings.ReplaceAll(string(line), "\x00", " "))
 		}
 	}
 	return left

@@ -5,42 +5,30 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/plugin/policies"
+	"github.com/faultgraft/faultgraft/test/deaths"
 )
 
-// scenario brings an agent to points, at each of which it dies.
-type scenario struct {
-	name   string
-	points []string
-	// run gives the rules that are to be in force after the next agent's start.
-	run func(*death) []string
-	// alone: what a death leaves is also recovered at once, without another agent.
-	alone bool
-	// recurs: a schedule has it begin anew, whatever was recovered.
-	recurs bool
-}
-
 // The state file points are those of the memory, of the counters or of the policies, as the scenario has it.
-var scenarios = []scenario{
-	{"starts", []string{"agent start.folder", "agent start.swept", "agent start.adopted", "agent start.listening", "agent start.known"}, (*death).starts, false, false},
-	{"finds a container", []string{"agent apply.remembered", "agent apply.grafted", "agent apply.saved", "file.written", "file.renamed"}, (*death).finds, true, false},
-	{"follows a new label", []string{"agent apply.remembered", "agent apply.changed", "agent apply.saved", "file.written", "file.renamed"}, (*death).followsNew, true, false},
-	{"follows a label that goes", []string{"agent apply.recovered", "agent apply.saved", "file.written"}, (*death).followsGone, true, false},
-	{"sees a container end", []string{"agent forget.saved"}, (*death).seesTheEnd, true, false},
-	{"counts what is over", []string{"agent count.saved", "agent count.forgotten", "file.written", "file.renamed"}, (*death).counts, true, false},
-	{"is told to end", []string{"agent end.deaf", "agent end.disarmed", "agent end.rested"}, (*death).ends, false, false},
-	{"applies a policy", []string{"agent policies.saved", "agent policies.logged", "agent policies.told", "agent apply.remembered", "agent apply.grafted", "agent apply.saved", "file.written", "file.renamed"}, (*death).applies, false, false},
-	{"pauses a policy", []string{"agent policies.saved", "agent policies.logged", "agent policies.told", "agent apply.recovered", "agent apply.saved", "file.written"}, (*death).pauses, false, false},
-	{"resumes a policy", []string{"agent policies.saved", "agent policies.told", "agent apply.remembered", "agent apply.grafted", "file.written"}, (*death).resumes, false, false},
-	{"deletes a policy", []string{"agent policies.saved", "agent policies.logged", "agent policies.told", "agent apply.recovered", "file.written"}, (*death).deletes, false, false},
-	{"ends a policy whose time is up", []string{"agent policies.saved", "agent policies.told"}, (*death).expires, false, false},
-	{"begins a policy at its time", []string{"agent policies.saved", "agent policies.told", "agent apply.grafted"}, (*death).fires, false, true},
-	{"stops the node", []string{"stop.forbidden", "stop.listed", "stop.reverted", "file.written"}, (*death).stops, false, false},
-	{"releases the node", []string{"release.reopened", "release.lifted"}, (*death).releases, false, false},
+var scenarios = []deaths.Scenario[*death]{
+	{Name: "starts", Points: []string{"agent start.folder", "agent start.swept", "agent start.adopted", "agent start.listening", "agent start.known"}, Run: (*death).starts},
+	{Name: "finds a container", Points: []string{"agent apply.remembered", "agent apply.grafted", "agent apply.saved", "file.written", "file.renamed"}, Run: (*death).finds, Alone: true},
+	{Name: "follows a new label", Points: []string{"agent apply.remembered", "agent apply.changed", "agent apply.saved", "file.written", "file.renamed"}, Run: (*death).followsNew, Alone: true},
+	{Name: "follows a label that goes", Points: []string{"agent apply.recovered", "agent apply.saved", "file.written"}, Run: (*death).followsGone, Alone: true},
+	{Name: "sees a container end", Points: []string{"agent forget.saved"}, Run: (*death).seesTheEnd, Alone: true},
+	{Name: "counts what is over", Points: []string{"agent count.saved", "agent count.forgotten", "file.written", "file.renamed"}, Run: (*death).counts, Alone: true},
+	{Name: "is told to end", Points: []string{"agent end.deaf", "agent end.disarmed", "agent end.rested"}, Run: (*death).ends},
+	{Name: "applies a policy", Points: []string{"agent policies.saved", "agent policies.logged", "agent policies.told", "agent apply.remembered", "agent apply.grafted", "agent apply.saved", "file.written", "file.renamed"}, Run: (*death).applies},
+	{Name: "pauses a policy", Points: []string{"agent policies.saved", "agent policies.logged", "agent policies.told", "agent apply.recovered", "agent apply.saved", "file.written"}, Run: (*death).pauses},
+	{Name: "resumes a policy", Points: []string{"agent policies.saved", "agent policies.told", "agent apply.remembered", "agent apply.grafted", "file.written"}, Run: (*death).resumes},
+	{Name: "deletes a policy", Points: []string{"agent policies.saved", "agent policies.logged", "agent policies.told", "agent apply.recovered", "file.written"}, Run: (*death).deletes},
+	{Name: "ends a policy whose time is up", Points: []string{"agent policies.saved", "agent policies.told"}, Run: (*death).expires},
+	{Name: "begins a policy at its time", Points: []string{"agent policies.saved", "agent policies.told", "agent apply.grafted"}, Run: (*death).fires, Recurs: true},
+	{Name: "stops the node", Points: []string{"stop.forbidden", "stop.listed", "stop.reverted", "file.written"}, Run: (*death).stops},
+	{Name: "releases the node", Points: []string{"release.reopened", "release.lifted"}, Run: (*death).releases},
 }
 
 // afterAGraft are the points before which a layer was put on or changed: what is recovered then is over, also for the next agent.
@@ -56,10 +44,10 @@ func (d *death) grafted() keeper.Graft {
 	d.Helper()
 	d.label("wal=" + wal)
 	d.start()
-	d.want("wal")
+	d.Want("wal")
 	g := d.settles()
 	d.meetsFaults()
-	d.arm()
+	d.Arm()
 	return g
 }
 
@@ -76,38 +64,35 @@ func (d *death) meetsFaults() {
 
 func (d *death) starts() []string {
 	d.grafted()
-	if err := d.agent.Process.Kill(); err != nil {
-		d.Fatal(err)
-	}
-	<-d.ended
-	d.startArmed()
+	d.Kill()
+	d.StartArmed()
 	return []string{"wal"}
 }
 
 func (d *death) finds() []string {
 	d.label("wal=" + wal)
-	d.startArmed()
+	d.StartArmed()
 	return []string{"wal"}
 }
 
 func (d *death) followsNew() []string {
 	d.grafted()
 	d.label("wal="+wal, "full="+full)
-	d.dies()
+	d.Dies()
 	return []string{"wal", "full"}
 }
 
 func (d *death) followsGone() []string {
 	d.grafted()
 	d.label()
-	d.dies()
+	d.Dies()
 	return nil
 }
 
 func (d *death) seesTheEnd() []string {
 	d.grafted()
 	d.ctr(d.T, "task", "kill", "-s", "KILL", walked)
-	d.dies()
+	d.Dies()
 	d.label()
 	d.restart(d.T)
 	d.restarted = true
@@ -116,27 +101,23 @@ func (d *death) seesTheEnd() []string {
 
 func (d *death) counts() []string {
 	g := d.grafted()
-	if err := os.WriteFile(d.mark, nil, 0o600); err != nil { // not before the count
-		d.Fatal(err)
-	}
+	d.Spare() // not before the count
 	if out, err := d.run("recover", g.ID); err != nil {
 		d.Fatalf("recover: %s, %v", out, err)
 	}
 	if err := d.looked(); err != nil { // and has seen that the graft is gone
 		d.Fatal(err)
 	}
-	d.arm()
+	d.Arm()
 	_, _ = d.client().Metrics(d.ctx) // it dies of that
-	d.dies()
+	d.Dies()
 	return nil
 }
 
 func (d *death) ends() []string {
 	d.grafted()
-	if err := d.agent.Process.Signal(syscall.SIGTERM); err != nil {
-		d.Fatal(err)
-	}
-	d.dies()
+	d.Terminate()
+	d.Dies()
 	return []string{"wal"}
 }
 
@@ -161,16 +142,16 @@ func (d *death) policed() {
 	if _, err := d.client().ApplyPolicies(d.ctx, "-", []byte(d.policy()), false); err != nil {
 		d.Fatal(err)
 	}
-	d.want("policed")
+	d.Want("policed")
 	d.settles()
 	d.meetsFaults()
-	d.arm()
+	d.Arm()
 }
 
 // phase is what the file says of the policy; empty: there is none of it.
 func (d *death) phase() policies.Phase {
 	d.Helper()
-	b, err := os.ReadFile(filepath.Join(d.state(), policies.FileName))
+	b, err := os.ReadFile(filepath.Join(d.State, policies.FileName))
 	if err != nil && !os.IsNotExist(err) {
 		d.Fatal(err)
 	}
@@ -186,11 +167,11 @@ func (d *death) phase() policies.Phase {
 func (d *death) becomes(changed, before policies.Phase) []string {
 	d.Helper()
 	want := changed
-	if d.point == "file.written" {
+	if d.Point == "file.written" {
 		want = before
 	}
 	if is := d.phase(); is != want {
-		d.Errorf("the policy is %q after the death at %s, want %q", is, d.point, want)
+		d.Errorf("the policy is %q after the death at %s, want %q", is, d.Point, want)
 	}
 	if want == policies.Running {
 		return []string{"policed"}
@@ -200,16 +181,16 @@ func (d *death) becomes(changed, before policies.Phase) []string {
 
 func (d *death) applies() []string {
 	d.start()
-	d.arm()
+	d.Arm()
 	_, _ = d.client().ApplyPolicies(d.ctx, "-", []byte(d.policy()), false) // the agent dies meanwhile, or after it
-	d.dies()
+	d.Dies()
 	return d.becomes(policies.Running, "")
 }
 
 func (d *death) pauses() []string {
 	d.policed()
 	_, _ = d.client().PausePolicy(d.ctx, "e2e-walk") // as above
-	d.dies()
+	d.Dies()
 	return d.becomes(policies.Paused, policies.Running)
 }
 
@@ -218,16 +199,16 @@ func (d *death) resumes() []string {
 	if _, err := d.client().ApplyPolicies(d.ctx, "-", []byte(d.policy("paused: true", "timing: {ttl: 10m}")), false); err != nil {
 		d.Fatal(err)
 	}
-	d.arm()
+	d.Arm()
 	_, _ = d.client().ResumePolicy(d.ctx, "e2e-walk") // as above
-	d.dies()
+	d.Dies()
 	return d.becomes(policies.Running, policies.Paused)
 }
 
 func (d *death) deletes() []string {
 	d.policed()
 	_, _ = d.client().DeletePolicy(d.ctx, "e2e-walk") // as above
-	d.dies()
+	d.Dies()
 	return d.becomes("", policies.Running)
 }
 
@@ -236,8 +217,8 @@ func (d *death) expires() []string {
 	if _, err := d.client().ApplyPolicies(d.ctx, "-", []byte(d.policy("timing: {ttl: 1s}")), false); err != nil {
 		d.Fatal(err)
 	}
-	d.arm()
-	d.dies()
+	d.Arm()
+	d.Dies()
 	return nil
 }
 
@@ -246,67 +227,58 @@ func (d *death) fires() []string {
 	if _, err := d.client().ApplyPolicies(d.ctx, "-", []byte(d.policy(`timing: {schedule: "@every 2s", ttl: 10m}`)), false); err != nil {
 		d.Fatal(err)
 	}
-	d.arm()
-	d.dies()
+	d.Arm()
+	d.Dies()
 	return []string{"policed"}
 }
 
 func (d *death) stops() []string {
 	g := d.grafted()
 	_, _ = d.client().Stop(d.ctx, "a test") // as above
-	d.dies()
-	mark, err := keeper.ReadStopped(d.state())
+	d.Dies()
+	mark, err := keeper.ReadStopped(d.State)
 	switch {
 	case err != nil:
 		d.Fatal(err)
-	case mark == nil && d.point != "file.written":
+	case mark == nil && d.Point != "file.written":
 		d.Error("the node is not stopped")
 	case mark == nil:
 		return []string{"wal"}
 	}
-	d.startWith()
-	d.want()
+	d.Start()
+	d.Want()
 	d.ready()
-	if d.point != "stop.reverted" { // what the dead one did not come to
+	if d.Point != "stop.reverted" { // what the dead one did not come to
 		if _, err := d.client().Stop(d.ctx, "a test"); err != nil {
 			d.Errorf("stop once more: %v", err)
 		}
 	}
 	d.settles()
-	if mark, err = keeper.ReadStopped(d.state()); err != nil || len(mark.Grafts) != 1 || mark.Grafts[0] != g.ID {
+	if mark, err = keeper.ReadStopped(d.State); err != nil || len(mark.Grafts) != 1 || mark.Grafts[0] != g.ID {
 		d.Errorf("%s was taken off for the stop, of which this is known: %+v, %v", g.ID, mark, err)
 	}
 	if _, err := d.client().Release(d.ctx); err != nil {
 		d.Errorf("release: %v", err)
 	}
-	d.want("wal")
+	d.Want("wal")
 	d.settles()
-	d.killAgent()
+	d.Kill()
 	return []string{"wal"}
 }
 
 func (d *death) releases() []string {
 	d.label("wal=" + wal)
 	d.start()
-	d.want("wal")
+	d.Want("wal")
 	d.settles()
 	if _, err := d.client().Stop(d.ctx, "a test"); err != nil {
 		d.Fatal(err)
 	}
-	d.arm()
+	d.Arm()
 	_, _ = d.client().Release(d.ctx) // as above
-	d.dies()
+	d.Dies()
 	if out, err := d.run("release"); err != nil && !strings.Contains(out, "not stopped") {
 		d.Errorf("release once more: %s, %v", out, err)
 	}
 	return []string{"wal"}
-}
-
-func (d *death) killAgent() {
-	d.Helper()
-	if err := d.agent.Process.Kill(); err != nil {
-		d.Fatal(err)
-	}
-	<-d.ended
-	d.agent = nil
 }
