@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/cilium/ebpf"
 )
 
 // Armed is a fault that is in force.
@@ -96,6 +98,12 @@ func (a *Armed) Counters() (Counters, error) {
 		return Counters{}, fmt.Errorf("kernel fault %s: counters: %w", a.fault.ID, err)
 	}
 	return v.counters(), nil
+}
+
+// TakenOut reports whether another process has ended a fault that outlives.
+func (a *Armed) TakenOut() bool {
+	_, err := a.Counters()
+	return a.fault.Outlive && errors.Is(err, ebpf.ErrKeyNotExist)
 }
 
 // Ends is when the rule's ttl is over, by a clock that runs on while the machine is suspended.

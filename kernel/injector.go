@@ -44,6 +44,8 @@ type Fault struct {
 	// Outlive keeps the fault in the kernel when the Injector is closed or its
 	// process dies, until the rule's ttl ends. It is found again by Outliving.
 	Outlive bool
+	// Owner says whose it is, in words that mean something to the caller. It is kept with a fault that outlives.
+	Owner string
 }
 
 // Counters are what happened under one fault in its cgroup.

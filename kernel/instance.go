@@ -184,7 +184,9 @@ func (i *instance) join(a *Armed, v targetState) error {
 func (i *instance) leave(a *Armed) (Counters, error) {
 	var v targetState
 	c := a.fault.Cgroup
-	if err := i.targets.LookupAndDelete(c.ID, &v); err != nil {
+	if err := i.targets.LookupAndDelete(c.ID, &v); errors.Is(err, ebpf.ErrKeyNotExist) && i.pins != "" {
+		v = targetState{} // another process has ended it, see Pinned.End; it has the counts
+	} else if err != nil {
 		return Counters{}, fmt.Errorf("take cgroup %s out: %w", c.Path, err)
 	}
 	delete(i.members, c.ID)

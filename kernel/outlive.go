@@ -29,6 +29,8 @@ type Pinned struct {
 	Started   time.Time   `json:"started"`
 	Ends      time.Time   `json:"ends"`
 	Counters  Counters    `json:"counters"`
+	// Owner is that of the Fault; empty: an earlier version armed it, which did not say.
+	Owner string `json:"owner,omitempty"`
 	// Foreign is why nobody of this version can take the fault over or count it: another version of faultgraft armed it. It
 	// goes on until Ends, and can be ended. What of it could not be read is zero; Ends too, for one that is to be ended now.
 	Foreign error `json:"-"`
@@ -42,7 +44,7 @@ const memoVersion = 1
 
 // memo is what is kept in bpffs of a fault that outlives its process, beside
 // its program and maps. Another version of faultgraft may read it: Version, Started
-// and Ends, and of Fault its ID, Rule and Cgroup, keep their names and meaning.
+// and Ends, and of Fault its ID, Rule, Cgroup and Owner, keep their names and meaning.
 type memo struct {
 	// Version is memoVersion; those before it was written down have 0, and are of version 1.
 	Version  int    `json:"version"`
@@ -248,6 +250,7 @@ func (p *Pinned) understand(text []byte) error {
 		Fault         struct {
 			ID     string
 			Cgroup Cgroup
+			Owner  string
 		}
 	}
 	if err := json.Unmarshal(text, &all); err != nil {
@@ -256,7 +259,7 @@ func (p *Pinned) understand(text []byte) error {
 	if all.Fault.ID != "" {
 		p.ID = all.Fault.ID
 	}
-	p.Cgroup = all.Fault.Cgroup
+	p.Cgroup, p.Owner = all.Fault.Cgroup, all.Fault.Owner
 	if all.Ends > 0 {
 		p.Started, p.Ends = wallTime(all.Started), wallTime(all.Ends)
 	}
@@ -299,12 +302,30 @@ func cutHex(name string) (string, bool) {
 // process died while it was arming or ending it.
 func (p Pinned) Expired() bool { return !time.Now().Before(p.Ends) }
 
-// End takes the fault out of the kernel.
+// End takes the fault out of the kernel. Where a process holds its program too, as the one that armed it does, that fails nothing any more.
 func (p Pinned) End() error {
-	if err := unpin(p.dir); err != nil {
+	if err := errors.Join(p.takeOut(), unpin(p.dir)); err != nil {
 		return fmt.Errorf("end kernel fault %s: %w", p.ID, err)
 	}
 	return nil
+}
+
+// takeOut takes the cgroup out of the program's map.
+func (p Pinned) takeOut() error {
+	if p.Cgroup.ID == 0 {
+		return nil // it is not known, or the fault was never in force
+	}
+	targets, err := ebpf.LoadPinnedMap(filepath.Join(p.dir, pinTargets), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err = targets.Delete(p.Cgroup.ID); errors.Is(err, ebpf.ErrKeyNotExist) {
+		err = nil // whoever was ending it was killed
+	}
+	return errors.Join(err, targets.Close())
 }
 
 // armOutliving arms a fault with a program of its own that stays when this

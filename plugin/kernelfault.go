@@ -38,6 +38,8 @@ type KernelStatus struct {
 	Counters kernel.Counters `json:"counters"`
 	// Outlive: it stays in the kernel without the agent, until its ttl is over.
 	Outlive bool `json:"outlive,omitempty"`
+	// HeldBy is the state directory of the agent that holds it, if that is not this one's.
+	HeldBy string `json:"heldBy,omitempty"`
 }
 
 // KernelRequest asks for kernel faults on one target: all of them, or none.

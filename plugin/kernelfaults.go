@@ -31,6 +31,7 @@ const (
 	endAsked    = "asked for"
 	endExpired  = "its ttl is over"
 	endNoCgroup = "its cgroup was removed"
+	endTakenOut = "another process of faultgraft has ended it"
 	endTask     = "the container's task has ended"
 	endLabels   = "the container's labels no longer ask for it"
 	endExcluded = "enable" + domain + "=false"
@@ -121,7 +122,7 @@ func (k *kernelFaults) arm(ctx context.Context, s armSpec) (*liveFault, error) {
 		id: newKernelFaultID(), target: s.target, origin: s.origin, who: s.who, since: time.Now(), cgroup: s.cgroup, rule: s.rule, outlive: s.outlive,
 	}
 	k.events.expect(f) // before the first event can come
-	f.armed, err = in.Arm(ctx, kernel.Fault{ID: f.id, Rule: s.rule, Cgroup: s.cgroup, PID: s.target.PID, Age: s.age, Outlive: s.outlive})
+	f.armed, err = in.Arm(ctx, kernel.Fault{ID: f.id, Rule: s.rule, Cgroup: s.cgroup, PID: s.target.PID, Age: s.age, Outlive: s.outlive, Owner: k.events.dir})
 	if err != nil {
 		k.events.forget(f.id)
 		return nil, fmt.Errorf("rule %s: %w", s.rule.FullName(), err)
@@ -206,6 +207,8 @@ func (k *kernelFaults) look(f *liveFault) {
 		why = endExpired
 	case k.gone(f.cgroup):
 		why = endNoCgroup
+	case f.armed.TakenOut():
+		why = endTakenOut
 	}
 	if why != "" {
 		if _, err := k.disarm(f.id, why); err == nil || errors.Is(err, ErrNoKernelFault) {
@@ -307,6 +310,10 @@ func (k *kernelFaults) adopt() error {
 	}
 	var errs []error
 	for _, p := range pinned {
+		if dir := k.heldBy(p); dir != "" {
+			k.log.Info("a kernel fault is left to the agent that holds it", "fault", p.ID, "stateDir", dir)
+			continue
+		}
 		if !time.Now().Before(p.Ends) || k.gone(p.Cgroup) {
 			k.log.Info("a kernel fault is over that outlived who armed it", "fault", p.ID, "cgroup", p.Cgroup.Path, "rule", p.Rule.FullName())
 			if err := p.End(); err != nil {

@@ -27,6 +27,8 @@ type armedFault interface {
 	Note() string
 	Counters() (kernel.Counters, error)
 	Ends() time.Time
+	// TakenOut: another process has ended it.
+	TakenOut() bool
 	Disarm() error
 }
 

@@ -37,6 +37,27 @@ func (k *kernelFaults) endFound(p kernel.Pinned, why, who string) (KernelFault, 
 	return f, nil
 }
 
+// heldBy is the state directory of an agent that holds a pinned fault, if it is another one than this; empty: none
+// does. Only the one that armed it is looked for, by what is kept of the fault. It holds what it armed as long as it lives.
+func (k *kernelFaults) heldBy(p kernel.Pinned) string {
+	if p.Owner == "" || p.Owner == k.events.dir {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), listTimeout)
+	defer cancel()
+	if _, err := NewClient(p.Owner).Health(ctx); errors.Is(err, ErrNoAgent) {
+		return ""
+	}
+	return p.Owner // one that does not answer is there
+}
+
+// found describes a fault that was found in the kernel, and who holds it.
+func (k *kernelFaults) found(p kernel.Pinned) KernelFault {
+	f := pinnedFault(p)
+	f.Kernel.HeldBy = k.heldBy(p)
+	return f
+}
+
 // foreign lists the faults that another version of faultgraft pinned, and that this one cannot take over.
 func (k *kernelFaults) foreign() []KernelFault {
 	pinned, err := k.outliving()
@@ -46,7 +67,7 @@ func (k *kernelFaults) foreign() []KernelFault {
 	var out []KernelFault
 	for _, p := range pinned {
 		if p.Foreign != nil && !p.Expired() {
-			out = append(out, pinnedFault(p))
+			out = append(out, k.found(p))
 		}
 	}
 	return out
@@ -82,10 +103,11 @@ func (d Direct) Inject(ctx context.Context, req KernelRequest) (made []KernelFau
 
 // List gives the faults that outlived who armed them.
 func (d Direct) List() ([]KernelFault, error) {
-	pinned, err := d.faults().outliving()
+	k := d.faults()
+	pinned, err := k.outliving()
 	out := make([]KernelFault, 0, len(pinned))
 	for _, p := range pinned {
-		out = append(out, pinnedFault(p))
+		out = append(out, k.found(p))
 	}
 	return out, err
 }

@@ -110,6 +110,7 @@ func (a *fakeArmed) Backend() string                    { return kernel.FmodRet 
 func (a *fakeArmed) Functions() []string                { return []string{"should_failslab"} }
 func (a *fakeArmed) Note() string                       { return "" }
 func (a *fakeArmed) Ends() time.Time                    { return a.since.Add(a.fault.Rule.Trigger.TTL) }
+func (a *fakeArmed) TakenOut() bool                     { return false }
 func (a *fakeArmed) Counters() (kernel.Counters, error) { return a.counts, nil }
 
 func (a *fakeArmed) Disarm() error {

@@ -27,7 +27,8 @@ directory. --all does that too.
 
 A layer that nobody serves may still have a keeper that is about to take it off, also one
 of another state directory: --orphans leaves it alone and says so, and --all does where
-the state directory is another one.`,
+the state directory is another one. A kernel fault that outlives its agent (--outlive) and
+that a running agent of another state directory armed is left alone by --all as well.`,
 		RunE: func(c *cobra.Command, ids []string) error {
 			if err := g.checkOutput(); err != nil {
 				return err
@@ -99,6 +100,11 @@ func (r *recovery) everything() (ids []string) {
 	faults, err := r.g.kernelFaults(r.c.Context())
 	r.fail(err)
 	for _, f := range faults {
+		if dir := f.Kernel.HeldBy; dir != "" {
+			_, err := fmt.Fprintf(r.c.ErrOrStderr(), "left alone: kernel fault %s (%s): the agent of the state directory %s holds it. `faultgraft recover %s`, or `recover --all` with that state directory, ends it\n", f.ID, f.Kernel.Hook, dir, f.ID)
+			r.fail(err)
+			continue
+		}
 		ids = append(ids, f.ID)
 	}
 	grafts, err := r.g.keepers().List(r.c.Context())
