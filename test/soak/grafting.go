@@ -19,7 +19,7 @@ import (
 // May be told when a step meets what an earlier one, or the clock, has left: a
 // graft that is over, a path that has one, a server that was killed just now.
 var expected = regexp.MustCompile(strings.Join([]string{
-	`no graft`, `no such graft`, `already grafted`, `is being taken off`, `inside|above|over a path`,
+	`no graft`, `no such graft`, `already grafted`, `is being taken off`, `inside|above|over a path`, `lies there already`,
 	`the server has just died`, `node is stopped`, `has ended`, `its (last )?rules? (is|are) over`,
 	`its rules come from the node.s policies`, `this keeper is ending`,
 }, "|"))
