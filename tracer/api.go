@@ -196,7 +196,7 @@ type Options struct {
 	// It is asked while the processes run.
 	Locked func(*Object) bool
 	// Settle is called for each description and its replacement while all its
-	// holders are stopped, right before the exchange. An error fails the swap.
+	// holders are stopped, right before the exchange, of many for two at a time. An error fails the swap.
 	Settle func(d *Description, fd int) error
 	// GuardLocks, if set, keeps POSIX locks from others while they go over from
 	// the files that are exchanged to the new ones. It is called for each phase,

@@ -58,7 +58,10 @@ func nextResidue(page []byte, base uint64, at int) (r residue, ok bool) {
 func (x *transaction) comeOut(d *pause) (n int, err error) {
 	var out []*thread
 	for _, p := range x.e.order {
-		ends := x.s.code[p.pid]
+		var ends []uint64
+		if m := x.s.maps[p.pid]; m != nil {
+			ends = m.code
+		}
 		for _, t := range p.order {
 			if t.gone || !t.stopped || !slices.Contains(ends, pageUp(pc(&t.regs)+1)) {
 				continue

@@ -72,25 +72,9 @@ func (x *transaction) exchange(members []*process) error {
 		}
 		x.undo = true
 	}
-	var carry []*item
-	for _, it := range x.s.items {
-		if len(it.Holders) == 0 || it.repl < 0 {
-			continue
-		}
-		if x.o.Settle != nil {
-			if err := x.o.Settle(&it.Description, it.repl); err != nil {
-				return fmt.Errorf("prepare the exchange of %s: %w", &it.Holders[0], err)
-			}
-		}
-		if !it.live {
-			carry = append(carry, it)
-		}
+	if err := x.settle(); err != nil {
+		return err
 	}
-	spread(len(carry), func(i int) {
-		if err := carry[i].carryOver(); err != nil {
-			carry[i].err = err
-		}
-	})
 	all.dropRefused(x.s)
 	if err := x.requireAll(); err != nil {
 		return err
@@ -102,6 +86,27 @@ func (x *transaction) exchange(members []*process) error {
 		x.report.Phases.Stop += time.Since(x.stopping)
 	}
 	return x.runJobs()
+}
+
+// settle makes the new descriptions what the old ones are, now that nobody uses these.
+func (x *transaction) settle() error {
+	items := slices.DeleteFunc(slices.Clone(x.s.items), func(it *item) bool { return len(it.Holders) == 0 || it.repl < 0 })
+	failed := make([]error, len(items))
+	spread(len(items), func(i int) {
+		it := items[i]
+		if x.o.Settle != nil {
+			failed[i] = x.o.Settle(&it.Description, it.repl)
+		}
+		if failed[i] == nil && !it.live {
+			if err := it.carryOver(); err != nil {
+				it.err = err
+			}
+		}
+	})
+	if i := slices.IndexFunc(failed, func(err error) bool { return err != nil }); i >= 0 {
+		return fmt.Errorf("prepare the exchange of %s: %w", &items[i].Holders[0], failed[i])
+	}
+	return nil
 }
 
 // lookAgain scans what is stopped now, and joins what processes share.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"sort"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,15 +48,35 @@ const maxProcText = 64 << 20
 
 var errTooLong = fmt.Errorf("longer than %d MiB", maxProcText>>20)
 
+// procBuffers are what procfs is read into. Nothing is collected while a target stands, so new
+// memory would be faulted in for each look.
+var procBuffers = sync.Pool{New: func() any { b := make([]byte, 1<<16); return &b }}
+
 // readProc is os.ReadFile for procfs, with fewer system calls: no look at the
 // size, which is 0, and no poller.
-func readProc(path string) ([]byte, error) {
+func readProc(path string) (text []byte, err error) {
+	err = withProc(path, func(b []byte) error { text = bytes.Clone(b); return nil })
+	return text, err
+}
+
+// withProc calls use with what a file of procfs says, which is good until use returns.
+func withProc(path string, use func([]byte) error) error {
+	buf := procBuffers.Get().(*[]byte)
+	defer procBuffers.Put(buf)
+	text, err := appendProc((*buf)[:0], path)
+	if err != nil {
+		return err
+	}
+	*buf = text[:cap(text)]
+	return use(text)
+}
+
+func appendProc(b []byte, path string) ([]byte, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer func() { _ = unix.Close(fd) }() // read only
-	b := make([]byte, 0, 1<<13)
 	for {
 		n, err := unix.Read(fd, b[len(b):cap(b)])
 		if errors.Is(err, unix.EINTR) {
@@ -85,7 +106,9 @@ func numbers(dir string) ([]int, error) {
 	}
 	defer func() { _ = unix.Close(fd) }() // read only
 	var r []int
-	buf := make([]byte, 1<<14)
+	shared := procBuffers.Get().(*[]byte)
+	defer procBuffers.Put(shared)
+	buf := (*shared)[:1<<14]
 	for {
 		n, err := unix.ReadDirent(fd, buf)
 		if err != nil {

@@ -75,7 +75,7 @@ type scanner struct {
 	links   map[string]bool             // links of those that are: a file can be open so and so, on two mounts or as two inodes of a layer
 	looked  map[int]map[mapLine]*Object // pid: what the live scan found of a map, nil if it is not part of the swap
 	flags   map[int]mapFlags            // pid: VmFlags of maps that were found
-	code    map[int][]uint64            // pid: the ends of maps that code of ours can be in
+	maps    map[int]*mapsText           // pid: its maps as they were last
 	types   map[uint64]string           // file system by mount id
 	skipped []ObjectReport
 	heldScan
@@ -98,7 +98,7 @@ type placeKey struct {
 
 func newScanner(o *Options) *scanner {
 	return &scanner{o: o, self: os.Getpid(), byFile: map[fileKey]*kcmpSet[*item]{}, byPlace: map[placeKey]*item{},
-		seen: map[int]map[int]*slot{}, passed: map[slotKey]string{}, links: map[string]bool{}, looked: map[int]map[mapLine]*Object{}, flags: map[int]mapFlags{}, code: map[int][]uint64{}, types: map[uint64]string{},
+		seen: map[int]map[int]*slot{}, passed: map[slotKey]string{}, links: map[string]bool{}, looked: map[int]map[mapLine]*Object{}, flags: map[int]mapFlags{}, maps: map[int]*mapsText{}, types: map[uint64]string{},
 		heldScan: newHeldScan()}
 }
 
@@ -115,7 +115,7 @@ func (s *scanner) ended(pid int) {
 	delete(s.seen, pid)
 	delete(s.looked, pid)
 	delete(s.flags, pid)
-	delete(s.code, pid)
+	delete(s.maps, pid)
 	s.heldScan.ended(pid)
 }
 

@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,38 +17,58 @@ type mapFlags struct {
 	of     map[mapLine][]string
 }
 
+// mapsText is what /proc/PID/maps says, and what follows from that. It is not changed.
+type mapsText struct {
+	text       []byte
+	lines      []mapLine
+	code       []uint64       // the ends of maps that code of ours can be in
+	executable map[inode]bool // files that are mapped for execution
+}
+
+type inode struct{ dev, ino uint64 }
+
+// reread reads the maps of a thread anew. Mostly they are what they were, and to take the text
+// apart takes as long as the kernel takes to write it.
+func (m *mapsText) reread(tid int) (now *mapsText, err error) {
+	err = withProc(procPath(tid, "maps"), func(text []byte) error {
+		if m != nil && bytes.Equal(text, m.text) {
+			now = m
+			return nil
+		}
+		now = &mapsText{text: bytes.Clone(text), executable: map[inode]bool{}}
+		now.lines, err = parseMaps(now.text)
+		return err
+	})
+	if err != nil || now == m {
+		return now, err
+	}
+	for _, l := range now.lines {
+		if mayHoldCode(l) {
+			now.code = append(now.code, l.end)
+		}
+		if l.prot&unix.PROT_EXEC != 0 && l.ino != 0 {
+			now.executable[inode{l.dev, l.ino}] = true
+		}
+	}
+	return now, nil
+}
+
 // scanMaps looks at the memory maps of thread tid; locked is its VmLck.
 func (s *scanner) scanMaps(pid, tid int, locked string, remember bool) (*memory, error) {
 	m := &memory{pid: pid, tid: tid}
-	text, err := readProc(procPath(tid, "maps"))
+	text, err := s.maps[pid].reread(tid)
 	if err != nil {
 		if gone(err) {
 			return m, nil
 		}
 		return nil, fmt.Errorf("maps of process %d: %w", pid, err)
 	}
-	lines, err := parseMaps(text)
-	if err != nil {
-		return nil, fmt.Errorf("maps of process %d: %w", pid, err)
-	}
+	s.maps[pid] = text
+	lines := text.lines
 	if !remember { // a look at what stands
 		m.lines = lines
 	}
 	m.aio = s.lookMemory(pid, tid, lines)
-	var code []uint64
-	for _, l := range lines {
-		if mayHoldCode(l) {
-			code = append(code, l.end)
-		}
-	}
-	s.code[pid] = code
-	type file struct{ dev, ino uint64 }
-	executable := map[file]bool{}
-	for _, l := range lines {
-		if l.prot&unix.PROT_EXEC != 0 && l.ino != 0 {
-			executable[file{l.dev, l.ino}] = true
-		}
-	}
 	known := s.looked[pid]
 	if known == nil && remember {
 		known = map[mapLine]*Object{}
@@ -73,7 +94,7 @@ func (s *scanner) scanMaps(pid, tid int, locked string, remember bool) (*memory,
 		}
 		p := &place{obj: *o, line: l}
 		p.obj.TID = tid
-		if executable[file{l.dev, l.ino}] && !s.o.Executables {
+		if text.executable[inode{l.dev, l.ino}] && !s.o.Executables {
 			s.skip(p.obj, reasonExecutable)
 			continue
 		}

@@ -23,7 +23,7 @@ const DefaultDeadline = 2 * time.Second
 // before the one that failed. The caller swaps these back, or tries again; the
 // same if it is an ErrUnfinished, of which nothing is known.
 //
-// The functions of o are called one at a time, on an OS thread of their own.
+// The functions of o are called one at a time, on an OS thread of their own; of Settle two at a time.
 // None of the processes may be a child that this process waits for meanwhile:
 // wait(2) in another thread would take the stops away (ptrace(2)).
 func Swap(ctx context.Context, o Options) (*Report, error) {
@@ -170,6 +170,8 @@ func (x *transaction) run() error {
 		return fmt.Errorf("%w; nothing was changed", err)
 	}
 	if len(x.found) > 0 {
+		// Memory that the preparation has done with need not be faulted in, as new memory must.
+		runtime.GC() // a real-time thread would wait for normal ones
 		if x.lent, err = lendPriority(); err != nil {
 			x.report.NoPriority = err.Error()
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -66,6 +67,7 @@ type detachment struct {
 	lockless bool
 	locked   map[uint64]bool // inode numbers with POSIX locks
 	used     map[uint64]bool
+	settling sync.Mutex // two settle at a time
 	stores   stores
 	copies   map[uint64]bool // mounts on a layer over "/" that are copies of others
 	near     map[int]bool    // the target's processes
@@ -306,6 +308,8 @@ func (d *detachment) settle(o *tracer.Description, fd int) error {
 	if o.Kind != tracer.Map || o.Flags&unix.O_ACCMODE != unix.O_RDWR {
 		return nil
 	}
+	d.settling.Lock()
+	defer d.settling.Unlock()
 	if d.Server == nil {
 		if err := d.stores.save(o, fd); err != nil {
 			d.rep.Notes = append(d.rep.Notes, fmt.Sprintf("%s: not all that was stored in its map may be in the file: %v", o.Path, err))
