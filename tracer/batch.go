@@ -183,8 +183,8 @@ func (r *remote) message() (left int, err error) {
 			continue
 		}
 		looks++
-		if w.took() > batchTimeout {
-			return 0, fmt.Errorf("thread %d (%s) did not finish its calls within %v", r.t.tid, r.p.comm, batchTimeout)
+		if took := w.took(); r.stuck(took) {
+			return 0, fmt.Errorf("thread %d (%s) did not finish its calls within %v: a file system does not answer when a file is closed, or is very slow", r.t.tid, r.p.comm, took.Round(time.Second))
 		}
 		if looks%frozenLooks == 0 {
 			if err := r.p.frozenNow(); err != nil {

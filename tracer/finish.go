@@ -125,14 +125,27 @@ func (x *transaction) reportHeld() {
 	x.report.Kept = x.s.heldReports(true)
 }
 
+// closePatience is how long the closes of our duplicates are waited for. One of a file system that does not answer takes for ever,
+// and the caller has to hear what was done.
+const closePatience = time.Second
+
 func (s *scanner) close() {
-	for _, it := range s.items {
-		_ = unix.Close(it.file) // duplicates: the last close of a file is not ours to judge
-		if it.repl >= 0 {
-			_ = unix.Close(it.repl)
-		}
-	}
+	items := s.items
 	s.items = nil
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		for _, it := range items {
+			_ = unix.Close(it.file) // duplicates: the last close of a file is not ours to judge
+			if it.repl >= 0 {
+				_ = unix.Close(it.repl)
+			}
+		}
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closePatience):
+	}
 }
 
 // what names the objects of a job.

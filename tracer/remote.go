@@ -37,6 +37,19 @@ type remote struct {
 // page fault in it can wait for a file system.
 const batchTimeout = 10 * time.Second
 
+// closeTimeout bounds how long it may wait for the server of a FUSE file system, which it does in a close and in nothing else
+// that we have it do: the other threads of the process stand still meanwhile.
+const closeTimeout = 2 * time.Second
+
+// stuck reports that the thread has taken too long for what it was told to do.
+func (r *remote) stuck(took time.Duration) bool {
+	if took <= closeTimeout || took > batchTimeout {
+		return took > batchTimeout
+	}
+	b, err := readProc(procPath(r.t.tid, "wchan"))
+	return err == nil && string(b) == "request_wait_answer" // fs/fuse/dev.c
+}
+
 // bootTimeout bounds how long the code may take to get ready.
 const bootTimeout = 2 * time.Second
 
@@ -236,10 +249,11 @@ func (r *remote) wait() (syscall.WaitStatus, error) {
 		if !none {
 			return ws, nil
 		}
-		if w.took() > batchTimeout {
+		long := w.long()
+		if long && r.stuck(w.took()) {
 			return ws, notStopping(r.t.tid, w.took())
 		}
-		if w.long() && ended(r.t.tid) { // a leader is not reported before all its threads are
+		if long && ended(r.t.tid) { // a leader is not reported before all its threads are
 			r.t.gone, r.t.stopped = true, false
 			return ws, errTargetGone
 		}

@@ -50,10 +50,13 @@ func newServerCommand(g *global) *cobra.Command {
 }
 
 func newSwapCommand() *cobra.Command {
-	var server bool
+	var server, closes bool
 	c := &cobra.Command{
 		Use: "swap", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
+			if closes {
+				return keeper.RunCloser(os.Stdin, os.NewFile(firstFD, "tell"))
+			}
 			o := keeper.SwapperOptions{Keeper: firstFD, Server: -1}
 			if server {
 				o.Server = firstFD + 1
@@ -62,6 +65,7 @@ func newSwapCommand() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&server, "server", false, "")
+	c.Flags().BoolVar(&closes, "closes", false, "") // for a swapper: see keeper.RunCloser
 	return c
 }
 

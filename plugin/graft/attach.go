@@ -22,6 +22,8 @@ type AttachOptions struct {
 	Limits
 	// HandleIoctl is the ioctl(2) request by which the layer tells the handle of an open file.
 	HandleIoctl uint
+	// Close, if set, is asked to close copies of files that would keep the target waiting if they could not be closed.
+	Close Closer
 	// Step is called before each step with its name; an error makes the graft roll back. For tests.
 	Step func(step string) error
 }
@@ -145,6 +147,9 @@ func (a *attachment) prepare(ctx context.Context) (err error) {
 	}
 	if !a.Target.Alive() {
 		return errors.New("the process has ended")
+	}
+	if err := a.checkCloses(); err != nil {
+		return err
 	}
 	if a.place.shared() && !a.Target.Tree {
 		if a.groupFD, err = a.place.mountRoot(a.Target.PID); err != nil {

@@ -102,6 +102,8 @@ type newsCall struct {
 	Resent uint64 `json:"resent,omitempty"`
 	// Unused: the last user of a layer that was taken off has gone.
 	Unused bool `json:"unused,omitempty"`
+	// Crowded: the server has so many descriptors that the layer is about to refuse files, see crowd.
+	Crowded crowd `json:"crowded,omitzero"`
 }
 
 type armCall struct {

@@ -39,7 +39,7 @@ func (c *Client) dir() stateDir {
 }
 
 // startWait is how long a new keeper may take until it listens, endWait how long
-// an old one may take to go.
+// an old one may take to go, if the deadline of the graft is not longer.
 const (
 	startWait = 10 * time.Second
 	endWait   = 10 * time.Second
@@ -54,7 +54,8 @@ func (c *Client) Inject(ctx context.Context, t Target, req Request) (Graft, erro
 	}
 	t.StartTime = place.StartTime
 	key := keyOf(place)
-	for end := time.Now().Add(endWait); ; {
+	patience := max(endWait, req.Limits.Deadline)
+	for end := time.Now().Add(patience); ; {
 		if err := c.start(ctx, key, t); err != nil {
 			return Graft{}, err
 		}
@@ -66,7 +67,10 @@ func (c *Client) Inject(ctx context.Context, t Target, req Request) (Graft, erro
 		if gone && status == nil && c.died(key) {
 			return Graft{}, fmt.Errorf("the keeper of pid %d died while it made the graft, which is taken off now: %w", t.PID, err)
 		}
-		if !gone || time.Now().After(end) {
+		if gone && time.Now().After(end) {
+			return Graft{}, fmt.Errorf("the keeper of pid %d has been ending for %v, and another one takes its place when it has: %w. Nothing was grafted: try again, or wait longer with a --deadline of more than that; `faultgraft events` says what it takes off", t.PID, patience, err)
+		}
+		if !gone {
 			return g, saying(err, "The graft is not made, or is taken off again when the keeper goes on")
 		}
 		// The old keeper was about to end. A new one takes its place in a moment.

@@ -72,6 +72,8 @@ func (k *keeper) newsDesk(r *wire.Request) (any, []int, error) {
 			k.unused(h)
 		case c.Retired:
 			k.coverSoon(h)
+		case c.Crowded.Open > 0:
+			k.log(Event{Type: EventServer, Graft: h.ID, Path: h.Path, N: c.Crowded.Open, Message: c.Crowded.String()})
 		case c.Resent > 0:
 			h.Resent += c.Resent
 			k.log(Event{Type: EventServer, Graft: h.ID, Path: h.Path, N: c.Resent, Message: fmt.Sprintf("requests that the dead server had not answered and the next one was sent again: %d", c.Resent)})

@@ -55,7 +55,7 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	cmd.WaitDelay = time.Second
-	if err := cmd.Start(); err != nil {
+	if err := startProcess(cmd); err != nil {
 		return nil, fmt.Errorf("start the swapper: %w", err)
 	}
 	j.points().Pass("swapper")

@@ -60,6 +60,9 @@ func RunServer(o ServerOptions) error {
 	}
 	defer s.endSuccession()
 	shrink(o.Logger)
+	over := make(chan struct{})
+	defer close(over)
+	go watchCrowd(over, s.crowded)
 	err = conn.Serve(s.handle)
 	if err := s.decide(); err != nil {
 		return err
@@ -364,6 +367,16 @@ func (s *server) awaitEnd(l *servedLayer) {
 	l.release()
 	close(l.unused)
 	s.news.tell(newsCall{Layer: l.call.Layer, Unused: true})
+}
+
+// crowded says that there are next to no descriptors left.
+func (s *server) crowded(c crowd) {
+	s.o.Logger.Warn(c.String())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id := range s.layers {
+		s.news.tell(newsCall{Layer: id, Crowded: c})
+	}
 }
 
 // awaitSwappers waits until no swapper of the keeper that has died is at work. It

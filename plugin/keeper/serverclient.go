@@ -65,7 +65,7 @@ func startServer(dir string, of *follow, desk wire.Handler, logger *slog.Logger)
 	}
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	killed := outOfMemory()
-	err = cmd.Start()
+	err = startProcess(cmd)
 	_, _ = theirs.Close(), theirNews.Close() // the process has its own
 	if err != nil {
 		_, _ = conn.Close(), news.Close()

@@ -52,7 +52,7 @@ func RunSwapper(o SwapperOptions) error {
 	default:
 		res.Report, err = graft.Attach(context.Background(), graft.AttachOptions{
 			ID: j.Graft, Target: j.Target, Path: j.Path, Keeper: k, Server: server, HandleIoctl: fusefs.IoctlHandle,
-			Limits: j.Limits, Step: j.step(k),
+			Limits: j.Limits, Close: closeElsewhere, Step: j.step(k),
 		})
 	}
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -249,4 +250,42 @@ func TestFrozenTarget(t *testing.T) {
 			same(t, before, h.snapshot())
 		})
 	}
+}
+
+// A keeper that cannot end yet takes no graft: who asks for one is told so, and what to do, when its patience is over.
+func TestKeeperIsEnding(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	fs := r.hungfs(r.data)
+	slow := r.write("slow", "late data")
+	h := r.start()
+	h.ok("open slow %s rdwr", slow)
+	before := h.snapshot()
+	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=5m", "io hang op=fsync path=/**/never ttl=5m")
+	fs.ok("hang")
+	h.ok("behind slow 0 100")
+	stuck(t, h.pid())
+	if err := syscall.Kill(r.keeperOf(h), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) { // another one, that is there to take it off
+		if l := r.list(); len(l) == 1 && l[0].ID == g.ID && strings.Contains(l[0].Reason, "uninterruptible") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("no keeper takes it off: %+v%s", r.list(), r.logs())
+		}
+	}
+	out, err := r.run("inject", "--pid", fmt.Sprint(h.pid()), "--path", t.TempDir(), "io error=EIO op=fsync ttl=5m")
+	for _, want := range []string{"has been ending for 10s", "Nothing was grafted: try again", "--deadline"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("inject: %q, %v; want %q", out, err, want)
+		}
+	}
+	fs.ok("go")
+	h.is("ok late data", "result")
+	r.awaitOff(time.Minute, "the layer does not come off by itself")
+	same(t, before, h.snapshot())
+	h.stop()
+	fs.stop()
 }

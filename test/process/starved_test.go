@@ -164,6 +164,48 @@ func TestServerOutOfDescriptors(t *testing.T) {
 	same(t, before, h.snapshot())
 }
 
+// Before a server has no descriptor left it is on record, with what can be done: the target, which may have more, would not know why it gets EMFILE.
+func TestServerTellsOfFewDescriptors(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	h := r.start()
+	for i := range 40 {
+		r.write(fmt.Sprintf("f%d", i), "0123456789")
+	}
+	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=5m")
+	server := r.oneServer()
+	has, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", server))
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit(t, server, unix.RLIMIT_NOFILE, uint64(2*len(has)))
+	told := func() (n int) {
+		for _, e := range r.events() {
+			if e.Type == keeper.EventServer && e.Graft == g.ID && strings.Contains(e.Message, "CAP_SYS_RESOURCE") {
+				n++
+			}
+		}
+		return n
+	}
+	if n := told(); n != 0 {
+		t.Errorf("told of %d times with room", n)
+	}
+	opened := 0
+	for end := time.Now().Add(30 * time.Second); told() == 0; time.Sleep(100 * time.Millisecond) {
+		if opened < 40 && h.do("open f%d %s/f%d rdwr", opened, r.data, opened) != "EMFILE" {
+			opened++
+		}
+		if time.Now().After(end) {
+			t.Fatalf("nothing is told, with %d descriptors: %+v%s", descriptors(t, server), r.events(), r.logs())
+		}
+	}
+	if !strings.Contains(r.logs(), "CAP_SYS_RESOURCE") {
+		t.Errorf("not in the log:%s", r.logs())
+	}
+	limit(t, server, unix.RLIMIT_NOFILE, 4096)
+	r.recover(g)
+}
+
 // ENOMEM ends a Go process: with the agent, the keeper or the server gone for want of memory, the target goes on
 // without an error, its rules end or go on as after a kill, and the layer comes off.
 func TestOutOfMemory(t *testing.T) {
