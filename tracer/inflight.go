@@ -197,8 +197,24 @@ func peek(socket int) (fds []int, err error) {
 	return fds, nil
 }
 
+// closeWait is how long the closes of duplicates of other programs' files are waited for.
+const closeWait = 20 * time.Millisecond
+
+// closeFiles closes duplicates. Each close is told to a file system that wants to hear of it (flush in struct
+// file_operations), and one that does not answer, which may have nothing to do with the swap, must not hold it up.
 func closeFiles(fds []int) {
-	for _, fd := range fds {
-		_ = unix.Close(fd) // duplicates
+	if len(fds) == 0 {
+		return
+	}
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closeWait):
 	}
 }

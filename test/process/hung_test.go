@@ -1,6 +1,7 @@
 package process
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/test/programs"
+	"golang.org/x/sys/unix"
 )
 
 // hungfs mounts a file system that can hang, over a folder that it shows the files of; see test/hungfs.
@@ -99,6 +101,38 @@ func TestGraftWithAHungThread(t *testing.T) {
 			fs.stop()
 		})
 	}
+}
+
+// A file that is in flight between two other programs, and is looked at for that, may be of a file system that answers
+// no close: that is nothing to a graft elsewhere.
+func TestGraftBesideAHungClose(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	point, plain := filepath.Join(r.data, "hung"), filepath.Join(r.data, "plain")
+	if err := errors.Join(os.Mkdir(point, 0o755), os.Mkdir(plain, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	fs := r.hungfs(point)
+	h := r.start()
+	h.ok("open f %s rdwr", r.write("plain/f", "0123456789"))
+	sent, err := unix.Open(r.write("hung/sent", "data"), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = errors.Join(unix.Close(ends[0]), unix.Close(ends[1])) }()
+	if err := errors.Join(unix.Sendmsg(ends[0], []byte{1}, unix.UnixRights(sent), nil, 0), unix.Close(sent)); err != nil {
+		t.Fatal(err)
+	}
+	fs.ok("hang closes")
+	g := r.inject(h, plain, "io error=EIO op=fsync ttl=5m")
+	h.is("EIO", "fsync f")
+	r.recover(g)
+	h.is("ok 0123456789", "pread f 0 10")
+	fs.ok("go")
 }
 
 // G26: what lies under the layer hangs. The ungraft ends with words, other grafts of the target and ps are not held
