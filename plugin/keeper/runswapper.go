@@ -82,6 +82,7 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 	d := &deskOfSwapper{k: k, h: h, job: j, server: server}
 	if serverEnd >= 0 {
 		if err := server.call(callSwapper, swapperCall{Layer: h.ID, PID: cmd.Process.Pid, Moves: len(j.Reswap) > 0}, nil, serverEnd); err != nil {
+			k.lost(server, err) // so that an ungraft goes on with the next server, or with none
 			_ = cmd.Process.Kill()
 			return nil, errors.Join(err, awaitSwapper(cmd, nil))
 		}

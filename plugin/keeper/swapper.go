@@ -29,6 +29,8 @@ func RunSwapper(o SwapperOptions) error {
 	if err != nil {
 		return fmt.Errorf("swapper: %w", err)
 	}
+	// At the end of this, not of the process: that waits for closes of ours, which a file system may never answer.
+	defer func() { _ = conn.Close() }()
 	k := keeperLink{conn: conn}
 	var server graft.Server
 	if o.Server >= 0 {
@@ -36,6 +38,7 @@ func RunSwapper(o SwapperOptions) error {
 		if err != nil {
 			return fmt.Errorf("swapper: %w", err)
 		}
+		defer func() { _ = c.Close() }()
 		server = serverLink{conn: c}
 	}
 	var j job

@@ -35,6 +35,33 @@ func TestRecoverFromHungServer(t *testing.T) {
 	same(t, before, h.snapshot())
 }
 
+// So it is where the server hangs when its faults have ended already, and the swapper is about to begin.
+func TestServerHangsInMidUngraft(t *testing.T) {
+	r := newRig(t)
+	r.env = []string{failing("keeper ungraft", "stop:quiet")}
+	p := r.write("f", "0123456789")
+	h := r.start()
+	h.ok("open f %s rdwr", p)
+	before := h.snapshot()
+	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=5m")
+	done := make(chan error, 1)
+	go func() {
+		out, err := r.run("recover", g.ID)
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		done <- err
+	}()
+	_, resume := r.stoppedAt("keeper ungraft.quiet")
+	r.signal("server", syscall.SIGSTOP)
+	resume()
+	if err := <-done; err != nil {
+		t.Errorf("recover: %v%s", err, r.logs())
+	}
+	h.is("ok", "fsync f")
+	same(t, before, h.snapshot())
+}
+
 // A server that was stopped for longer than its keeper waits for an answer goes on, and so does its graft.
 func TestServerIsStoppedForAWhile(t *testing.T) {
 	t.Parallel()

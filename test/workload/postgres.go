@@ -243,10 +243,11 @@ func (p *Postgres) Check(ctx context.Context) error {
 	return errors.Join(bad...)
 }
 
-// slowStart are warnings of a machine that is busy with other things: a worker of
-// autovacuum began later than autovacuum_naptime after it was asked for, five
-// seconds here (AutoVacLauncherMain and AutoVacWorkerMain, src/backend/postmaster/autovacuum.c).
-var slowStart = regexp.MustCompile(`WARNING:  autovacuum worker (took too long to start; canceled|started without a worker entry)$`)
+// slow is what is said on a machine that is busy, or whose files are slow, as they are under faults. A worker of
+// autovacuum began later than autovacuum_naptime after it was asked for, five seconds here (AutoVacLauncherMain and
+// AutoVacWorkerMain, src/backend/postmaster/autovacuum.c). And one that has a table locked for longer than
+// deadlock_timeout, a second, gives way to who waits for it (ProcSleep, src/backend/storage/lmgr/proc.c).
+var slow = regexp.MustCompile(`WARNING:  autovacuum worker (took too long to start; canceled|started without a worker entry)$|ERROR:  canceling autovacuum task$`)
 
 // Complaints are lines of the server's log, from that byte on, of one of these severities.
 func (p *Postgres) Complaints(ctx context.Context, from int, severities ...string) ([]string, error) {
@@ -255,7 +256,7 @@ func (p *Postgres) Complaints(ctx context.Context, from int, severities ...strin
 		return nil, err
 	}
 	bad := regexp.MustCompile(`(?m)^.*\b(`+strings.Join(severities, "|")+`):.*$`).FindAllString(log[min(from, len(log)):], -1)
-	bad = slices.DeleteFunc(bad, slowStart.MatchString)
+	bad = slices.DeleteFunc(bad, slow.MatchString)
 	return bad[:min(len(bad), 5)], nil
 }
 
