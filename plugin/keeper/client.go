@@ -54,7 +54,7 @@ func (c *Client) Inject(ctx context.Context, t Target, req Request) (Graft, erro
 	}
 	t.StartTime = place.StartTime
 	key := keyOf(place)
-	patience := max(endWait, req.Limits.Deadline)
+	patience := max(endWait, req.Deadline)
 	for end := time.Now().Add(patience); ; {
 		if err := c.start(ctx, key, t); err != nil {
 			return Graft{}, err

@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	length = flag.Duration("length", 0, "how long the soak of the tests does steps, but each kind once; 0: not at all")
+	length = flag.Duration("length", time.Second, "how long the soak of the tests does steps, but each kind once; 0: not at all")
 	seed   = flag.Uint64("seed", 7, "seed of the soak of the tests")
 )
 
@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 // kills among them, under all three programs, and the whole checkpoint after them.
 func TestSoak(t *testing.T) {
 	if *length == 0 {
-		t.Skip("a soak is asked for: make soak, or -length 1s")
+		t.Skip("-length 0")
 	}
 	l := lab.RequireDatabases(t)
 	var out strings.Builder
