@@ -12,15 +12,23 @@ import (
 // A process in a frozen cgroup (a paused container) cannot run our code. One of
 // version 2 can even be stopped; one of version 1 is in uninterruptible sleep.
 
+// refrigerator is where a thread waits that version 1 has frozen, but for one that slept in a call that can be frozen itself, such
+// as nanosleep(2) (__refrigerator in kernel/freezer.c; TASK_FREEZABLE, Linux 6.1).
+const refrigerator = "__refrigerator"
+
 // errFrozen is a process that waits for its cgroup to be thawed.
 type errFrozen struct {
 	pid    int
 	comm   string
-	cgroup string
+	cgroup string // empty: no file says so, but a thread is in the refrigerator
 }
 
 func (e *errFrozen) Error() string {
-	return fmt.Sprintf("process %d (%s) is frozen by its cgroup %s: resume it first (a paused container: unpause it)", e.pid, e.comm, e.cgroup)
+	by := "frozen by its cgroup " + e.cgroup
+	if e.cgroup == "" {
+		by = "frozen (a thread waits in " + refrigerator + ") by a cgroup that cannot be seen from here"
+	}
+	return fmt.Sprintf("process %d (%s) is %s: resume it first (a paused container: unpause it)", e.pid, e.comm, by)
 }
 
 // freezer finds out whether processes are frozen. The zero value is ready.
@@ -36,7 +44,8 @@ type cgroupMount struct {
 	root, point string
 }
 
-// check returns an *errFrozen for a frozen process. What cannot be read freezes nothing that we could tell.
+// check returns an *errFrozen for a frozen process, or a thread. Where files do not tell, since hierarchies need not be mounted
+// here, its own sleep does: that is what our code would wait for.
 func (f *freezer) check(pid int, comm string) error {
 	text, err := readProc(procPath(pid, "cgroup"))
 	if err != nil {
@@ -46,7 +55,8 @@ func (f *freezer) check(pid int, comm string) error {
 	if !known {
 		if !f.read {
 			f.read = true
-			if info, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+			// Not of /proc/self: the main thread may be one that went to a target's mount namespace.
+			if info, err := os.ReadFile("/proc/thread-self/mountinfo"); err == nil {
 				f.mounts = parseCgroupMounts(info)
 			}
 		}
@@ -56,10 +66,16 @@ func (f *freezer) check(pid int, comm string) error {
 		}
 		f.known[string(text)] = frozen
 	}
-	if frozen != "" {
+	if frozen != "" || inRefrigerator(pid) {
 		return &errFrozen{pid, comm, frozen}
 	}
 	return nil
+}
+
+// inRefrigerator reports that a thread, of a process the first, is frozen.
+func inRefrigerator(tid int) bool {
+	where, _ := readProc(procPath(tid, "wchan")) // one that ended waits nowhere
+	return string(where) == refrigerator
 }
 
 // Frozen returns an error that says so if a process is frozen by its cgroup. comm is for the words.

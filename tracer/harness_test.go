@@ -62,6 +62,10 @@ func TestMain(m *testing.M) {
 		beTold()
 		return
 	}
+	if os.Getenv(frozenEnv) != "" {
+		lookFrozen()
+		return
+	}
 	code := m.Run()
 	if targetDir != "" {
 		_ = os.RemoveAll(targetDir)

@@ -8,11 +8,16 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 )
 
 // version is set by the Makefile from git describe.
 var version = "devel"
+
+// The main thread stays with the main goroutine: what a process looks like from outside, and in /proc/self, is what its main
+// thread is, and goroutines that go to a target's namespaces are to do so on threads that end with them, which a main thread does not.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	// Its signals are the real runtime's.
