@@ -195,6 +195,9 @@ type Options struct {
 	// Locked reports that somebody has such a lock, of Locks, on the object's file.
 	// It is asked while the processes run.
 	Locked func(*Object) bool
+	// InUse: the descriptions that Replace gives are used by others, such as a server, until those that they replace are not. So
+	// what they are like is asked within the stop.
+	InUse bool
 	// Settle is called for each description and its replacement while all its
 	// holders are stopped, right before the exchange, of many for two at a time. An error fails the swap.
 	Settle func(d *Description, fd int) error

@@ -97,10 +97,18 @@ func (x *transaction) settle() error {
 		if x.o.Settle != nil {
 			failed[i] = x.o.Settle(&it.Description, it.repl)
 		}
-		if failed[i] == nil && !it.live {
-			if err := it.carryOver(); err != nil {
-				it.err = err
-			}
+		if failed[i] != nil || it.live {
+			return
+		}
+		var err error
+		if x.o.InUse {
+			err = it.lookAtNew()
+		}
+		if err == nil {
+			err = it.carryOver()
+		}
+		if err != nil {
+			it.err = err
 		}
 	})
 	if i := slices.IndexFunc(failed, func(err error) bool { return err != nil }); i >= 0 {

@@ -2,6 +2,9 @@ package tracer_test
 
 import (
 	"testing"
+
+	"github.com/faultgraft/faultgraft/tracer"
+	"golang.org/x/sys/unix"
 )
 
 // TestSwapForthAndBack: G4, G5, G6, G8, G9, G10, G11, G12, G18, G25.
@@ -42,4 +45,39 @@ func TestSwapForthAndBack(t *testing.T) {
 			p.quit()
 		})
 	}
+}
+
+// A server goes on with the descriptions that are to be given back, until their program stands: what it did to offset and flags
+// does not come to the program.
+func TestReplacementIsInUse(t *testing.T) {
+	at := newPlace(t)
+	p := start(t, "target", "files", at.a, "20", "1")
+	s := newSwapper(t, at, p.pid())
+	before := state(t, p.pid())
+	swap(t, s.forward())
+	o := s.backward()
+	o.InUse = true
+	o.Step = func(step string) error {
+		if step != tracer.StepSeize {
+			return nil
+		}
+		for _, k := range s.kept {
+			if _, err := unix.Seek(k.was, 1000, unix.SEEK_SET); err != nil {
+				return err
+			}
+			flags, err := unix.FcntlInt(uintptr(k.was), unix.F_GETFL, 0)
+			if err == nil {
+				_, err = unix.FcntlInt(uintptr(k.was), unix.F_SETFL, flags^unix.O_APPEND)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	swap(t, o)
+	s.drop()
+	sameState(t, before, state(t, p.pid()))
+	p.check()
+	p.quit()
 }

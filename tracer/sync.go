@@ -45,8 +45,7 @@ func (it *item) manner(fd int) (m manner, err error) {
 	return m, nil
 }
 
-// lookAtNew takes note of what the new description is like: nobody but us has it, so that this
-// need not wait for the stop.
+// lookAtNew takes note of what the new description is like. That need not wait for the stop where nobody but us has it.
 func (it *item) lookAtNew() (err error) {
 	if it.Kind != Descriptor {
 		return nil

@@ -80,6 +80,8 @@ func (d *detachment) run(ctx context.Context) error {
 		Stopped: d.quiesce, Exchanged: d.takeOff, Step: d.step, Deadline: d.Deadline,
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,
+		// The server writes to the originals of files that are appended to, and gives them the flags that the target has set.
+		InUse: true,
 		// What was started from the layer must not depend on it any longer.
 		Executables: true,
 		GuardLocks: func(phase tracer.LockPhase, files []tracer.LockedFile, back bool) error {
