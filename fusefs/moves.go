@@ -141,8 +141,10 @@ func (l *Layer) awaitMove(cancel <-chan struct{}, n *node, by *fuse.InHeader) (s
 		if left <= 0 {
 			return false
 		}
-		if cancel == nil && traced(by.Pid) {
-			return l.stopped(by.Pid)
+		if cancel == nil {
+			if tracer, gone := tracerOf(by.Pid); gone || tracer != 0 {
+				return l.trusted.has(tracer)
+			}
 		}
 		if cancel == nil {
 			left = min(left, time.Millisecond)
@@ -158,20 +160,20 @@ func (l *Layer) awaitMove(cancel <-chan struct{}, n *node, by *fuse.InHeader) (s
 	}
 }
 
-// traced reports that a thread has a tracer, as those have that a swap stops, or is gone.
-func traced(tid uint32) bool {
+// tracerOf gives the thread that traces a thread, 0 for none, as that of a swapper does those that it stops.
+func tracerOf(tid uint32) (by uint32, gone bool) {
 	w := statusLine(tid, "TracerPid:")
-	return len(w) != 1 || w[0] != "0"
+	if len(w) != 1 {
+		return 0, true
+	}
+	n, err := strconv.ParseUint(w[0], 10, 32)
+	return uint32(n), err != nil
 }
 
 // stopped reports that a thread is traced by a swapper that is at work.
 func (l *Layer) stopped(tid uint32) bool {
-	w := statusLine(tid, "TracerPid:")
-	if len(w) != 1 {
-		return false
-	}
-	by, err := strconv.ParseUint(w[0], 10, 32)
-	return err == nil && by != 0 && l.trusted.has(uint32(by))
+	by, _ := tracerOf(tid)
+	return l.trusted.has(by)
 }
 
 // takeInUse is called when a swapper is about to put the files that it has prepared in the place

@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // release gives the threads back. What was exchanged stays, whatever happens.
@@ -125,27 +123,19 @@ func (x *transaction) reportHeld() {
 	x.report.Kept = x.s.heldReports(true)
 }
 
-// closePatience is how long the closes of our duplicates are waited for. One of a file system that does not answer takes for ever,
-// and the caller has to hear what was done.
+// closePatience is how long the closes of what was exchanged are waited for: the caller has to hear what was done.
 const closePatience = time.Second
 
 func (s *scanner) close() {
-	items := s.items
-	s.items = nil
-	closed := make(chan struct{})
-	go func() {
-		defer close(closed)
-		for _, it := range items {
-			_ = unix.Close(it.file) // duplicates: the last close of a file is not ours to judge
-			if it.repl >= 0 {
-				_ = unix.Close(it.repl)
-			}
+	var fds []int
+	for _, it := range s.items {
+		fds = append(fds, it.file)
+		if it.repl >= 0 {
+			fds = append(fds, it.repl)
 		}
-	}()
-	select {
-	case <-closed:
-	case <-time.After(closePatience):
 	}
+	s.items = nil
+	closeFiles(fds, closePatience)
 }
 
 // what names the objects of a job.

@@ -75,7 +75,7 @@ func (s *scanner) queuedFiles(h *heldSource, queued int) []heldReport {
 
 func (s *scanner) peekFiles(h *heldSource, socket, queued, depth int) (r []heldReport) {
 	fds, err := peek(socket)
-	defer closeFiles(fds)
+	defer closeFiles(fds, closeWait)
 	if err != nil {
 		if errors.Is(err, errQueueEmpty) { // received a moment ago
 			return nil
@@ -197,12 +197,12 @@ func peek(socket int) (fds []int, err error) {
 	return fds, nil
 }
 
-// closeWait is how long the closes of duplicates of other programs' files are waited for.
+// closeWait is how long the closes of other programs' files are waited for, which may have nothing to do with the swap.
 const closeWait = 20 * time.Millisecond
 
-// closeFiles closes duplicates. Each close is told to a file system that wants to hear of it (flush in struct
-// file_operations), and one that does not answer, which may have nothing to do with the swap, must not hold it up.
-func closeFiles(fds []int) {
+// closeFiles closes duplicates, of which the last close is not ours to judge, and waits for no longer than that. Each close is told
+// to a file system that wants to hear of it (flush in struct file_operations), and one that does not answer takes for ever.
+func closeFiles(fds []int, patience time.Duration) {
 	if len(fds) == 0 {
 		return
 	}
@@ -215,6 +215,6 @@ func closeFiles(fds []int) {
 	}()
 	select {
 	case <-closed:
-	case <-time.After(closeWait):
+	case <-time.After(patience):
 	}
 }
