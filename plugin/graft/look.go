@@ -172,13 +172,21 @@ func errWithinExec(pid int) error {
 // mayHave tells whether a process that cannot be looked at may be the target's: by its parents, and by its
 // cgroup, unless that is the one of this process. Neither of these files waits for an execve.
 func (t Target) mayHave(pid int, pids []int) bool {
-	for p, ok := pid, true; ok && p > 1; p, ok = parentOf(p) {
-		if p == t.PID || slices.Contains(pids, p) {
-			return true
-		}
+	if descendsFrom(pid, slices.Concat(pids, []int{t.PID})) {
+		return true
 	}
 	own, of, its := cgroupOf(os.Getpid()), cgroupOf(t.PID), cgroupOf(pid)
 	return !t.Tree && its != "" && its == of && its != own
+}
+
+// descendsFrom tells whether a process is one of those, or comes from one. It does not wait for an execve either.
+func descendsFrom(pid int, pids []int) bool {
+	for p, ok := pid, true; ok && p > 1; p, ok = parentOf(p) {
+		if slices.Contains(pids, p) {
+			return true
+		}
+	}
+	return false
 }
 
 func cgroupOf(pid int) string {
@@ -200,15 +208,20 @@ func CommOf(pid int) string {
 
 // parentOf reads a process's parent from its status file.
 func parentOf(pid int) (int, bool) {
+	ppid, err := strconv.Atoi(statusOf(pid, "PPid"))
+	return ppid, err == nil
+}
+
+// statusOf reads a field of a process's status file (proc_pid_status(5)), which does not wait for an execve; empty: it has ended.
+func statusOf(pid int, field string) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return 0, false // it has ended
+		return ""
 	}
 	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, "PPid:"); ok {
-			ppid, err := strconv.Atoi(strings.TrimSpace(v))
-			return ppid, err == nil
+		if v, ok := strings.CutPrefix(line, field+":"); ok {
+			return strings.TrimSpace(v)
 		}
 	}
-	return 0, false
+	return ""
 }

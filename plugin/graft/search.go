@@ -27,7 +27,7 @@ func swapEverywhere(ctx context.Context, t Target, o tracer.Options) (*tracer.Re
 	o.Processes = func() ([]int, error) {
 		if all {
 			all = false
-			return reachableProcesses()
+			return reachableProcesses(t)
 		}
 		near, err := t.Processes()
 		if err != nil {

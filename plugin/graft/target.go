@@ -207,10 +207,10 @@ func allProcesses() ([]int, error) {
 // back from. Left out are those that this process may not look into, because
 // they have capabilities that it lacks (ptrace(2), access mode checking), as an
 // init may have; and faultgraft's own, which hold layers for good reason.
-func reachableProcesses() ([]int, error) {
-	own, err := identify("/proc/self/exe")
+func reachableProcesses(t Target) ([]int, error) {
+	ours, err := newOwn()
 	if err != nil {
-		return nil, fmt.Errorf("look at the own binary: %w", err)
+		return nil, err
 	}
 	all, err := allProcesses()
 	if err != nil {
@@ -218,7 +218,7 @@ func reachableProcesses() ([]int, error) {
 	}
 	return looks.filter(all, func(pid int) bool {
 		exe, err := identifyOf(pid, "exe") // kernel threads have none
-		return err == nil && exe != own
+		return err == nil && !ours.has(pid, exe, t)
 	}), nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
-	"github.com/faultgraft/faultgraft/plugin/holder"
 )
 
 // Guard is a process of faultgraft that stands by a layer.
@@ -15,7 +14,7 @@ type Guard struct {
 	// StateDir is that of its keeper, as its mount namespace sees it; empty: it cannot be told.
 	StateDir string
 
-	own bool // the state directory is the client's, and the program too: what another version has open of the layer would be taken for the target's
+	own bool // the state directory is the client's
 }
 
 // GuardedLayer is a dead layer that was left alone, because somebody stands by it.
@@ -47,7 +46,7 @@ func (l GuardedLayer) String() string {
 // for one, and keeps its own dead layer so.
 func (c *Client) guards(o graft.Orphan) ([]Guard, error) {
 	pids, err := o.Guards(func(pid int) bool {
-		job, _ := jobOf(pid)
+		job, _ := graft.Job(pid)
 		return job != ""
 	})
 	if err != nil {
@@ -57,8 +56,8 @@ func (c *Client) guards(o graft.Orphan) ([]Guard, error) {
 	for _, pid := range pids {
 		g := Guard{PID: pid}
 		for at, depth := pid, 0; at > 1 && depth < 4 && g.StateDir == ""; depth++ { // the others descend from a keeper
-			_, g.StateDir = jobOf(at)
-			g.own = g.StateDir != "" && same(fmt.Sprintf("/proc/%d/root%s", at, g.StateDir), string(c.dir())) && same(fmt.Sprintf("/proc/%d/exe", pid), "/proc/self/exe")
+			_, g.StateDir = graft.Job(at)
+			g.own = g.StateDir != "" && same(fmt.Sprintf("/proc/%d/root%s", at, g.StateDir), string(c.dir()))
 			s, err := graft.ReadStat(at)
 			if err != nil {
 				break
@@ -68,30 +67,6 @@ func (c *Client) guards(o graft.Orphan) ([]Guard, error) {
 		guards = append(guards, g)
 	}
 	return guards, nil
-}
-
-// jobOf tells what a process does for faultgraft, empty for nothing, and for which state directory, where its arguments say that.
-func jobOf(pid int) (job, stateDir string) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil {
-		return "", "" // it has ended
-	}
-	args := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
-	switch {
-	case args[0] == holder.Name:
-		return "holder", ""
-	case len(args) < 2:
-		return "", ""
-	}
-	switch args[1] {
-	case "keeper", "server":
-		if len(args) > 3 && args[2] == "--state-dir" {
-			return args[1], args[3]
-		}
-	case "swap":
-		return args[1], ""
-	}
-	return "", ""
 }
 
 // same reports whether both are there, and one.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/holder"
 	"golang.org/x/sys/unix"
 )
@@ -30,9 +31,9 @@ func openProcess(pid int, is func() bool) (*process, error) {
 	return p, nil
 }
 
-// openJob takes hold of a process that has a job in faultgraft, see jobOf.
+// openJob takes hold of a process that has a job in faultgraft, see graft.Job.
 func openJob(pid int, job string) (*process, error) {
-	return openProcess(pid, func() bool { its, _ := jobOf(pid); return its == job })
+	return openProcess(pid, func() bool { its, _ := graft.Job(pid); return its == job })
 }
 
 func (p *process) ended() bool {

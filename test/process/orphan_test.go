@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -62,8 +63,15 @@ func TestOrphanedLayer(t *testing.T) {
 // the `recover` of another state directory, and by that of its own only with --all. The moment is held by a stop of the keeper, the
 // second one: the first had the connection open as well.
 func TestLayerThatSomebodyStandsBy(t *testing.T) {
-	for _, own := range []bool{false, true} {
-		t.Run(map[bool]string{false: "its keeper goes on", true: "its state directory recovers all"}[own], func(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		own, another bool
+	}{
+		{"its keeper goes on", false, false},
+		{"its state directory recovers all", true, false},
+		{"another version recovers all", true, true}, // what the keeper has open of the layer is not taken for the target's
+	} {
+		t.Run(c.name, func(t *testing.T) {
 			other, r := newRig(t), newRig(t)
 			const step = "reverting"
 			r.env = []string{failing("keeper ungraft", "stop:"+step)}
@@ -107,7 +115,11 @@ func TestLayerThatSomebodyStandsBy(t *testing.T) {
 			leftAlone(other, "recover", "--orphans")
 			leftAlone(other, "recover", "--all")
 			leftAlone(r, "recover", "--orphans")
-			if own {
+			if c.another {
+				r.install(binaries.faultgraft)
+			}
+			if c.own {
+				has := openOn(t, follower)
 				out, err := r.command("recover", "--all").CombinedOutput()
 				if err == nil || !strings.Contains(string(out), "recovered "+g.ID) { // the error is about the keeper that does not answer
 					t.Errorf("recover --all: %v: %s", err, out)
@@ -116,6 +128,9 @@ func TestLayerThatSomebodyStandsBy(t *testing.T) {
 					t.Errorf("recover --all leaves the layer: %s", out)
 				}
 				same(t, before, h.snapshot())
+				if is := openOn(t, follower); !slices.Equal(is, has) {
+					t.Errorf("its keeper has open\n%q, and had\n%q", is, has)
+				}
 			}
 			resume()
 			r.awaitUnmounted(h, time.Minute)
@@ -126,6 +141,25 @@ func TestLayerThatSomebodyStandsBy(t *testing.T) {
 			h.ok("lseek f 4")
 		})
 	}
+}
+
+// openOn lists what a process has open, with the mounts that it is on. None of it is asked for.
+func openOn(t *testing.T, pid int) (open []string) {
+	t.Helper()
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		b, err := os.ReadFile(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, mount, _ := strings.Cut(string(b), "mnt_id:\t")
+		mount, _, _ = strings.Cut(mount, "\n")
+		open = append(open, filepath.Base(fd)+" on "+mount)
+	}
+	return open
 }
 
 // stoppedAt waits for the process that stops itself at a failpoint, and gives what lets it go on.

@@ -1,0 +1,77 @@
+package graft
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/faultgraft/faultgraft/plugin/holder"
+)
+
+// Processes of faultgraft have layers open for good reason: who looks for what is to be moved off a layer passes them by. They
+// are not known by their executable alone, which an upgrade replaces while they run.
+
+// Job tells what a process does for faultgraft, empty for nothing, and for which state directory, where its arguments say that. They are
+// the same in all versions. Any process can have such arguments.
+func Job(pid int) (job, stateDir string) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return "", "" // it has ended
+	}
+	args := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
+	switch {
+	case args[0] == holder.Name:
+		return "holder", ""
+	case len(args) < 2:
+		return "", ""
+	}
+	switch args[1] {
+	case "keeper", "server":
+		if len(args) > 3 && args[2] == "--state-dir" {
+			return args[1], args[3]
+		}
+	case "swap":
+		if len(args) == 2 || strings.HasPrefix(args[2], "--") {
+			return args[1], ""
+		}
+	}
+	return "", ""
+}
+
+// own is what processes of faultgraft have in common with this one.
+type own struct{ exe, pids, users inode }
+
+func newOwn() (o own, err error) {
+	for link, to := range map[string]*inode{"exe": &o.exe, "ns/pid": &o.pids, "ns/user": &o.users} {
+		if *to, err = identify("/proc/self/" + link); err != nil {
+			return o, fmt.Errorf("look at this process: %w", err)
+		}
+	}
+	return o, nil
+}
+
+// has tells faultgraft's processes, whatever version they are of, from those that may be the target's. exe is what the process runs.
+// What a program can give itself, its arguments, counts only for root outside of containers. A privileged container that shares
+// the host's process ids is told by its mount namespace and its parents; what is root there, and gets rid of both, could kill the real ones as well.
+func (o own) has(pid int, exe inode, t Target) bool {
+	if exe != o.exe {
+		if job, _ := Job(pid); job == "" {
+			return false
+		}
+		if uid, ok := userOf(pid); !ok || uid != 0 {
+			return false
+		}
+	}
+	for link, want := range map[string]inode{"ns/pid": o.pids, "ns/user": o.users} {
+		if is, err := identifyOf(pid, link); err != nil || is != want {
+			return false
+		}
+	}
+	return (t.Tree || !t.inNamespace(pid)) && !descendsFrom(pid, []int{t.PID})
+}
+
+// userOf gives the effective user of a process, as this one sees it.
+func userOf(pid int) (uid int, ok bool) {
+	_, err := fmt.Sscanf(statusOf(pid, "Uid"), "%d %d", new(int), &uid)
+	return uid, err == nil
+}
