@@ -48,8 +48,14 @@ func (s *standIn) run() {
 		// Pages that the dead server had in its hands come once more; before Linux 6.9 (EINVAL) they do not.
 		_, _ = unix.Write(s.fd, fusefs.ResendNotification())
 	}
-	// A read must have room for the largest request (fuse_dev_do_read, fs/fuse/dev.c).
-	buf := make([]byte, 1<<20+1<<16)
+	// A read must have room for the largest request (fuse_dev_do_read, fs/fuse/dev.c), whose pages are there beforehand: while a request
+	// is copied to a keeper that is killed it gets none any more, and the kernel answers the request with EIO (see wholeReaders in fusefs).
+	buf, err := unix.Mmap(-1, 0, 1<<20+1<<16, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	if err != nil {
+		s.logger.Error("stand in for the dead server", "err", err)
+		return
+	}
+	defer func() { _ = unix.Munmap(buf) }()
 	for {
 		n, err := unix.Read(s.fd, buf)
 		switch {

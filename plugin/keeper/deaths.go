@@ -14,19 +14,23 @@ import (
 // A server that dies is replaced, but not for ever: after too many deaths the last one
 // takes the layers off. One that crashes by itself does so for what it does, a request
 // that is sent again to each that follows, say. One that is killed has done nothing:
-// whoever kills it may do so every second.
+// whoever kills it may do so every second. While none comes to serve, the target waits: that ends.
 const (
 	// maxCrashes is how often servers may crash one after the other, none of which has served for deathSpan.
 	maxCrashes = 3
-	// maxKills is how many may be killed within deathSpan: more comes of a lack of memory that kills each as it starts.
-	maxKills  = 30
-	deathSpan = 10 * time.Second
+	deathSpan  = 10 * time.Second
+	// maxUnserved is how many may die one after the other, however they do, none of which has served for serveSpan: more comes
+	// of a lack of memory that kills each as it starts. On a slow machine takeoverPatience comes first.
+	maxUnserved = 30
+	// serveSpan is how long a server answers requests that has done the target some good.
+	serveSpan = 100 * time.Millisecond
 )
 
 // deaths are those of the servers of one keeper.
 type deaths struct {
-	kills   []time.Time // within deathSpan
-	crashes int         // since one has served for deathSpan
+	crashes  int       // since one has served for deathSpan
+	unserved int       // since one has served for serveSpan
+	served   time.Time // when that one died
 }
 
 // count takes in the death of a server that had served for so long, and why it died. The error says that there were too many.
@@ -34,18 +38,22 @@ func (d *deaths) count(now time.Time, served time.Duration, why error) error {
 	if served >= deathSpan {
 		d.crashes = 0
 	}
+	if served >= serveSpan {
+		d.unserved = 0
+	} else {
+		d.unserved++
+	}
+	if served >= serveSpan || d.served.IsZero() {
+		d.served = now
+	}
 	if crashed(why) {
-		if d.crashes++; d.crashes > maxCrashes {
-			return fmt.Errorf("%d servers have crashed one after the other, none of the last %d has served for %v", d.crashes, maxCrashes, deathSpan)
-		}
-		return nil
+		d.crashes++
 	}
-	d.kills = append(d.kills, now)
-	for now.Sub(d.kills[0]) > deathSpan {
-		d.kills = d.kills[1:]
-	}
-	if n := len(d.kills); n > maxKills {
-		return fmt.Errorf("%d servers were killed within %v", n, deathSpan)
+	switch waits := now.Sub(d.served); {
+	case d.crashes > maxCrashes:
+		return fmt.Errorf("%d servers have crashed one after the other, none of the last %d has served for %v", d.crashes, maxCrashes, deathSpan)
+	case d.unserved > maxUnserved, waits > takeoverPatience:
+		return fmt.Errorf("%d servers have died one after the other within %v, none has served for %v", d.unserved, waits.Round(time.Second), serveSpan)
 	}
 	return nil
 }
@@ -80,11 +88,11 @@ func (k *keeper) bury(s *serverClient) (last, err error) {
 		k.last = nil
 	}
 	many := k.deaths.count(time.Now(), served, s.why)
-	if many == nil {
-		return k.last, nil
-	}
 	if k.last != nil {
-		return k.last, many
+		return k.last, fmt.Errorf("%w; the one that followed to take the layers off has died too", k.last)
+	}
+	if many == nil {
+		return nil, nil
 	}
 	k.last = many
 	for _, h := range k.grafts {

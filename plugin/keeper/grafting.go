@@ -144,7 +144,7 @@ func (k *keeper) rollBack(h *held) error {
 // detach runs an ungraft, and once more without the server if that was what it failed for.
 func (k *keeper) detach(h *held, j job, server *serverClient) (*graft.Report, error) {
 	rep, err := k.runSwapper(h, j)
-	for range maxKills {
+	for range maxFollowed {
 		if err == nil || j.Dead || server.alive() {
 			break
 		}

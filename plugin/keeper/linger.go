@@ -24,7 +24,7 @@ const (
 // end has the server let go of a layer that is nowhere mounted any more, and
 // reports whether it is still in use.
 func (k *keeper) end(id string, wait time.Duration) (lingers bool) {
-	for range maxKills {
+	for range maxFollowed {
 		server := k.settled()
 		if server == nil || !server.alive() {
 			return false

@@ -124,6 +124,18 @@ func (s *serverClient) alive() bool {
 	}
 }
 
+// hasDied tells, after a call that failed, whether it was by the server's death. A connection breaks before its process has ended.
+func (s *serverClient) hasDied(err error) bool {
+	var answered *wire.RemoteError
+	if !errors.As(err, &answered) && !errors.Is(err, context.DeadlineExceeded) {
+		select {
+		case <-s.dead:
+		case <-time.After(callDeadline):
+		}
+	}
+	return !s.alive()
+}
+
 func (s *serverClient) pid() int {
 	if s.cmd == nil {
 		return 0 // inherited: it is the parent

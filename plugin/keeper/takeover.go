@@ -23,10 +23,13 @@ const (
 	// answers. The greatest part of that is the holder's, which closes what the dead one had open.
 	restoreDeadline = 2 * time.Minute
 	resumeDeadline  = releaseDeadline + 30*time.Second
-	// takeoverPatience is how long new servers are started after a death that cannot follow, if one is not told by them why.
+	// takeoverPatience is how long new servers are started after a death that cannot follow, or die before they have served, if one is
+	// not told by them why.
 	takeoverPatience = 3 * time.Minute
 	// maxRefusals is how many servers may say that they cannot follow until it is believed.
 	maxRefusals = 3
+	// maxFollowed is how often something is tried once more because the server died meanwhile, and another followed.
+	maxFollowed = 30
 	// settleDeadline bounds the wait for a server that follows a dead one.
 	settleDeadline = 5 * time.Minute
 )
@@ -210,6 +213,9 @@ func (k *keeper) replace(dead *serverClient) (lost []*held, last bool, err error
 	}
 	refusals, pause := 0, 100*time.Millisecond
 	for {
+		if err := k.canBeFollowed(); err != nil {
+			return nil, false, err
+		}
 		s, lost, err := k.successor()
 		if err == nil {
 			text := fmt.Sprintf("the server has died (%s) and was replaced, %v; layers that go on: %d", dead.obituary(), time.Since(began).Round(time.Millisecond), len(e.Layers)-len(lost))
@@ -225,7 +231,7 @@ func (k *keeper) replace(dead *serverClient) (lost []*held, last bool, err error
 			return nil, false, err
 		}
 		if s != nil {
-			died := !s.alive()
+			died := s.hasDied(err)
 			k.discard(s)
 			k.returnClaim()
 			if died {
@@ -246,6 +252,19 @@ func (k *keeper) replace(dead *serverClient) (lost []*held, last bool, err error
 		time.Sleep(pause)
 		pause = min(2*pause, 2*time.Second)
 	}
+}
+
+// canBeFollowed fails if nobody has what the dead server had open.
+func (k *keeper) canBeFollowed() error {
+	e, _, err := k.left()
+	if err != nil {
+		return err
+	}
+	c, err := takeClaim(e)
+	if err == nil {
+		wire.CloseAll([]int{c.Read, c.Write})
+	}
+	return err
 }
 
 // took makes the one that follows the server.
