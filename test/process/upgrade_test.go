@@ -100,9 +100,19 @@ type recorded struct {
 
 func (r *rig) startRecorder(errors ...string) *recorder {
 	r.t.Helper()
+	return r.record([]string{"unshare", "--mount", "--propagation", "private"}, errors...)
+}
+
+// startRecorderIn has it be another process of a target.
+func (r *rig) startRecorderIn(h *holder, errors ...string) *recorder {
+	r.t.Helper()
+	return r.record([]string{"nsenter", "--target", fmt.Sprint(h.pid()), "--mount"}, errors...)
+}
+
+func (r *rig) record(start []string, errors ...string) *recorder {
+	r.t.Helper()
 	rec := &recorder{status: filepath.Join(r.t.TempDir(), "status")}
-	args := []string{"unshare", "--mount", "--propagation", "private", programs.MustGo(r.t, "test/soak/recorder"), r.data, rec.status}
-	rec.holder = r.launch(append(args, errors...)...)
+	rec.holder = r.launch(append(append(start, programs.MustGo(r.t, "test/soak/recorder"), r.data, rec.status), errors...)...)
 	r.t.Cleanup(func() { _ = rec.cmd.Process.Kill() }) // it does not end by itself
 	rec.await("works", func(s recorded) bool { return s.Operations > 100 })
 	return rec
