@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -149,4 +150,73 @@ func TestClosesHangInMidGraft(t *testing.T) {
 		t.Errorf("recover: %q, %v", out, err)
 	}
 	x.end()
+}
+
+// The target's server is killed meanwhile: its calls wait for another one, or are answered by it. Others go on, and when the file system answers the target's calls
+// end as ever, with its faults.
+func TestServerIsKilledWhereClosesHang(t *testing.T) {
+	x := newHungCloses(t)
+	x.inject(x.h, x.data, "io error=EIO op=fsync ttl=5m")
+	x.h.is("EIO", "fsync f")
+	server := x.serverOf(x.keeperOf(x.h))
+	x.fs.ok("hang closes")
+	if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	x.h.ok("behind f 4 6")
+	x.othersGoOn()
+	untraced(t, x.h.pid())
+	x.fs.ok("go")
+	x.h.is("ok 456789", "result")
+	x.h.is("EIO", "fsync f")
+	if out, err := x.run("recover", "--all"); err != nil {
+		t.Errorf("recover: %q, %v", out, err)
+	}
+	x.end()
+}
+
+// The target's keeper is killed meanwhile. It cannot end: its copies of the originals are closed then. So nobody hears of its death, the faults go on until their ttl,
+// and commands end with words. When the file system answers the layer comes off, and the target has all its files.
+func TestKeeperIsKilledWhereClosesHang(t *testing.T) {
+	x := newHungCloses(t)
+	g := x.inject(x.h, x.data, "io error=EIO op=fsync ttl=30s")
+	x.h.is("EIO", "fsync f")
+	pid := x.keeperOf(x.h)
+	x.fs.ok("hang closes")
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = fmt.Fprintln(x.fs.in, "go") }) // if the test has failed: else nothing could be cleaned up
+	words := fmt.Sprintf("(process %d) does not answer", pid)
+	if out, err := x.run("ps"); err == nil || !strings.Contains(err.Error(), words) || !strings.Contains(out, x.aside.ID) {
+		t.Errorf("ps: %q, %v; want %s", out, err, words)
+	}
+	if out, err := x.run("recover", g.ID); err == nil || !strings.Contains(err.Error(), words) {
+		t.Errorf("recover: %q, %v; want %s", out, err, words)
+	}
+	x.other.is("EIO", "fsync q")
+	for end := time.Now().Add(time.Minute); x.h.do("fsync f") != "ok"; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("faults do not end with their ttl")
+		}
+	}
+	untraced(t, x.h.pid())
+	x.fs.ok("go")
+	x.awaitUnmounted(x.h, time.Minute)
+	if out, err := x.run("recover", "--all"); err != nil {
+		t.Errorf("recover: %q, %v", out, err)
+	}
+	x.end()
+}
+
+// serverOf is the server that this keeper has started.
+func (r *rig) serverOf(keeper int) int {
+	r.t.Helper()
+	for _, pid := range r.processes("server") {
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)); err == nil && strings.Contains(string(b), fmt.Sprintf("\nPPid:\t%d\n", keeper)) {
+			return pid
+		}
+	}
+	r.t.Fatalf("keeper %d has no server", keeper)
+	return 0
 }
