@@ -46,21 +46,21 @@ start:
   mov d_size(%rip), %rsi
   mov $3, %edx
   mov $0x104022, %r10d
-  mov $-1, %r8
+  or $-1, %r8             # short for mov; it is used as -1 below, too
   xor %r9d, %r9d
   syscall
   cmp $-4096, %rax
   ja nomap
   mov %rax, %r13
+  mov %r8, 8(%r13)
+  mov %r8, 16(%r13)
   # block every signal: only needed if the tracer died before it did so itself
   mov $SYS_rt_sigprocmask, %eax
   mov $2, %edi
-  lea full(%rip), %rsi
+  lea 8(%r13), %rsi
   xor %edx, %edx
   mov $8, %r10d
   syscall
-  movq $-1, 8(%r13)
-  movq $-1, 16(%r13)
   # two pairs of AF_UNIX, SOCK_SEQPACKET|SOCK_CLOEXEC
   lea 8(%r13), %r12
 1:mov $SYS_socketpair, %eax
@@ -173,8 +173,8 @@ fini:
   mov 12(%r13), %r14d
   jmp 2f
 nomap:
-  mov $-1, %r12d          # there is nothing to close and to unmap
-  mov $-1, %r14d
+  or $-1, %r12d           # there is nothing to close and to unmap
+  or $-1, %r14d
   jmp 1f
 2:mov $SYS_munmap, %eax
   mov d_addr(%rip), %rdi
@@ -233,7 +233,6 @@ last:
   jmp *d_rip(%rip)
 
 .balign 8
-full:      .quad -1
 d_park:    .quad 0, 100000000 # 0.1 s
 # filled in by the tracer; the order is that of paraWords in parasite_amd64.go
 d_words:
