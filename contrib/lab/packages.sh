@@ -67,6 +67,7 @@ check() {
       command_from xz xz-utils
       command_from zstd zstd
       command_from lz4 lz4
+      [ -x /usr/sbin/criu ] || command_from criu criu # checkpoints are made in there
       ;;
     faultkernel) # to build the kernel with error injection
       c_compiler

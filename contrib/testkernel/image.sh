@@ -20,37 +20,50 @@ test_programs() {
     [ ! -d "$p/testdata" ] || cp -r "$p/testdata" "$root/src/$p/"
   done
   case " $* " in *' test/'*) CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$root/src/bin/faultgraft" ./cmd/faultgraft ;; esac
-  case " $* " in *'test/process '*) CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$root/src/bin/holder" ./test/holder ;; esac
+  case " $* " in *'test/process '* | *'test/kernel '*) CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$root/src/bin/holder" ./test/holder ;; esac
 }
 
-# lab_programs DIR: containerd, its shim, nerdctl, runc and the busybox image, as contrib/lab builds them
-lab_programs() {
-  local lab=${FAULTGRAFT_LAB:-${XDG_CACHE_HOME:-$HOME/.cache}/faultgraft/lab} p lib
-  contrib/lab/lab.sh build
-  contrib/lab/lab.sh image
-  mkdir -p "$1/opt/lab/bin"
-  for p in containerd containerd-shim-runc-v2 nerdctl runc; do
-    cp "$lab/bin/$p" "$1/opt/lab/bin/"
-  done
-  cp "$lab/img/busybox.tar" "$1/opt/lab/"
-  # runc is linked with libseccomp
-  for lib in $(ldd "$lab/bin/runc" | grep -o '/[^ ]*'); do
+# program ROOT PROGRAM FOLDER: copies it into the folder, and the libraries that it is linked with to where they are here
+program() {
+  local lib
+  mkdir -p "$1$3"
+  cp -L "$2" "$1$3/"
+  for lib in $(ldd "$2" 2>/dev/null | grep -o '/[^ ]*'); do # it fails for a static one
     mkdir -p "$1${lib%/*}"
     cp -L "$lib" "$1$lib"
   done
 }
 
-# unpack_debian FROM TO: the configuration and the modules that are used here; a kernel may have them built in
+# checkpoint_programs DIR: CRIU, and GNU's tar, by which it keeps the content of a tmpfs
+checkpoint_programs() {
+  program "$1" "$(command -v criu || echo /usr/sbin/criu)" /opt/lab/bin
+  program "$1" "$(command -v tar)" /opt/lab/bin # found before that of busybox
+}
+
+# lab_programs DIR: containerd, its shim, nerdctl, runc and the busybox image, as contrib/lab builds them
+lab_programs() {
+  local lab=${FAULTGRAFT_LAB:-${XDG_CACHE_HOME:-$HOME/.cache}/faultgraft/lab} p
+  contrib/lab/lab.sh build
+  contrib/lab/lab.sh image
+  for p in containerd containerd-shim-runc-v2 nerdctl runc; do
+    program "$1" "$lab/bin/$p" /opt/lab/bin
+  done
+  cp "$lab/img/busybox.tar" "$1/opt/lab/"
+}
+
+# unpack_debian FROM TO: the configuration and the modules that are used here, with numbers for the order in which they
+# need each other; a kernel may have them built in. From unix_diag on they are what CRIU asks for.
 unpack_debian() {
-  local m file
+  local m file name n=10
   cp "$1/config" "$2/boot/config-$(cat "$1/complete")"
-  for m in overlay fuse loop; do
+  for m in overlay fuse loop unix_diag inet_diag tcp_diag udp_diag raw_diag af_packet_diag netlink_diag libcrc32c nfnetlink nf_tables veth tun; do
     file=$(find "$1/modules" -name "$m.ko*" | head -1)
+    name=$2/lib/modules/$((n++))-$m.ko
     case $file in
       '') ;;
-      *.xz) xz -dc "$file" >"$2/lib/modules/$m.ko" ;;
-      *.zst) zstd -qdc "$file" >"$2/lib/modules/$m.ko" ;;
-      *) cp "$file" "$2/lib/modules/" ;;
+      *.xz) xz -dc "$file" >"$name" ;;
+      *.zst) zstd -qdc "$file" >"$name" ;;
+      *) cp "$file" "$name" ;;
     esac
   done
 }

@@ -99,7 +99,7 @@ for group in kernel other; do
   [ ${#mine[@]} -gt 0 ] || continue
   groups+=("$group:${mine[*]}")
   test_programs "$tmp/$group" "${mine[@]}"
-  case " ${mine[*]} " in *' test/kernel '*) lab_programs "$tmp/$group" ;; esac # containers
+  case " ${mine[*]} " in *' test/kernel '*) lab_programs "$tmp/$group"; checkpoint_programs "$tmp/$group" ;; esac # containers
   archive "$tmp/$group" >"$tmp/$group.cpio"
 done
 

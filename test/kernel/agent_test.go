@@ -1,5 +1,6 @@
 // Package kernel tests kernel faults from end to end: package kernel, runc and
-// containerd, in the emulated machine of contrib/testkernel.
+// containerd, in the emulated machine of contrib/testkernel. What else wants a kernel of
+// its own is here too: checkpoints (CRIU).
 package kernel
 
 import (

@@ -32,6 +32,12 @@ type container struct {
 // start runs sh -c script in a new container in the cgroup /tests/name.
 func start(t testing.TB, name, script string) *container {
 	t.Helper()
+	return startAs(t, name, script, func(*specs.Spec) {})
+}
+
+// startAs is start, with a specification that is changed before.
+func startAs(t testing.TB, name, script string, change func(*specs.Spec)) *container {
+	t.Helper()
 	c := &container{t: t, name: name, cgroup: "/tests/" + name, bundle: t.TempDir()}
 	root := filepath.Join(c.bundle, "rootfs")
 	for _, d := range []string{"bin", "proc", "sys", "dev", "tmp", "mnt", "out"} {
@@ -40,6 +46,7 @@ func start(t testing.TB, name, script string) *container {
 		}
 	}
 	spec := c.spec(script)
+	change(spec)
 	text, err := json.Marshal(spec)
 	if err != nil {
 		t.Fatal(err)
