@@ -29,7 +29,15 @@ func (s Stat) Ended() bool {
 	return s.State == 'X' || s.State == 'Z' && s.Threads <= 1
 }
 
-const pfKthread = 0x00200000 // PF_KTHREAD, include/linux/sched.h
+// Ending says that its first thread is about to end, or has ended, which that of a program in Go does with all others. It can stay so: at its
+// end a process closes what it has open.
+func (s Stat) Ending() bool { return s.State == 'X' || s.State == 'Z' || s.Flags&pfExiting != 0 }
+
+// Of include/linux/sched.h.
+const (
+	pfExiting = 0x00000004 // PF_EXITING
+	pfKthread = 0x00200000 // PF_KTHREAD
+)
 
 // ReadStat reads the stat file of a process; os.ErrNotExist: there is none of that id; ErrWithinExec: it cannot be had now.
 func ReadStat(pid int) (Stat, error) {

@@ -169,6 +169,9 @@ func (k *keeper) comingOff(path string) error {
 
 // changeRules does it, once more if the server died meanwhile and another follows it.
 func (k *keeper) changeRules(h *held, c Change, who string) (Graft, error) {
+	if err := k.served(); err != nil {
+		return Graft{}, fmt.Errorf("change the rules of graft %s: %w", h.ID, err)
+	}
 	server := k.settled()
 	if k.without(h, server) {
 		return Graft{}, fmt.Errorf("graft %s: its server has died, and the layer is being taken off", h.ID)

@@ -216,6 +216,16 @@ func (k *keeper) recover(id, why, who string) (Graft, error) {
 	}
 	k.mu.Unlock()
 	atUngraft.Pass("reverting")
+	failed := func(err error) (Graft, error) {
+		k.mu.Lock()
+		h.State, h.Reason = StateFailed, err.Error()
+		k.mu.Unlock()
+		k.later(id, why) // its rules have ended: nobody wants a layer without them
+		return Graft{}, err
+	}
+	if err := k.served(); err != nil && was != StateLingering {
+		return failed(err)
+	}
 	server := k.settled()
 	dead := k.without(h, server)
 	if !dead {
@@ -240,11 +250,7 @@ func (k *keeper) recover(id, why, who string) (Graft, error) {
 		rep, err = &graft.Report{}, nil
 	}
 	if err != nil {
-		k.mu.Lock()
-		h.State, h.Reason = StateFailed, err.Error()
-		k.mu.Unlock()
-		k.later(id, why) // its rules have ended: nobody wants a layer without them
-		return Graft{}, err
+		return failed(err)
 	}
 	k.mu.Lock()
 	h.Reason = why

@@ -85,6 +85,7 @@ type keeper struct {
 	swapper *os.Process
 	estate  *estateFile // what the server leaves if it dies; nil: nobody could follow it
 	deaths  deaths
+	blocked error // why no server can be started for now that follows a dead one
 	last    error // why the server that follows, or serves, has no rules and is there to have the layers taken off
 	// generation is that of the claim that servers of this keeper have (see package holder).
 	generation byte
@@ -342,6 +343,9 @@ func (k *keeper) log(e Event) {
 
 // running returns the server, started when there is none.
 func (k *keeper) running() (*serverClient, error) {
+	if err := k.served(); err != nil {
+		return nil, err
+	}
 	k.settled()
 	k.mu.Lock()
 	defer k.mu.Unlock()

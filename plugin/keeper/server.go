@@ -63,6 +63,7 @@ func RunServer(o ServerOptions) error {
 	over := make(chan struct{})
 	defer close(over)
 	go watchCrowd(over, s.crowded)
+	go closeAfter(over, os.Getppid(), conn)
 	err = conn.Serve(s.handle)
 	if err := s.decide(); err != nil {
 		return err
@@ -454,6 +455,9 @@ func (s *server) replaceKeeper(orphans []*servedLayer) error {
 	}
 	given()
 	s.newGuard(cmd.Process.Pid)
+	over := make(chan struct{})
+	defer close(over)
+	go closeAfter(over, cmd.Process.Pid, own)
 	err = own.Serve(s.handle)
 	werr := cmd.Wait()
 	if err == nil {

@@ -12,7 +12,7 @@ const startPatience = 10 * time.Second
 // errNotStarted: what is wrong, for a person. The kernel closes the copies of our close-on-exec files within execve(2) (do_close_on_exec,
 // fs/exec.c), and some may be originals of the target's files. A close of a file of a FUSE file system waits for its server, whatever
 // signal comes (fuse_flush of fs/fuse/file.c sets args.force; request_wait_answer of fs/fuse/dev.c; Linux 6.18).
-var errNotStarted = errors.New("no process can be started now, because a file system that the target has files of does not answer when a file is closed. It is done when that answers; the target runs on")
+var errNotStarted = errors.New("no process can be started now, because a file system that the target has files of does not answer when a file is closed. It is done when that answers")
 
 // starting has whoever starts a process, also one that was given up and has not come out of its execve yet: Go starts one at a time.
 var starting = make(chan struct{}, 1)

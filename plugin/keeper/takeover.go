@@ -83,6 +83,35 @@ func (k *keeper) settled() *serverClient {
 	}
 }
 
+// block puts down why no server can be started that follows a dead one, and reports whether that is new; nil: it can.
+func (k *keeper) block(why error) (first bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	first, k.blocked = k.blocked == nil, why
+	return first
+}
+
+// served waits as settled does, but fails as soon as it is seen that no server can be started for now: whoever asks for something gets words.
+func (k *keeper) served() error {
+	for end := time.Now().Add(settleDeadline); time.Now().Before(end); {
+		k.mu.Lock()
+		s, blocked := k.server, k.blocked
+		k.mu.Unlock()
+		if s == nil || s.alive() {
+			return nil
+		}
+		if blocked != nil {
+			return fmt.Errorf("the server has died, and calls on the layer wait for another: %w", blocked)
+		}
+		select {
+		case <-s.handled:
+			return nil
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
 // without: the layer of a graft has to be taken off without a server.
 func (k *keeper) without(h *held, s *serverClient) bool {
 	k.mu.Lock()
@@ -196,7 +225,8 @@ func (k *keeper) standIn(h *held) {
 // One that is killed on its way has died like any other. One that cannot start, or does not answer, may be
 // able to when the machine has more time or memory. One that says what it lacks is asked a few times.
 func (k *keeper) replace(dead *serverClient) (lost []*held, last bool, err error) {
-	began := time.Now()
+	died := time.Now()
+	began := died // of what patience counts
 	e, there, err := k.left()
 	if err == nil && !there {
 		err = errors.New("it had no holder")
@@ -211,6 +241,7 @@ func (k *keeper) replace(dead *serverClient) (lost []*held, last bool, err error
 	if err != nil {
 		return nil, false, err
 	}
+	defer k.block(nil)
 	refusals, pause := 0, 100*time.Millisecond
 	for {
 		if err := k.canBeFollowed(); err != nil {
@@ -218,7 +249,7 @@ func (k *keeper) replace(dead *serverClient) (lost []*held, last bool, err error
 		}
 		s, lost, err := k.successor()
 		if err == nil {
-			text := fmt.Sprintf("the server has died (%s) and was replaced, %v; layers that go on: %d", dead.obituary(), time.Since(began).Round(time.Millisecond), len(e.Layers)-len(lost))
+			text := fmt.Sprintf("the server has died (%s) and was replaced, %v; layers that go on: %d", dead.obituary(), time.Since(died).Round(time.Millisecond), len(e.Layers)-len(lost))
 			if why != nil {
 				text += fmt.Sprintf(", without rules, until they are taken off: %v", why)
 			}
@@ -231,10 +262,10 @@ func (k *keeper) replace(dead *serverClient) (lost []*held, last bool, err error
 			return nil, false, err
 		}
 		if s != nil {
-			died := s.hasDied(err)
+			ended := s.hasDied(err)
 			k.discard(s)
 			k.returnClaim()
-			if died {
+			if ended {
 				var many error
 				if why, many = k.bury(s); many != nil {
 					return nil, false, errors.Join(many, err)
@@ -243,7 +274,13 @@ func (k *keeper) replace(dead *serverClient) (lost []*held, last bool, err error
 			}
 		}
 		var refused *wire.RemoteError
-		if errors.As(err, &refused) {
+		switch {
+		case errors.Is(err, errNotStarted): // nor could a swapper be, to do without a server
+			if k.block(err) {
+				k.log(Event{Type: EventServer, Message: fmt.Sprintf("the server has died (%s), and calls wait for the next one: %v", dead.obituary(), err)})
+			}
+			began = time.Now()
+		case errors.As(err, &refused):
 			refusals++
 		}
 		if refusals == maxRefusals || time.Since(began) > takeoverPatience {
