@@ -201,6 +201,9 @@ type Options struct {
 	// Settle is called for each description and its replacement while all its
 	// holders are stopped, right before the exchange, of many for two at a time. An error fails the swap.
 	Settle func(d *Description, fd int) error
+	// MayWait says whether Settle may have to wait for a file system, or somebody else; with nil whether Step or Locks may, within the stop.
+	// Then they are called on another thread, which can be given up and costs some 80 µs each time. Not set: they may.
+	MayWait func(d *Description) bool
 	// GuardLocks, if set, keeps POSIX locks from others while they go over from
 	// the files that are exchanged to the new ones. It is called for each phase,
 	// with the locks of one process in full, though it has read locks at that
@@ -258,6 +261,12 @@ type Options struct {
 	// Deadline is how long all may take from the first thread seized to the last
 	// exchange begun. Default 2 s.
 	Deadline time.Duration
+	// Hung, if set, is told in words when the tracing thread has waited for seconds beyond the Deadline while processes stand, for something
+	// that only its death ends. It is to end this process, which lets them go with what they have by then; if it does not, it is told again. It
+	// is called on a goroutine of its own.
+	Hung func(what string)
+	// OwnProcess: this process does nothing but this swap, so that all its threads get a real-time priority while processes stand, not only those of tracer.
+	OwnProcess bool
 	// Budget is how long a process may have been stopped when its exchange begins;
 	// beyond it, its group is put back and the swap fails. 0 is no limit but the
 	// Deadline.

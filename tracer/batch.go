@@ -170,7 +170,7 @@ func (r *remote) drain() error {
 
 func (r *remote) message() (left int, err error) {
 	var msg [8]byte
-	w := wait{answer: true, socket: r.control}
+	w := wait{answer: true, socket: r.control, pulse: r.e.pulse}
 	for looks := 0; ; w.rest() {
 		n, _, err := unix.Recvfrom(r.control, msg[:], unix.MSG_DONTWAIT)
 		if err == nil && n == len(msg) {

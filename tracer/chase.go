@@ -29,10 +29,13 @@ func (x *transaction) catch(first bool) (caught, deferred, lost int, err error) 
 	}
 	members := candidates
 	x.e.left = nil
+	defer x.pulse.looking.Store(nil)
 	for _, p := range slices.Backward(candidates) {
 		if x.e.procs[p.pid] != nil || p.over {
 			continue
 		}
+		x.pulse.beat()
+		x.pulse.looking.Store(p)
 		match, wait := first, false
 		if !first {
 			if match, wait, err = x.holds(p); err != nil {

@@ -54,10 +54,11 @@ type engine struct {
 	left          []*process // that are still to be stopped
 	remotes       []*remote  // threads with code of ours, in the order in which they got it
 	insideSince   time.Time  // when a thread was first found in code of a dead tracer
+	pulse         *pulse
 }
 
-func newEngine(restart []syscall.Errno, lent *lenders) *engine {
-	return &engine{restartErrnos: restart, lent: lent, procs: map[int]*process{}}
+func (x *transaction) newEngine() *engine {
+	return &engine{restartErrnos: x.o.RestartErrnos, lent: x.lent, procs: map[int]*process{}, pulse: &x.pulse}
 }
 
 // seizeProcess seizes each thread of p that it does not hold yet, and asks it to
@@ -88,6 +89,7 @@ func (e *engine) seizeProcess(p *process) (int, error) {
 		if t := p.threads[tid]; t != nil && !t.gone {
 			continue
 		}
+		e.pulse.beat()
 		r.watch()
 		t, err := e.seizeThread(p, tid)
 		if err != nil {

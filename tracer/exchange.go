@@ -4,13 +4,23 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
 // exchangeGroup stops processes, exchanges what they have, and lets them go.
 func (x *transaction) exchangeGroup(members []*process) error {
-	x.e, x.jobs = newEngine(x.o.RestartErrnos, x.lent), nil
+	x.e, x.jobs = x.newEngine(), nil
 	x.stopping = time.Now()
+	x.pulse.standing.Store(true)
+	x.pulse.passing.Store(false)
+	x.s.within = func(what string, do func() error) error {
+		return x.early(what, func(*atomic.Bool) error { return do() })
+	}
+	defer func() {
+		x.pulse.standing.Store(false)
+		x.s.within = nil
+	}()
 	x.s.reset()
 	err := x.exchange(members)
 	if err == nil {
@@ -27,7 +37,9 @@ func (x *transaction) exchangeGroup(members []*process) error {
 	}
 	err = x.whyStuck(members, err)
 	rollback := x.rollback()
-	x.addSkipped()
+	if !x.asides.hung {
+		x.addSkipped()
+	}
 	if rollback != nil {
 		return fmt.Errorf("%w; and not all could be put back: %w; %w", err, rollback, ErrUnfinished)
 	}
@@ -60,59 +72,116 @@ func (x *transaction) exchange(members []*process) error {
 	if err != nil {
 		return err
 	}
-	if err := x.replace(); err != nil {
-		return err
-	}
-	if err := x.step(StepStopped); err != nil {
-		return err
-	}
-	if x.o.Stopped != nil && !x.undo {
-		if err := x.o.Stopped(); err != nil {
-			return fmt.Errorf("while all is stopped: %w", err)
+	if slices.ContainsFunc(x.s.items, (*item).unanswered) {
+		if err := x.early("new files for what came late", func(*atomic.Bool) error { return x.replace() }); err != nil {
+			return err
 		}
-		x.undo = true
 	}
-	if err := x.settle(); err != nil {
+	var jobs []*job
+	prepare := func(over *atomic.Bool) (err error) {
+		jobs, err = x.ready(all, over)
 		return err
 	}
-	all.dropRefused(x.s)
-	if err := x.requireAll(); err != nil {
+	if x.mayWait() {
+		err = x.early("prepare the exchange", prepare)
+	} else {
+		err = prepare(new(atomic.Bool))
+	}
+	if err != nil {
 		return err
 	}
-	if err := x.plan(all); err != nil {
-		return err
-	}
+	x.jobs = jobs
 	if len(x.e.order) > 0 {
 		x.report.Phases.Stop += time.Since(x.stopping)
 	}
 	return x.runJobs()
 }
 
+// How far Options.Stopped has come.
+const (
+	notBegun int32 = iota // or it failed
+	beginning
+	beginningDone
+)
+
+// mayWait: ready may have to wait for somebody else.
+func (x *transaction) mayWait() bool {
+	if x.o.MayWait == nil || x.o.Stopped != nil && x.begun.Load() == notBegun || x.o.MayWait(nil) {
+		return true
+	}
+	return slices.ContainsFunc(x.s.items, func(it *item) bool { return len(it.Holders) > 0 && it.repl >= 0 && x.o.MayWait(&it.Description) })
+}
+
+// errGivenUp is read by nobody.
+var errGivenUp = errors.New("it was given up")
+
+// ready does what is left to be done before code of ours runs in the processes. It begins nothing once over says that it was given up.
+func (x *transaction) ready(all *found, over *atomic.Bool) (jobs []*job, err error) {
+	if err := x.step(StepStopped); err != nil {
+		return nil, err
+	}
+	if x.o.Stopped != nil && x.begun.CompareAndSwap(notBegun, beginning) {
+		if over.Load() { // whoever gave up before this sees that it may have begun
+			x.begun.Store(notBegun)
+			return nil, errGivenUp
+		}
+		if err := x.o.Stopped(); err != nil {
+			x.begun.Store(notBegun)
+			return nil, fmt.Errorf("while all is stopped: %w", err)
+		}
+		x.begun.Store(beginningDone)
+	}
+	if err := x.settle(over); err != nil {
+		return nil, err
+	}
+	if over.Load() {
+		return nil, errGivenUp
+	}
+	all.dropRefused(x.s)
+	if err := x.requireAll(); err != nil {
+		return nil, err
+	}
+	return x.plan(all)
+}
+
 // settle makes the new descriptions what the old ones are, now that nobody uses these.
-func (x *transaction) settle() error {
+func (x *transaction) settle(over *atomic.Bool) error {
 	items := slices.DeleteFunc(slices.Clone(x.s.items), func(it *item) bool { return len(it.Holders) == 0 || it.repl < 0 })
+	at := &progress{items: items, begun: make([]atomic.Bool, len(items)), done: make([]atomic.Bool, len(items))}
+	x.settling.Store(at)
 	failed := make([]error, len(items))
 	spread(len(items), func(i int) {
-		it := items[i]
-		if x.o.Settle != nil {
-			failed[i] = x.o.Settle(&it.Description, it.repl)
-		}
-		if failed[i] != nil || it.live {
+		if over.Load() {
 			return
 		}
-		var err error
-		if x.o.InUse {
-			err = it.lookAtNew()
-		}
-		if err == nil {
-			err = it.carryOver()
-		}
-		if err != nil {
-			it.err = err
-		}
+		at.begun[i].Store(true)
+		failed[i] = x.settleOne(items[i])
+		at.done[i].Store(true)
 	})
 	if i := slices.IndexFunc(failed, func(err error) bool { return err != nil }); i >= 0 {
 		return fmt.Errorf("prepare the exchange of %s: %w", &items[i].Holders[0], failed[i])
+	}
+	return nil
+}
+
+func (x *transaction) settleOne(it *item) error {
+	if x.o.Settle != nil {
+		if err := x.o.Settle(&it.Description, it.repl); err != nil {
+			return err
+		}
+	}
+	if it.live {
+		return nil
+	}
+	var err error
+	if x.o.InUse {
+		err = it.lookAtNew()
+	}
+	if err == nil {
+		err = it.carryOver()
+	}
+	if err != nil {
+		it.err = err
 	}
 	return nil
 }

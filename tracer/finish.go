@@ -70,12 +70,28 @@ func (x *transaction) rollback() error {
 			errs = append(errs, fmt.Errorf("%s: %w", j.what(), err))
 		}
 	}
-	if x.undo && !x.done && x.o.Undo != nil {
-		if err := x.o.Undo(); err != nil {
-			errs = append(errs, fmt.Errorf("undo: %w", err))
-		}
+	if err := x.undo(); err != nil {
+		errs = append(errs, fmt.Errorf("undo: %w", err))
 	}
 	return errors.Join(append(errs, x.resumeAll())...)
+}
+
+// undo reverses Options.Stopped.
+func (x *transaction) undo() error {
+	if x.done || x.o.Undo == nil {
+		return nil
+	}
+	if x.begun.Load() == beginning { // and was given up
+		select {
+		case <-x.asides.left:
+		case <-time.After(hangPatience):
+			return errors.New("it is not known whether what is done while all is stopped was done: it has not come back")
+		}
+	}
+	if x.begun.Load() == notBegun {
+		return nil
+	}
+	return x.patiently("undo", x.o.Undo)
 }
 
 // addToReport adds what the exchange of a group did.

@@ -58,6 +58,10 @@ func TestMain(m *testing.M) {
 		swapAndDie()
 		return
 	}
+	if os.Getenv(hangEnv) != "" {
+		beHung()
+		return
+	}
 	if os.Getenv(toldEnv) != "" {
 		beTold()
 		return

@@ -243,5 +243,6 @@ func (x *transaction) guardLocks(phase LockPhase, files []LockedFile, back bool)
 			return err
 		}
 	}
-	return x.o.GuardLocks(phase, files, back)
+	x.pulse.passing.Store(phase != LocksKept)
+	return x.patiently("the locks' guard", func() error { return x.o.GuardLocks(phase, files, back) })
 }

@@ -16,7 +16,7 @@ type unit struct {
 }
 
 // plan spreads what was found over as few threads as can do it.
-func (x *transaction) plan(all *found) error {
+func (x *transaction) plan(all *found) (jobs []*job, err error) {
 	var units []unit
 	for _, t := range all.tables {
 		if len(t.slots) > 0 {
@@ -43,19 +43,19 @@ func (x *transaction) plan(all *found) error {
 		for len(mine) > 0 && p.alive() {
 			j, rest, err := assign(p, mine)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			if err := x.collectLocks(j); err != nil {
-				return err
+				return nil, err
 			}
-			x.jobs = append(x.jobs, j)
+			jobs = append(jobs, j)
 			mine = rest
 		}
 	}
-	if len(x.jobs) == 1 {
-		x.jobs[0].alone = true
+	if len(jobs) == 1 {
+		jobs[0].alone = true
 	}
-	return nil
+	return jobs, nil
 }
 
 // assign finds the thread that can exchange most of the units.

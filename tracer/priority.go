@@ -45,9 +45,10 @@ const (
 
 // lenders lend their priority. A nil one lends nothing.
 type lenders struct {
-	words []byte // of all locks, a shared map: their owners are threads of other processes
-	all   []*lender
-	next  int
+	words  []byte // of all locks, a shared map: their owners are threads of other processes
+	all    []*lender
+	next   int
+	others scheduling // how the other threads of this process were scheduled, if they were made real-time ones
 }
 
 // lender is a thread of ours that waits, for a borrower or as one for whose lock it waits.
@@ -60,15 +61,15 @@ type lender struct {
 }
 
 // lendPriority makes the calling OS thread a real-time one, which must end afterwards, and starts
-// those that lend. An error says why no priority can be lent; the thread has the priority that it had then.
-func lendPriority() (_ *lenders, err error) {
-	before, err := beRealTime(tracingPriority)
+// those that lend. With all every other thread of this process becomes a real-time one as well, until close. An error says why no priority can be lent; the thread has the priority that it had then.
+func lendPriority(all bool) (_ *lenders, err error) {
+	before, err := beRealTime(0, tracingPriority)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, before.restore())
+			err = errors.Join(err, before.restore(0))
 		}
 	}()
 	words, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
@@ -90,36 +91,72 @@ func lendPriority() (_ *lenders, err error) {
 		l.close()
 		return nil, errs
 	}
+	if all {
+		l.raiseOthers()
+	}
 	return l, nil
 }
 
-// scheduling is how the calling thread was scheduled before it became a real-time one; nil if nothing was changed.
+// raiseOthers gives the other threads of this process the priority of the tracing one: those that do half of its work (spread), and
+// that of Go's runtime which looks after system calls that take long. The latter marks the goroutine for a moment, and if a
+// normal program gets its processor in that moment, the tracing thread spins until it has one again (setBlockOnExitSyscall
+// in runtime/proc.go, Go 1.26).
+func (l *lenders) raiseOthers() {
+	tids, err := numbers("/proc/self/task")
+	if err != nil {
+		return // it takes longer without
+	}
+	for _, tid := range tids {
+		if was, err := setRealTime(tid, tracingPriority, 0); err == nil && was.was != nil { // and those that they start
+			l.others = was
+		}
+	}
+}
+
+// lowerOthers ends what raiseOthers did.
+func (l *lenders) lowerOthers() {
+	if l.others.was == nil {
+		return
+	}
+	tids, _ := numbers("/proc/self/task")
+	for _, tid := range tids {
+		if now, err := unix.SchedGetAttr(tid, 0); err == nil && now.Policy == unix.SCHED_FIFO && now.Priority == tracingPriority && tid != unix.Gettid() {
+			_ = l.others.restore(tid) // it may have ended
+		}
+	}
+}
+
+// scheduling is how a thread was scheduled before it became a real-time one; nil if nothing was changed.
 type scheduling struct{ was *unix.SchedAttr }
 
-// restore gives the calling thread that back.
-func (s scheduling) restore() error {
+// restore gives a thread that back, 0 for the calling one.
+func (s scheduling) restore(tid int) error {
 	if s.was == nil {
 		return nil
 	}
 	was := *s.was
 	was.Flags |= unix.SCHED_FLAG_RESET_ON_FORK // who may not have a priority may not take this off either (user_check_sched_setscheduler, kernel/sched/syscalls.c)
-	if err := unix.SchedSetAttr(0, &was, 0); err != nil {
+	if err := unix.SchedSetAttr(tid, &was, 0); err != nil {
 		return fmt.Errorf("the tracing thread keeps a real-time priority: %w", err)
 	}
 	return nil
 }
 
-// beRealTime gives the calling thread a priority, unless it has a higher one, and says what it had before.
-func beRealTime(priority uint32) (before scheduling, err error) {
-	now, err := unix.SchedGetAttr(0, 0)
+// beRealTime gives a thread of ours, 0 for the calling one, a priority, unless it has that or a higher one, and says what it had before.
+func beRealTime(tid int, priority uint32) (before scheduling, err error) {
+	return setRealTime(tid, priority, unix.SCHED_FLAG_RESET_ON_FORK)
+}
+
+func setRealTime(tid int, priority uint32, flags uint64) (before scheduling, err error) {
+	now, err := unix.SchedGetAttr(tid, 0)
 	if err != nil {
 		return before, fmt.Errorf("how this thread is scheduled (sched_getattr): %w", err)
 	}
 	if (now.Policy == unix.SCHED_FIFO || now.Policy == unix.SCHED_RR) && now.Priority >= priority {
 		return before, nil
 	}
-	a := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
-	if err := unix.SchedSetAttr(0, a, 0); err != nil {
+	a := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority, Flags: flags}
+	if err := unix.SchedSetAttr(tid, a, 0); err != nil {
 		return before, fmt.Errorf("no real-time priority (sched_setattr): %w; CAP_SYS_NICE is needed, and real-time processor time for the control group where the kernel has CONFIG_RT_GROUP_SCHED", err)
 	}
 	return scheduling{now}, nil
@@ -131,7 +168,7 @@ func (b *lender) serve(ready chan<- error) {
 	defer close(b.ended)
 	runtime.LockOSThread() // and never unlocked: it ends with a real-time priority
 	b.tid = unix.Gettid()
-	_, err := beRealTime(lentPriority)
+	_, err := beRealTime(0, lentPriority)
 	ready <- err
 	for err == nil && atomic.LoadUint32(b.wait) == 0 {
 		_, _, e := unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(b.wait)), futexWaitRequeuePI, 0, 0, uintptr(unsafe.Pointer(b.lock)), 0)
@@ -207,6 +244,7 @@ func (l *lenders) close() {
 	if l == nil {
 		return
 	}
+	l.lowerOthers()
 	for _, b := range l.all {
 		b.borrower = 0
 		atomic.StoreUint32(b.wait, 1) // it does not sleep again

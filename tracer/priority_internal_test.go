@@ -21,19 +21,19 @@ func TestPriorityIsGivenBack(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		before, err := beRealTime(tracingPriority)
+		before, err := beRealTime(0, tracingPriority)
 		if err != nil {
 			t.Log(err) // not allowed here: nothing is to be given back
 			return
 		}
-		again, err := beRealTime(tracingPriority)
+		again, err := beRealTime(0, tracingPriority)
 		if err != nil || again.was != nil {
 			t.Errorf("once more: %+v, %v", again, err)
 		}
 		if now, err := unix.SchedGetAttr(0, 0); err != nil || now.Policy != unix.SCHED_FIFO {
 			t.Errorf("%+v, %v", now, err)
 		}
-		if err := before.restore(); err != nil {
+		if err := before.restore(0); err != nil {
 			t.Error(err)
 		}
 		if now, err := unix.SchedGetAttr(0, 0); err != nil || now.Policy != had.Policy || now.Nice != had.Nice || now.Priority != 0 {

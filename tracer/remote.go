@@ -195,7 +195,7 @@ func (r *remote) boot(free []int) error {
 
 // meet waits until the code has opened its control sockets, and takes ours.
 func (r *remote) meet(g *getter, fd int) (err error) {
-	for w := (wait{}); ; w.rest() {
+	for w := (wait{pulse: r.e.pulse}); ; w.rest() {
 		if r.control, err = g.get(fd); err == nil {
 			return r.ours(r.control)
 		}
@@ -240,7 +240,7 @@ func (r *remote) passSignal(ws syscall.WaitStatus) syscall.Signal {
 
 // wait waits for the thread to stop or to end.
 func (r *remote) wait() (syscall.WaitStatus, error) {
-	for w := (wait{}); ; w.rest() {
+	for w := (wait{pulse: r.e.pulse}); ; w.rest() {
 		ws, none, err := waitThread(r.t.tid)
 		if err != nil || !none && (ws.Exited() || ws.Signaled()) {
 			r.t.gone, r.t.stopped = true, false
@@ -377,7 +377,7 @@ func (r *remote) parted() error {
 		return nil
 	}
 	var msg [8]byte
-	w := wait{answer: true, socket: r.control}
+	w := wait{answer: true, socket: r.control, pulse: r.e.pulse}
 	for looks := 0; looks < partingLooks; w.rest() {
 		n, _, err := unix.Recvfrom(r.control, msg[:], unix.MSG_DONTWAIT)
 		switch {

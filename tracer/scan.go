@@ -78,6 +78,8 @@ type scanner struct {
 	maps    map[int]*mapsText           // pid: its maps as they were last
 	types   map[uint64]string           // file system by mount id
 	skipped []ObjectReport
+	// within, while processes stand, has another thread do what may have to wait for a file system.
+	within func(what string, do func() error) error
 	heldScan
 }
 
@@ -318,6 +320,26 @@ func (s *scanner) itemOf(o *Object, file int) *item {
 	return it
 }
 
+// open opens a file of a target.
+func (s *scanner) open(path string, flags int) (file int, err error) {
+	if s.within == nil || flags&unix.O_PATH != 0 {
+		return unix.Open(path, flags, 0)
+	}
+	opened := make(chan int, 1) // who gave up does not wait for it
+	err = s.within("open "+path, func() error {
+		fd, err := unix.Open(path, flags, 0)
+		opened <- fd
+		return err
+	})
+	if err != nil {
+		return -1, err
+	}
+	return <-opened, nil
+}
+
+// unanswered: there is no new file yet, nor was one asked for.
+func (it *item) unanswered() bool { return !it.asked && len(it.Holders) > 0 }
+
 func newItem(o *Object, file int) *item {
 	return &item{Description: Description{Kind: o.Kind, Path: o.Path, Deleted: o.Deleted, MountID: o.MountID, Dev: o.Dev, Ino: o.Ino, Mode: o.Mode,
 		Flags: o.Flags &^ unix.O_CLOEXEC, File: file}, file: file, repl: -1, noFlags: o.Kind != Descriptor || o.Flags&unix.O_PATH != 0}
@@ -373,7 +395,7 @@ func (s *scanner) placeItem(o *Object, path string, flags int) (*item, error) {
 	key := placeKey{o.Kind, o.MountID, o.Dev, o.Ino, o.Path, o.Flags}
 	it := s.byPlace[key]
 	if it == nil {
-		file, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+		file, err := s.open(path, flags|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK)
 		if err != nil {
 			return nil, fmt.Errorf("open %s: %w", path, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -186,7 +187,7 @@ func (x *transaction) stop(members []*process) error {
 			return err
 		}
 		if first && x.o.Seized != nil {
-			if err := x.o.Seized(); err != nil {
+			if err := x.early("release what waits in a file system", func(*atomic.Bool) error { return x.o.Seized() }); err != nil {
 				return fmt.Errorf("after seizing: %w", err)
 			}
 		}
@@ -272,7 +273,7 @@ const slowStop = 2 * time.Millisecond
 // waitAll waits until every thread that was seized is stopped or gone. One that
 // sleeps in vfork is not waited for beyond what its child, which runs on, needs.
 func (x *transaction) waitAll() error {
-	for w := (wait{}); ; w.rest() {
+	for w := (wait{pulse: &x.pulse}); ; w.rest() {
 		waiting := 0
 		for _, p := range x.e.order {
 			before := waiting

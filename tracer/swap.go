@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +24,8 @@ const DefaultDeadline = 2 * time.Second
 // before the one that failed. The caller swaps these back, or tries again; the
 // same if it is an ErrUnfinished, of which nothing is known.
 //
-// The functions of o are called one at a time, on an OS thread of their own; of Settle two at a time.
+// The functions of o are called one at a time, on OS threads of their own; of Settle two at a time. While processes stand
+// they have until the deadline; one that has not returned by then is given up, and may come to its end later.
 // None of the processes may be a child that this process waits for meanwhile:
 // wait(2) in another thread would take the stops away (ptrace(2)).
 func Swap(ctx context.Context, o Options) (*Report, error) {
@@ -40,14 +42,19 @@ func Swap(ctx context.Context, o Options) (*Report, error) {
 		return nil, errors.New("swap: kcmp(2) does not work here: the kernel needs CONFIG_KCMP, a container's seccomp profile must allow it")
 	}
 	x := &transaction{ctx: ctx, o: &o, known: map[int]*process{}, found: map[int]*found{}, given: map[int][]givenDir{}}
-	x.s, x.e = newScanner(&o), newEngine(o.RestartErrnos, nil)
+	x.pulse.step.Store(new(string))
+	x.asides.late = make(chan struct{}, 1)
+	x.s = newScanner(&o)
+	x.e = x.newEngine()
 	var err error
 	onOwnThread(func() {
 		// sleeps of microseconds would take 50 more (PR_SET_TIMERSLACK(2const)); the thread ends with the swap.
 		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 		err = x.run()
 	})
-	x.s.close()
+	if !x.asides.hung { // else its files are in use, until this process ends
+		x.s.close()
+	}
 	x.waitDetached()
 	for _, p := range x.known {
 		p.close()
@@ -131,15 +138,20 @@ type transaction struct {
 	resumed    time.Time          // when the last group was let go
 	stopping   time.Time          // since when the present group is being stopped
 	jobs       []*job             // of the present group
-	undo       bool               // Stopped succeeded
+	begun      atomic.Int32       // how far Stopped has come
 	done       bool               // a group was let go with new files
 	given      map[int][]givenDir // by PID, of groups that were let go
 	left       []ObjectReport     // of processes that run: what is not swapped
 	undetached []int              // threads of groups that were let go, see thread.left
+	asides     asides
+	settling   atomic.Pointer[progress]
+	pulse      pulse
 	report     Report
 }
 
 func (x *transaction) step(name string) error {
+	x.pulse.beat()
+	x.pulse.step.Store(&name)
 	if err := x.alive(); err != nil {
 		return err
 	}
@@ -172,19 +184,29 @@ func (x *transaction) run() error {
 	if len(x.found) > 0 {
 		// Memory that the preparation has done with need not be faulted in, as new memory must.
 		runtime.GC() // a real-time thread would wait for normal ones
-		if x.lent, err = lendPriority(); err != nil {
+		if x.lent, err = lendPriority(x.o.OwnProcess); err != nil {
 			x.report.NoPriority = err.Error()
 		}
 		defer x.lent.close()
 	}
 	begun := time.Now()
 	x.deadline = begun.Add(x.o.Deadline)
+	if len(x.found) > 0 {
+		over := make(chan struct{})
+		defer close(over)
+		x.pulse.tid = unix.Gettid()
+		x.asides.helper = newHelper(x.lent != nil)
+		defer x.asides.close()
+		x.watch(over)
+	}
 	err = x.exchangeAll()
 	if len(x.report.Processes) > 0 {
 		x.report.Pause = x.resumed.Sub(begun)
 	}
-	x.reportRunning()
-	x.reportHeld()
+	if !x.asides.hung {
+		x.reportRunning()
+		x.reportHeld()
+	}
 	return err
 }
 
@@ -275,7 +297,7 @@ func (x *transaction) lookAtAll() error {
 // replace asks for new files for the items that have none yet.
 func (x *transaction) replace() error {
 	for _, it := range x.s.items {
-		if it.asked || len(it.Holders) == 0 {
+		if !it.unanswered() {
 			continue
 		}
 		if err := x.alive(); err != nil {
@@ -382,7 +404,13 @@ func (x *transaction) exchanged() error {
 	if x.o.Exchanged == nil {
 		return nil
 	}
-	if err := x.o.Exchanged(); err != nil {
+	err := error(nil)
+	if x.pulse.standing.Load() {
+		err = x.patiently("the last step", x.o.Exchanged)
+	} else {
+		err = x.o.Exchanged()
+	}
+	if err != nil {
 		return fmt.Errorf("when all was exchanged: %w", err)
 	}
 	return nil

@@ -27,10 +27,12 @@ type wait struct {
 	since  time.Time
 	looked time.Time
 	nap    pause
+	pulse  *pulse // what waits comes on
 }
 
 // rest lets time pass before what is waited for is looked for again.
 func (w *wait) rest() {
+	w.pulse.beat()
 	if w.since.IsZero() {
 		w.since = time.Now()
 		w.looked = w.since

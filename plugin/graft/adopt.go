@@ -180,6 +180,21 @@ func (a *adopter) settle(d *tracer.Description, fd int) error {
 	return nil
 }
 
+// mayWait: see tracer.Options. Of a file of a file system that is this kernel's alone the size is known here, and the server is asked
+// only for one whose size has changed meanwhile.
+func (a *attachment) mayWait(d *tracer.Description) bool {
+	if d == nil {
+		return false
+	}
+	if a.quick == nil {
+		a.quick = map[uint64]bool{}
+		for _, m := range a.place.mounts {
+			a.quick[uint64(m.ID)] = !mayHang(m)
+		}
+	}
+	return !a.quick[d.MountID]
+}
+
 // close lets go of what the swap kept; the target has its own.
 func (a *adopter) close() {
 	for _, d := range a.adopted {

@@ -24,6 +24,8 @@ type AttachOptions struct {
 	HandleIoctl uint
 	// Close, if set, is asked to close copies of files that would keep the target waiting if they could not be closed.
 	Close Closer
+	// Hung, if set, ends this process, which does nothing else, when the target would stand still for good: see tracer.Options.
+	Hung func(what string)
 	// Step is called before each step with its name; an error makes the graft roll back. For tests.
 	Step func(step string) error
 }
@@ -74,8 +76,8 @@ func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 		GuardLocks: func(phase tracer.LockPhase, files []tracer.LockedFile, back bool) error {
 			return a.Server.GuardLocks(phase, guarded(files, a.dev), back)
 		},
-		Stopped: a.mountLayer, Undo: a.unmountLayer, Settle: a.settle, Step: a.Step,
-		RequireAll: a.RequireAll, Deadline: a.Deadline, Budget: a.Budget,
+		Stopped: a.mountLayer, Undo: a.unmountLayer, Settle: a.settle, MayWait: a.mayWait, Step: a.Step,
+		RequireAll: a.RequireAll, Deadline: a.Deadline, Budget: a.Budget, Hung: a.Hung, OwnProcess: a.Hung != nil,
 	}
 	r, err := tracer.Swap(ctx, swap)
 	if err == nil || errors.Is(err, tracer.ErrPartly) || errors.Is(err, tracer.ErrUnfinished) {
@@ -122,6 +124,7 @@ type attachment struct {
 	fuse    fuseMount
 	procFD  int
 	dev     uint64
+	quick   map[uint64]bool // mounts of file systems that are this kernel's alone
 	visited map[uint64]bool // mounts below "/", of which the layer has copies by now
 	group   *peerGroup
 	groupFD int // root of the mount that left its group
@@ -268,7 +271,7 @@ func (a *attachment) revert() error {
 		group = a.group.clone
 	}
 	_, err := Detach(ctx, DetachOptions{
-		ID: a.ID, Target: a.Target, Server: a.Server, HandleIoctl: a.HandleIoctl, Deadline: a.Deadline,
+		ID: a.ID, Target: a.Target, Server: a.Server, HandleIoctl: a.HandleIoctl, Deadline: a.Deadline, Hung: a.Hung,
 		Layer: Layer{
 			Device: -1, Mount: a.fuse.mount, Backing: a.place.backing, Bottom: a.fuse.bottom, PeerGroup: group,
 			Info: LayerInfo{Path: a.place.path, Prefix: a.place.prefix, Dev: a.dev},

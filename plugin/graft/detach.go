@@ -34,6 +34,8 @@ type DetachOptions struct {
 	HandleIoctl uint
 	// Deadline bounds how long the target may be stopped; 0 means DefaultDeadline. There is no other limit: a layer has to come off.
 	Deadline time.Duration
+	// Hung, if set, ends this process, which does nothing else, when the target would stand still for good: see tracer.Options.
+	Hung func(what string)
 	// Step is called before each step with its name; an error makes the ungraft roll back. For tests.
 	Step func(step string) error
 }
@@ -77,7 +79,7 @@ type detachment struct {
 func (d *detachment) run(ctx context.Context) error {
 	swap := tracer.Options{
 		Match: d.match, Device: d.Layer.Info.Dev, Replace: d.original, Locks: d.locks, OwnLocks: d.locks, Locked: d.hasLocks, Settle: d.settle,
-		Stopped: d.quiesce, Exchanged: d.takeOff, Step: d.step, Deadline: d.Deadline,
+		MayWait: d.mayWait, Stopped: d.quiesce, Exchanged: d.takeOff, Step: d.step, Deadline: d.Deadline, Hung: d.Hung, OwnProcess: d.Hung != nil,
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,
 		// The server writes to the originals of files that are appended to, and gives them the flags that the target has set.
@@ -302,6 +304,14 @@ func (d *detachment) locks(o *tracer.Object) []tracer.Lock {
 		d.rep.Notes = append(d.rep.Notes, fmt.Sprintf("%s: its POSIX locks are lost: %v", o, err))
 	}
 	return locks
+}
+
+// mayWait: see tracer.Options. The server is asked for locks and for what was stored in maps, and for nothing else.
+func (d *detachment) mayWait(o *tracer.Description) bool {
+	if o == nil {
+		return !d.lockless
+	}
+	return o.Kind == tracer.Map && o.Flags&unix.O_ACCMODE == unix.O_RDWR
 }
 
 // settle brings what was written to a map since to the server: now nobody can

@@ -34,6 +34,8 @@ type ReswapOptions struct {
 	// HandleIoctl is the ioctl(2) request by which the layer tells the handle of an open file.
 	HandleIoctl uint
 	Limits
+	// Hung, if set, ends this process, which does nothing else, when the target would stand still for good: see tracer.Options.
+	Hung func(what string)
 	// Step is called before each step with its name; an error makes the swap roll back. For tests.
 	Step func(step string) error
 }
@@ -79,7 +81,7 @@ type lockKey struct {
 func (r *reswap) run(ctx context.Context) error {
 	swap := tracer.Options{
 		Match: r.match, Device: r.Layer.Info.Dev, Replace: r.replace, Locks: r.locks, OwnLocks: r.ownLocks,
-		Stopped: r.stopped, Undo: r.endKeeping, Exchanged: r.endKeeping, Settle: r.settle, Step: r.Step, Deadline: r.Deadline, Budget: r.Budget, RequireAll: r.RequireAll,
+		Stopped: r.stopped, Undo: r.endKeeping, Exchanged: r.endKeeping, Settle: r.settle, Step: r.Step, Deadline: r.Deadline, Budget: r.Budget, RequireAll: r.RequireAll, Hung: r.Hung, OwnProcess: r.Hung != nil,
 		Together: true, // see stopped
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,

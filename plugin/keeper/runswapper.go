@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
@@ -52,7 +53,7 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 	}
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.ExtraFiles = files
-	var said bytes.Buffer
+	var said speech
 	cmd.Stdout, cmd.Stderr = &said, &said
 	cmd.WaitDelay = time.Second
 	if err := startProcess(cmd); err != nil {
@@ -84,7 +85,7 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 		if err := server.call(callSwapper, swapperCall{Layer: h.ID, PID: cmd.Process.Pid, Moves: len(j.Reswap) > 0}, nil, serverEnd); err != nil {
 			k.lost(server, err) // so that an ungraft goes on with the next server, or with none
 			_ = cmd.Process.Kill()
-			return nil, errors.Join(err, awaitSwapper(cmd, nil))
+			return nil, errors.Join(err, awaitSwapper(cmd))
 		}
 	}
 	broke := conn.Serve(d.handle)
@@ -92,13 +93,15 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 		k.o.Logger.Warn("connection with the swapper broke", "err", broke)
 		_ = conn.Close() // it waits for an answer, and hears by this that none comes
 	}
-	var text string
-	err = awaitSwapper(cmd, func() { text = strings.TrimSpace(said.String()) })
+	err = awaitSwapper(cmd)
+	text, exit := said.text(), new(exec.ExitError)
 	switch {
 	case d.result == nil && isClosed(late):
 		return k.swapperDied(h, j, fmt.Errorf("the swapper did not come to its end within %v: a file system that it needed does not answer", swapperDeadline))
 	case d.result == nil && broke != nil:
 		return k.swapperDied(h, j, fmt.Errorf("connection with the swapper: %w", broke))
+	case d.result == nil && errors.As(err, &exit) && exit.ExitCode() == exitHung:
+		return k.swapperDied(h, j, fmt.Errorf("the swapper ended itself, to let the target go on: %s", text))
 	case d.result == nil:
 		return k.swapperDied(h, j, fmt.Errorf("the swapper died (%v) %s", err, text))
 	case d.result.Left:
@@ -125,19 +128,33 @@ const swapperGrace = 5 * time.Second
 // awaitSwapper waits for the end of a swapper, but not for ever: a request that a FUSE
 // server has read is waited for whatever signal comes (request_wait_answer,
 // fs/fuse/dev.c), and so is a file system that hangs. It is reaped when it ends.
-// ended, if set, is called when it has ended in time.
-func awaitSwapper(cmd *exec.Cmd, ended func()) error {
+func awaitSwapper(cmd *exec.Cmd) error {
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
 	select {
 	case err := <-done:
-		if ended != nil {
-			ended()
-		}
 		return err
 	case <-time.After(swapperGrace):
 		return errors.New("it does not end, because a file system does not answer")
 	}
+}
+
+// speech is what a process says, also one that does not end.
+type speech struct {
+	mu   sync.Mutex
+	said bytes.Buffer
+}
+
+func (s *speech) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.said.Write(b)
+}
+
+func (s *speech) text() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.TrimSpace(s.said.String())
 }
 
 func isClosed(c <-chan struct{}) bool {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/faultgraft/faultgraft/fusefs"
@@ -25,6 +27,8 @@ func RunSwapper(o SwapperOptions) error {
 	// It lives for milliseconds: no garbage collection while a target stands still.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(512 << 20)
+	// Calls that are made past Go's runtime keep its processor while they hang (see tracer's kcmp): two for those, one for who ends this process then.
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), 3))
 	conn, err := wire.FromDescriptor(o.Keeper)
 	if err != nil {
 		return fmt.Errorf("swapper: %w", err)
@@ -55,7 +59,7 @@ func RunSwapper(o SwapperOptions) error {
 	default:
 		res.Report, err = graft.Attach(context.Background(), graft.AttachOptions{
 			ID: j.Graft, Target: j.Target, Path: j.Path, Keeper: k, Server: server, HandleIoctl: fusefs.IoctlHandle,
-			Limits: j.Limits, Close: closeElsewhere, Step: j.step(k),
+			Limits: j.Limits, Close: closeElsewhere, Step: j.step(k), Hung: endHung,
 		})
 	}
 	if err != nil {
@@ -65,6 +69,16 @@ func RunSwapper(o SwapperOptions) error {
 		return fmt.Errorf("swapper: %w", err)
 	}
 	return nil
+}
+
+// exitHung is how a swapper ends that hangs while the target stands still.
+const exitHung = 7
+
+// endHung ends it: the kernel lets the threads of the target go then, and they go on with what they have. A swapper may die at any
+// moment, so its keeper does what it does then.
+func endHung(what string) {
+	fmt.Fprintln(os.Stderr, what)
+	os.Exit(exitHung)
 }
 
 // step is called by the swap before each of its steps. A swapper whose keeper has
@@ -124,7 +138,7 @@ func reswap(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 	}
 	return graft.Reswap(context.Background(), graft.ReswapOptions{
 		Target: j.Target, Layer: l, Files: j.Reswap, Keeper: k, Server: server, HandleIoctl: fusefs.IoctlHandle,
-		Limits: j.Limits, Step: j.step(k),
+		Limits: j.Limits, Step: j.step(k), Hung: endHung,
 	})
 }
 
@@ -164,7 +178,7 @@ func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 	}
 	return graft.Detach(context.Background(), graft.DetachOptions{
 		ID: j.Graft, Target: j.Target, Layer: l, Server: server, Adopted: adopted, Objects: objects, Locks: locks, Left: j.Left, HandleIoctl: handle,
-		Deadline: j.Deadline, Step: j.step(k),
+		Deadline: j.Deadline, Step: j.step(k), Hung: endHung,
 	})
 }
 

@@ -5,6 +5,7 @@
 //	hungfs FOLDER MOUNTPOINT    prints "ready", then obeys lines of its standard input:
 //	  hang                      reads wait from now on
 //	  hang closes               closes of files do
+//	  hang attributes           questions for attributes do
 //	  go                        they go on
 //
 // Each line is answered by "ok". With the end of its input it goes on with what hangs, and unmounts.
@@ -38,9 +39,9 @@ func run(folder, point string) error {
 	if err := syscall.Stat(folder, &st); err != nil {
 		return fmt.Errorf("stat %s: %w", folder, err)
 	}
-	g, closes := &gate{}, &gate{}
+	g, closes, attributes := &gate{}, &gate{}, &gate{}
 	data := &fs.LoopbackRoot{Path: folder, Dev: uint64(st.Dev)}
-	root := &node{LoopbackNode: &fs.LoopbackNode{RootData: data}, gate: g, closes: closes}
+	root := &node{LoopbackNode: &fs.LoopbackNode{RootData: data}, gate: g, closes: closes, attributes: attributes}
 	data.RootNode = root
 	server, err := fs.Mount(point, root, &fs.Options{MountOptions: fuse.MountOptions{AllowOther: true, DirectMount: true, FsName: "hungfs", Name: "hungfs"}})
 	if err != nil {
@@ -51,10 +52,12 @@ func run(folder, point string) error {
 	for in.Scan() {
 		g.set(in.Text() == "hang")
 		closes.set(in.Text() == "hang closes")
+		attributes.set(in.Text() == "hang attributes")
 		fmt.Println("ok")
 	}
 	g.set(false)
 	closes.set(false)
+	attributes.set(false)
 	return server.Unmount()
 }
 
@@ -87,16 +90,22 @@ func (g *gate) pass() {
 
 type node struct {
 	*fs.LoopbackNode
-	gate, closes *gate
+	gate, closes, attributes *gate
 }
 
 var (
 	_ fs.NodeOpener      = (*node)(nil)
+	_ fs.NodeGetattrer   = (*node)(nil)
 	_ fs.NodeWrapChilder = (*node)(nil)
 )
 
 func (n *node) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
-	return &node{LoopbackNode: ops.(*fs.LoopbackNode), gate: n.gate, closes: n.closes}
+	return &node{LoopbackNode: ops.(*fs.LoopbackNode), gate: n.gate, closes: n.closes, attributes: n.attributes}
+}
+
+func (n *node) Getattr(ctx context.Context, f fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	n.attributes.pass()
+	return n.LoopbackNode.Getattr(ctx, f, out)
 }
 
 func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
