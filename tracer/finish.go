@@ -83,7 +83,8 @@ func (x *transaction) undo() error {
 	}
 	if x.begun.Load() == beginning { // and was given up
 		select {
-		case <-x.asides.left:
+		case err := <-x.asides.left:
+			_ = err // what it was given up for is told already
 		case <-time.After(hangPatience):
 			return errors.New("it is not known whether what is done while all is stopped was done: it has not come back")
 		}

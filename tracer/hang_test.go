@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,19 +18,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+var buildHungFS = sync.OnceValues(func() (string, error) {
+	goTool, err := exec.LookPath("go")
+	if err != nil {
+		return "", fmt.Errorf("go is not installed: %w", err)
+	}
+	dir, err := buildTarget() // which is removed at the end
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(dir, "hungfs")
+	if out, err := exec.Command(goTool, "build", "-o", bin, "../test/hungfs").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build hungfs: %w\n%s", err, out)
+	}
+	return bin, nil
+})
+
 // silentFile is a file of a file system that can hang, see test/hungfs, which is told by tell.
 func silentFile(t *testing.T) (fd int, tell func(string)) {
 	t.Helper()
 	needRoot(t)
-	goTool, err := exec.LookPath("go")
+	bin, err := buildHungFS()
+	if errors.Is(err, exec.ErrNotFound) {
+		t.Skip(err)
+	}
 	if err != nil {
-		t.Skip("go is not installed")
+		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	bin, folder, point := filepath.Join(dir, "hungfs"), filepath.Join(dir, "folder"), filepath.Join(dir, "point")
-	if out, err := exec.Command(goTool, "build", "-o", bin, "../test/hungfs").CombinedOutput(); err != nil {
-		t.Fatalf("build hungfs: %v\n%s", err, out)
-	}
+	folder, point := filepath.Join(dir, "folder"), filepath.Join(dir, "point")
 	if err := errors.Join(os.Mkdir(folder, 0o755), os.Mkdir(point, 0o755), os.WriteFile(filepath.Join(folder, "f"), []byte("data"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +112,7 @@ func TestCallbackHangs(t *testing.T) {
 			fd, tell := silentFile(t)
 			at := newPlace(t)
 			p := start(t, "target", "files", at.a, "20", "3")
-			before := state(t, p.pid())
+			before := status(t, p.pid())
 			s := newSwapper(t, at, p.pid())
 			o := s.forward()
 			back := make(chan struct{}, 1)
@@ -121,8 +138,11 @@ func TestCallbackHangs(t *testing.T) {
 				t.Error("the file system has answered")
 			}
 			p.check()
-			if now := state(t, p.pid()); now != before {
+			if now := status(t, p.pid()); now != before {
 				t.Errorf("the target is\n%s\nand was\n%s", now, before)
+			}
+			if n := onMount(t, at.mntB, p.pid()); n > 0 {
+				t.Errorf("%d objects were swapped", n)
 			}
 			tell("go")
 			select {
