@@ -38,13 +38,13 @@ const mostClosed = 200
 
 // checkCloses fails if a file of the target that a swap would close cannot be closed now.
 func (a *attachment) checkCloses() error {
-	devices := map[inode]string{}
+	slow := map[inode]string{} // by device
 	for _, m := range a.place.mounts {
 		if mayHang(m) {
-			devices[inode{uint32(m.Major), uint32(m.Minor), 0}] = fmt.Sprintf("%s at %s", m.FSType, m.Mountpoint)
+			slow[inode{uint32(m.Major), uint32(m.Minor), 0}] = fmt.Sprintf("%s at %s", m.FSType, m.Mountpoint)
 		}
 	}
-	if len(devices) == 0 || a.Close == nil {
+	if len(slow) == 0 || a.Close == nil {
 		return nil
 	}
 	pids, err := a.Target.Swappable()
@@ -53,27 +53,19 @@ func (a *attachment) checkCloses() error {
 	}
 	var files []OpenFile
 	var names []string
-	seen := map[inode]int{}
+	seen := map[inode]bool{}
 	for _, pid := range pids {
 		dir := fmt.Sprintf("/proc/%d/fd", pid)
 		fds, _ := os.ReadDir(dir) // it may have ended
 		for _, e := range fds {
-			link, err := os.Readlink(filepath.Join(dir, e.Name()))
-			if _, below := a.place.relative(strings.TrimSuffix(link, " (deleted)")); err != nil || !below {
-				continue
-			}
-			i, err := identify(filepath.Join(dir, e.Name())) // asks no file system
-			fs, slow := devices[inode{i.major, i.minor, 0}]
-			if err != nil || !slow || seen[i] > 0 {
-				continue
-			}
-			seen[i]++
+			i, path, fs := a.closesOn(slow, filepath.Join(dir, e.Name()))
 			fd, err := strconv.Atoi(e.Name())
-			if err != nil {
-				return err
+			if err != nil || fs == "" || seen[i] {
+				continue
 			}
+			seen[i] = true
 			files = append(files, OpenFile{pid, fd})
-			names = append(names, fmt.Sprintf("descriptor %d of process %d (%s, on %s)", fd, pid, link, fs))
+			names = append(names, fmt.Sprintf("descriptor %d of process %d (%s, on %s)", fd, pid, path, fs))
 		}
 	}
 	files = slices.Clip(files[:min(len(files), mostClosed)])
@@ -88,6 +80,18 @@ func (a *attachment) checkCloses() error {
 		return fmt.Errorf("%s cannot be closed: that file system does not answer. Nothing was changed; try again when it does", names[closed])
 	}
 	return nil
+}
+
+// closesOn tells which file below the path a link of /proc/PID/fd leads to, and on which of the slow file systems it is; fs is empty for any other.
+func (a *attachment) closesOn(slow map[inode]string, link string) (i inode, path, fs string) {
+	path, err := os.Readlink(link)
+	if _, below := a.place.relative(strings.TrimSuffix(path, " (deleted)")); err != nil || !below {
+		return i, path, ""
+	}
+	if i, err = identify(link); err != nil { // asks no file system
+		return i, path, ""
+	}
+	return i, path, slow[inode{i.major, i.minor, 0}]
 }
 
 // CloseCopies is a Closer that may be stuck for ever. It calls done after each file.
