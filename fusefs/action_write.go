@@ -47,7 +47,7 @@ func copied(data []byte) []byte {
 
 // store writes data at the operation's place.
 func (w *write) store(data []byte) (n int, err error) {
-	if w.h.flags.Load()&unix.O_DIRECT != 0 || w.back && w.h.flags.Load()&unix.O_APPEND != 0 {
+	if w.h.flags.Load()&unix.O_DIRECT != 0 || w.back && w.h.needsAlias() {
 		if _, err := w.h.alias(true); err != nil { // opened by us, not by the caller
 			return 0, err
 		}

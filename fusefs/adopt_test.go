@@ -1,6 +1,7 @@
 package fusefs_test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -408,5 +409,37 @@ func TestAdoptedFlagsChangeBeforeTheExchange(t *testing.T) {
 	must(t, err)
 	if got, err := os.ReadFile(b.under("f")); err != nil || string(got) != "01AB456789" {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// Where a layer comes off, the description below is the program's again, with the flags that it has set meanwhile, before the last
+// pages of its maps are written. They go to their places, not to the end, and whether or not O_DIRECT wants them aligned.
+func TestPagesAreWrittenWhereTheFileAppendsBelow(t *testing.T) {
+	const size = 3 * 4096
+	for name, flags := range map[string]int{"O_APPEND": unix.O_APPEND, "O_APPEND and O_DIRECT": unix.O_APPEND | unix.O_DIRECT} {
+		t.Run(name, func(t *testing.T) {
+			b := over(t, setup{direct: true})
+			content := bytes.Repeat([]byte{'a'}, size)
+			b.write("f", string(content))
+			orig := b.below("f", unix.O_RDWR)
+			file, _ := b.adopt(orig, "f", unix.O_RDWR, fusefs.Adoption{})
+			_, err := unix.Pwrite(file, []byte("a"), 0) // the layer knows the flags
+			must(t, err)
+			mem, err := unix.Mmap(file, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+			must(t, err)
+			defer func() { _ = unix.Munmap(mem) }()
+			if _, err = unix.FcntlInt(uintptr(orig), unix.F_SETFL, flags); err != nil {
+				t.Skipf("the file system below: %v", err)
+			}
+			for at := 100; at < size; at += 4096 {
+				mem[at], content[at] = 'b', 'b'
+			}
+			must(t, unix.Msync(mem, unix.MS_SYNC))
+			got, err := os.ReadFile(b.under("f"))
+			must(t, err)
+			if !bytes.Equal(got, content) {
+				t.Errorf("of %d bytes with 3 b there are %d with %d", size, len(got), bytes.Count(got, []byte{'b'}))
+			}
+		})
 	}
 }

@@ -1,6 +1,8 @@
 package fusefs
 
 import (
+	"sync"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -185,13 +187,7 @@ func (l *Layer) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 func (h *handle) write(data []byte, off int64, flags uint32, back, whole bool, s *ledgerSlot, by *fuse.InHeader) (n int, err error) {
 	if back {
 		s.begin(by, inodeID{}, inodeID{})
-		fd := h.fd
-		if h.flags.Load()&(unix.O_APPEND|unix.O_DIRECT) != 0 {
-			if fd, err = h.alias(true); err != nil {
-				return 0, err
-			}
-		}
-		return pwrite(fd, data, off, 0)
+		return h.writeBack(data, off)
 	}
 	h.follow(flags)
 	rwf, have := h.syncing(flags), h.flags.Load()
@@ -214,6 +210,40 @@ func (h *handle) write(data []byte, off int64, flags uint32, back, whole bool, s
 	reach(placeDone, by)
 	return n, err
 }
+
+// writeBack writes pages of a map at their place. The flags that we know of the description do not say whether a write to it appends:
+// where a layer comes off it is the program's again, which may have set O_APPEND since it last wrote, before all pages are written.
+func (h *handle) writeBack(data []byte, off int64) (n int, err error) {
+	fd, rwf := h.fd, unix.RWF_NOAPPEND
+	if h.needsAlias() {
+		if fd, err = h.alias(true); err != nil {
+			return 0, err
+		}
+		rwf = 0
+	}
+	n, err = pwrite(fd, data, off, rwf)
+	if err == unix.EINVAL && rwf != 0 { // O_DIRECT has come in the same way
+		if fd, err = h.alias(true); err != nil {
+			return 0, err
+		}
+		n, err = pwrite(fd, data, off, 0)
+	}
+	return n, err
+}
+
+// needsAlias: pages cannot be written back through the description itself.
+func (h *handle) needsAlias() bool { return h.flags.Load()&unix.O_DIRECT != 0 || !neverAppends() }
+
+// neverAppends: a write can say that it does not append, whatever its file's flags are (RWF_NOAPPEND, Linux 6.9).
+var neverAppends = sync.OnceValue(func() bool {
+	fd, err := unix.MemfdCreate("faultgraft-noappend", unix.MFD_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = unix.Close(fd) }() // nothing was written that matters
+	_, err = unix.Pwritev2(fd, [][]byte{{0}}, 0, unix.RWF_NOAPPEND)
+	return err == nil
+})
 
 // syncing are the flags of pwritev2(2) RWF_DSYNC and RWF_SYNC, which arrive as flags that the file does not have.
 func (h *handle) syncing(flags uint32) int {
