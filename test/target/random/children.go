@@ -2,8 +2,10 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -28,8 +30,32 @@ func (w *worker) startProgram(f *file, d *desc) {
 		first = int(f.data[0])
 	}
 	w.note(f, "a program is started with %d, close-on-exec %v", s.fd, s.cloexec)
-	out, err := exec.Command("/proc/self/exe", "started", fmt.Sprint(s.fd), fmt.Sprint(offset), fmt.Sprint(first)).CombinedOutput()
+	out, err := said(exec.Command("/proc/self/exe", "started", fmt.Sprint(s.fd), fmt.Sprint(offset), fmt.Sprint(first)))
 	w.ok(err, "a program that was started: %s", out)
+}
+
+// said is exec.Cmd.CombinedOutput with a pipe above all slots. In the child syscall.forkExec puts descriptors of its own, which
+// are close-on-exec, at the numbers after the highest one that it is given, whatever is open there (forkAndExecInChild1, "pass 1").
+func said(c *exec.Cmd) (out []byte, err error) {
+	from, to, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = from.Close() }() // only read
+	above, err := fcntl(int(to.Fd()), unix.F_DUPFD_CLOEXEC, aboveSlots)
+	_ = to.Close() // nothing was written
+	if err != nil {
+		return nil, err
+	}
+	pipe := os.NewFile(uintptr(above), "pipe")
+	c.Stdout, c.Stderr = pipe, pipe
+	err = c.Start()
+	_ = pipe.Close() // nor here
+	if err != nil {
+		return nil, err
+	}
+	out, err = io.ReadAll(from)
+	return out, errors.Join(err, c.Wait())
 }
 
 // started is that program.
@@ -50,7 +76,7 @@ func started(args []string) int {
 		return 0
 	}
 	if got != want || err != nil {
-		fmt.Printf("offset %d, not %d: %v", got, want, err)
+		fmt.Printf("offset %d, not %d: %v; %s", got, want, err, later(fd))
 		return 2
 	}
 	b := make([]byte, 1)
@@ -59,6 +85,19 @@ func started(args []string) int {
 		return 3
 	}
 	return 0
+}
+
+// later tells whether a descriptor that was not right is so for good, and what there is beside it.
+func later(fd int) string {
+	time.Sleep(100 * time.Millisecond)
+	at, err := unix.Seek(fd, 0, 1)
+	list, _ := os.ReadDir("/proc/self/fd") // no more than what else there is to say
+	var have []string
+	for _, e := range list {
+		link, _ := os.Readlink("/proc/self/fd/" + e.Name())
+		have = append(have, e.Name()+" "+link)
+	}
+	return fmt.Sprintf("100 ms later %d: %v; it has %s", at, err, strings.Join(have, ", "))
 }
 
 const (

@@ -25,6 +25,7 @@ const (
 	listings       = 3
 	listed         = 150 // entries of the folder "list"
 	highNumbers    = 512 // and above: for dup3
+	aboveSlots     = highNumbers + files*maxDescs*maxSlots
 )
 
 // The model: what each object must be. A file's lock is held over each operation on
