@@ -214,21 +214,16 @@ func (h *handle) write(data []byte, off int64, flags uint32, back, whole bool, s
 // writeBack writes pages of a map at their place. The flags that we know of the description do not say whether a write to it appends:
 // where a layer comes off it is the program's again, which may have set O_APPEND since it last wrote, before all pages are written.
 func (h *handle) writeBack(data []byte, off int64) (n int, err error) {
-	fd, rwf := h.fd, unix.RWF_NOAPPEND
-	if h.needsAlias() {
-		if fd, err = h.alias(true); err != nil {
-			return 0, err
+	if !h.needsAlias() {
+		if n, err = pwrite(h.fd, data, off, unix.RWF_NOAPPEND); err != unix.EINVAL { // O_DIRECT has come in the same way
+			return n, err
 		}
-		rwf = 0
 	}
-	n, err = pwrite(fd, data, off, rwf)
-	if err == unix.EINVAL && rwf != 0 { // O_DIRECT has come in the same way
-		if fd, err = h.alias(true); err != nil {
-			return 0, err
-		}
-		n, err = pwrite(fd, data, off, 0)
+	fd, err := h.alias(true)
+	if err != nil {
+		return 0, err
 	}
-	return n, err
+	return pwrite(fd, data, off, 0)
 }
 
 // needsAlias: pages cannot be written back through the description itself.
