@@ -36,7 +36,7 @@ func newHelper(realTime bool) *helper {
 		runtime.LockOSThread() // and never unlocked: it ends with its priority
 		h.tid.Store(int64(unix.Gettid()))
 		if realTime {
-			_, _ = beRealTime(0, tracingPriority) // the tracing thread waits for it
+			_, _ = beRealTime(tracingPriority) // the tracing thread waits for it
 		}
 		for f := range h.work {
 			h.done <- f()

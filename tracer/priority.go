@@ -63,7 +63,7 @@ type lender struct {
 // lendPriority makes the calling OS thread a real-time one, which must end afterwards, and starts
 // those that lend. With all every other thread of this process becomes a real-time one as well, until close. An error says why no priority can be lent; the thread has the priority that it had then.
 func lendPriority(all bool) (_ *lenders, err error) {
-	before, err := beRealTime(0, tracingPriority)
+	before, err := beRealTime(tracingPriority)
 	if err != nil {
 		return nil, err
 	}
@@ -142,11 +142,12 @@ func (s scheduling) restore(tid int) error {
 	return nil
 }
 
-// beRealTime gives a thread of ours, 0 for the calling one, a priority, unless it has that or a higher one, and says what it had before.
-func beRealTime(tid int, priority uint32) (before scheduling, err error) {
-	return setRealTime(tid, priority, unix.SCHED_FLAG_RESET_ON_FORK)
+// beRealTime gives the calling thread a priority, which those that it starts do not get.
+func beRealTime(priority uint32) (before scheduling, err error) {
+	return setRealTime(0, priority, unix.SCHED_FLAG_RESET_ON_FORK)
 }
 
+// setRealTime gives a thread of ours, 0 for the calling one, a priority, unless it has that or a higher one, and says what it had before.
 func setRealTime(tid int, priority uint32, flags uint64) (before scheduling, err error) {
 	now, err := unix.SchedGetAttr(tid, 0)
 	if err != nil {
@@ -168,7 +169,7 @@ func (b *lender) serve(ready chan<- error) {
 	defer close(b.ended)
 	runtime.LockOSThread() // and never unlocked: it ends with a real-time priority
 	b.tid = unix.Gettid()
-	_, err := beRealTime(0, lentPriority)
+	_, err := beRealTime(lentPriority)
 	ready <- err
 	for err == nil && atomic.LoadUint32(b.wait) == 0 {
 		_, _, e := unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(b.wait)), futexWaitRequeuePI, 0, 0, uintptr(unsafe.Pointer(b.lock)), 0)

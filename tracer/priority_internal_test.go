@@ -21,12 +21,12 @@ func TestPriorityIsGivenBack(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		before, err := beRealTime(0, tracingPriority)
+		before, err := beRealTime(tracingPriority)
 		if err != nil {
 			t.Log(err) // not allowed here: nothing is to be given back
 			return
 		}
-		again, err := beRealTime(0, tracingPriority)
+		again, err := beRealTime(tracingPriority)
 		if err != nil || again.was != nil {
 			t.Errorf("once more: %+v, %v", again, err)
 		}
