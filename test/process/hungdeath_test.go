@@ -41,12 +41,7 @@ func TestRecoverWithoutAServerWhereClosesHang(t *testing.T) {
 	}
 	x.fs.ok("go")
 	x.h.is("ok 456789", "result")
-	x.awaitUnmounted(x.h, time.Minute)
-	x.awaitOthersOnly()
-	if out, err := x.run("recover", "--all"); err != nil {
-		t.Errorf("recover: %q, %v", out, err)
-	}
-	x.end()
+	x.comesOff()
 }
 
 // The same with its keeper: faults end, and the server goes on until another keeper can be started.
@@ -78,12 +73,7 @@ func TestKeeperIsKilledWhereClosesHang(t *testing.T) {
 	x.h.is("ok abc", "read g 100")
 	x.h.ok("lseek g 0")
 	x.fs.ok("go")
-	x.awaitUnmounted(x.h, time.Minute)
-	x.awaitOthersOnly()
-	if out, err := x.run("recover", "--all"); err != nil {
-		t.Errorf("recover: %q, %v", out, err)
-	}
-	x.end()
+	x.comesOff()
 }
 
 // And with both: the holder cannot start a keeper either, until the file system answers.
@@ -101,10 +91,16 @@ func TestKeeperAndServerAreKilledWhereClosesHang(t *testing.T) {
 	x.othersChange()
 	x.fs.ok("go")
 	x.h.is("ok 456789", "result")
+	x.comesOff()
+}
+
+// comesOff waits until the layer has come off by itself, and ends the scene.
+func (x *hungCloses) comesOff() {
+	x.t.Helper()
 	x.awaitUnmounted(x.h, time.Minute)
 	x.awaitOthersOnly()
 	if out, err := x.run("recover", "--all"); err != nil {
-		t.Errorf("recover: %q, %v", out, err)
+		x.t.Errorf("recover: %q, %v", out, err)
 	}
 	x.end()
 }
