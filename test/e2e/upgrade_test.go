@@ -17,6 +17,7 @@ import (
 	"github.com/faultgraft/faultgraft/plugin/policies"
 	"github.com/faultgraft/faultgraft/test/lab"
 	"github.com/faultgraft/faultgraft/test/programs"
+	"github.com/faultgraft/faultgraft/test/soak/recorded"
 )
 
 // olderVersion names a real program of an earlier version, in place of one that is built from this tree.
@@ -182,13 +183,10 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	s.Cleanup(func() { _, _ = s.lab.Nerdctl(s.ctx, "rm", "-f", "e2e-upgrade") })
 	id := s.nerdctl("run", "-d", "--name", "e2e-upgrade", "--net", "none", "--label", "wal.faultgraft.io=io error=EIO op=write path=/data/faulty/** p=20% ttl=30m",
 		"-v", volume+":/data", "-v", status+":/status", "-v", recorder+":/recorder", lab.Image, "/recorder", "/data", "/status/now", "EIO")
-	seen := func() (r recorded) {
+	seen := func() recorded.Status {
 		t.Helper()
-		b, err := os.ReadFile(filepath.Join(status, "now"))
-		if err == nil {
-			err = json.Unmarshal(b, &r)
-		}
-		if err != nil && !os.IsNotExist(err) {
+		r, err := recorded.ReadNow(filepath.Join(status, "now"), walkDeadline)
+		if err != nil {
 			t.Fatal(err)
 		}
 		if len(r.Wrong) > 0 {
@@ -196,13 +194,16 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		}
 		return r
 	}
-	works := func(when string, faults bool) {
+	// works has the program do more from now on; it returns when that was, and what had been done in the end.
+	works := func(when string, faults bool) (now recorded.Time, r recorded.Status) {
 		t.Helper()
+		now = recorded.Now()
 		was := seen()
 		s.until("the program works "+when, func() bool {
-			r := seen()
-			return r.Operations > was.Operations+200 && r.Faulty > was.Faulty+20 && (!faults || r.Faults["EIO"] > was.Faults["EIO"])
+			r = seen()
+			return r.Operations > was.Operations+200 && r.Faulty > was.Faulty+20 && (!faults || r.FaultyCall >= now)
 		})
+		return now, r
 	}
 	s.await(id, keeper.StateActive)
 	s.run("e2e-upgrade-policy", "app=e2e-policy")
@@ -260,21 +261,12 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		t.Errorf("recovered: %q", out)
 	}
 	program.run("recover", "--all")
-	calm := seen()
-	works("without a layer", false)
-	if now := seen(); now.Faults["EIO"] > calm.Faults["EIO"]+1 { // one was perhaps not told yet
-		t.Errorf("faults after recover: %v, then %v", calm.Faults, now.Faults)
+	if from, r := works("without a layer", false); r.FaultyCall >= from {
+		t.Errorf("after recover a call met a fault that was made %s later: %+v", time.Duration(r.FaultyCall-from), r)
 	}
 	stop(t, agent, syscall.SIGTERM)
 	program.run("purge")
 	s.nerdctl("rm", "-f", "e2e-upgrade", "e2e-upgrade-policy", "e2e-upgrade-inject", "e2e-upgrade-new")
-}
-
-// recorded is what test/soak/recorder has seen.
-type recorded struct {
-	Operations, Faulty int64
-	Faults             map[string]uint64
-	Wrong              []string
 }
 
 func (i *installed) health() (h plugin.Health) {

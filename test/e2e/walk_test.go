@@ -2,8 +2,6 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,6 +15,7 @@ import (
 	"github.com/faultgraft/faultgraft/plugin"
 	"github.com/faultgraft/faultgraft/test/deaths"
 	"github.com/faultgraft/faultgraft/test/lab"
+	"github.com/faultgraft/faultgraft/test/soak/recorded"
 )
 
 // walkDeadline is for a machine that does other things too.
@@ -175,14 +174,12 @@ func (w *walker) mountinfo(t *testing.T) string {
 	return string(b)
 }
 
-func (w *walker) recorded(t *testing.T) (now recorded) {
+// recorded is what the program has seen by now.
+func (w *walker) recorded(t *testing.T) recorded.Status {
 	t.Helper()
-	b, err := os.ReadFile(w.status)
-	if err == nil {
-		err = json.Unmarshal(b, &now)
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		t.Fatalf("the recorder's status: %v", err)
+	now, err := recorded.ReadNow(w.status, walkDeadline)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return now
 }
@@ -193,7 +190,7 @@ type death struct {
 	*walker
 	*deaths.Agent
 	rules  []string // that are to be in force
-	before recorded
+	before recorded.Status
 	// restarted: the program's own count has begun anew, and lacks what it met last.
 	restarted bool
 	wrong     sync.Once

@@ -10,6 +10,7 @@ import (
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/plugin/policies"
 	"github.com/faultgraft/faultgraft/test/deaths"
+	"github.com/faultgraft/faultgraft/test/soak/recorded"
 )
 
 // The state file points are those of the memory, of the counters or of the policies, as the scenario has it.
@@ -54,8 +55,8 @@ func (d *death) grafted() keeper.Graft {
 // meetsFaults waits until the program has met more faults.
 func (d *death) meetsFaults() {
 	d.Helper()
-	had := d.recorded(d.T).Faults["EIO"]
-	for end := time.Now().Add(walkDeadline); d.recorded(d.T).Faults["EIO"] == had; time.Sleep(20 * time.Millisecond) {
+	now := recorded.Now()
+	for end := time.Now().Add(walkDeadline); d.recorded(d.T).FaultyCall < now; {
 		if time.Now().After(end) {
 			d.Fatal("the program meets no fault")
 		}

@@ -2,7 +2,6 @@ package process
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
 	"github.com/faultgraft/faultgraft/test/programs"
+	"github.com/faultgraft/faultgraft/test/soak/recorded"
 	"golang.org/x/sys/unix"
 )
 
@@ -92,12 +92,6 @@ type recorder struct {
 	status string
 }
 
-type recorded struct {
-	Operations, Faulty int64
-	Faults             map[string]int64
-	Wrong              []string
-}
-
 func (r *rig) startRecorder(errors ...string) *recorder {
 	r.t.Helper()
 	return r.record([]string{"unshare", "--mount", "--propagation", "private"}, errors...)
@@ -114,28 +108,18 @@ func (r *rig) record(start []string, errors ...string) *recorder {
 	rec := &recorder{status: filepath.Join(r.t.TempDir(), "status")}
 	rec.holder = r.launch(append(append(start, programs.MustGo(r.t, "test/soak/recorder"), r.data, rec.status), errors...)...)
 	r.t.Cleanup(func() { _ = rec.cmd.Process.Kill() }) // it does not end by itself
-	rec.await("works", func(s recorded) bool { return s.Operations > 100 })
+	rec.await("works", func(s recorded.Status) bool { return s.Operations > 100 })
 	return rec
 }
 
-func (rec *recorder) read() (s recorded) {
-	rec.t.Helper()
-	b, err := os.ReadFile(rec.status)
-	if err == nil {
-		err = json.Unmarshal(b, &s)
-	}
-	if err != nil && !os.IsNotExist(err) { // before the first
-		rec.t.Fatal(err)
-	}
-	return s
-}
-
 // await waits until what it has seen is so; nothing of it may be wrong.
-func (rec *recorder) await(what string, so func(recorded) bool) recorded {
+func (rec *recorder) await(what string, so func(recorded.Status) bool) recorded.Status {
 	rec.t.Helper()
 	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		s := rec.read()
+		s, err := recorded.Read(rec.status)
 		switch {
+		case err != nil:
+			rec.t.Fatal(err)
 		case len(s.Wrong) > 0:
 			rec.t.Fatalf("%s: %q", what, s.Wrong)
 		case so(s):
@@ -146,12 +130,26 @@ func (rec *recorder) await(what string, so func(recorded) bool) recorded {
 	}
 }
 
-// more waits until it has done more, with or without faults.
+// more waits until it has done more from now on, with or without faults.
 func (rec *recorder) more(what string, faults bool) {
 	rec.t.Helper()
-	was := rec.read()
-	rec.await(what, func(s recorded) bool {
-		return s.Operations > was.Operations+200 && s.Faulty > was.Faulty+20 && (!faults || s.Faults["EIO"] > was.Faults["EIO"])
+	now := recorded.Now()
+	was := rec.await(what, func(s recorded.Status) bool { return s.MadeAt >= now })
+	rec.await(what, func(s recorded.Status) bool {
+		return s.Operations > was.Operations+200 && s.Faulty > was.Faulty+20 && (!faults || s.FaultyCall >= now)
+	})
+}
+
+// noFault has it do more, and none of the calls that it makes from now on may meet a fault.
+func (rec *recorder) noFault(what string) {
+	rec.t.Helper()
+	now := recorded.Now()
+	rec.more(what, false)
+	rec.await(what, func(s recorded.Status) bool {
+		if s.FaultyCall >= now {
+			rec.t.Errorf("%s: a call met a fault that was made %s later: %+v", what, time.Duration(s.FaultyCall-now), s)
+		}
+		return true
 	})
 }
 
@@ -203,11 +201,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	}
 	r.recover(other)
 	r.recover(g)
-	calm := rec.read()
-	rec.more("goes on without a layer", false)
-	if s := rec.read(); s.Faults["EIO"] > calm.Faults["EIO"]+1 { // one was perhaps not told yet
-		t.Errorf("faults after recover: %v, then %v", calm.Faults, s.Faults)
-	}
+	rec.noFault("goes on without a layer")
 	if now := rec.mountinfo(); now != mounts {
 		t.Errorf("mounts:\n%s\nbefore:\n%s", now, mounts)
 	}

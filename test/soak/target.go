@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/test/lab"
+	"github.com/faultgraft/faultgraft/test/soak/recorded"
 	"github.com/faultgraft/faultgraft/test/workload"
 )
 
@@ -218,7 +218,7 @@ func (s *soak) recorder(ctx context.Context, data string) (*target, error) {
 		work:  r.watch,
 		check: r.faultsEnd,
 		reset: func(context.Context) error { return nil },
-	}, workload.Await(ctx, "the recorder works", func() error { _, err := r.read(); return err })
+	}, workload.Await(ctx, "the recorder works", func() error { _, err := recorded.ReadNow(r.path, patience); return err })
 }
 
 // recorder reads what the program of that name says.
@@ -229,27 +229,10 @@ type recorder struct {
 	told int // how much of what is wrong was told
 }
 
-type recorded struct {
-	Operations int64
-	Faulty     int64
-	Faults     map[string]int64
-	Wrong      []string
-}
-
-func (r *recorder) read() (recorded, error) {
-	b, err := os.ReadFile(r.path)
-	if err != nil {
-		return recorded{}, err
-	}
-	var now recorded
-	err = json.Unmarshal(b, &now)
-	return now, err
-}
-
 func (r *recorder) operations() int64 {
-	now, err := r.read()
+	now, err := recorded.Read(r.path)
 	if err != nil {
-		r.s.find("the recorder's status: %v", err)
+		r.s.find("%v", err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -270,30 +253,25 @@ func (r *recorder) watch(ctx, _ context.Context) {
 
 // faultsEnd sees that no fault comes when no layer is on.
 func (r *recorder) faultsEnd(ctx context.Context) error {
-	var before recorded
-	err := workload.Await(ctx, "no fault without a layer", func() error {
-		now, err := r.read()
-		switch {
-		case err != nil:
-			return err
-		case before.Faults == nil || before.total() != now.total():
-			before = now
-			return errors.New("faults still come")
-		case now.Faulty < before.Faulty+100:
-			return fmt.Errorf("only %d rounds so far", now.Faulty-before.Faulty)
-		}
-		return nil
-	})
-	r.operations()
-	r.s.sum.set("faults that the recorder saw", before.total())
-	return err
-}
-
-func (r recorded) total() (n int64) {
-	for _, c := range r.Faults {
-		n += c
+	now := recorded.Now()
+	was, err := recorded.ReadNow(r.path, patience)
+	if err != nil {
+		return err
 	}
-	return n
+	var is recorded.Status
+	err = workload.Await(ctx, "no fault without a layer", func() (err error) {
+		is, err = recorded.Read(r.path)
+		if err == nil && is.Faulty < was.Faulty+100 {
+			err = fmt.Errorf("only %d rounds so far", is.Faulty-was.Faulty)
+		}
+		return err
+	})
+	if is.FaultyCall >= now {
+		err = errors.Join(err, fmt.Errorf("faults without a layer: %v, then %v", was.Faults, is.Faults))
+	}
+	r.operations()
+	r.s.sum.set("faults that the recorder saw", int64(is.Total()))
+	return err
 }
 
 // pause waits, or until ctx ends.

@@ -6,7 +6,7 @@
 // Below DIR/clean no call may ever fail, and each must have been carried out
 // once: an append that is done twice, a file that is made exclusively and is
 // there already, a lock that is lost is told. Below DIR/faulty the errors named
-// by ERRNO may come. The file STATUS is replaced several times a second.
+// by ERRNO may come. The file STATUS is replaced several times a second; see package recorded.
 package main
 
 import (
@@ -18,26 +18,16 @@ import (
 	"sync"
 	"time"
 
+	"github.com/faultgraft/faultgraft/test/soak/recorded"
 	"golang.org/x/sys/unix"
 )
-
-// Status is what the recorder has seen so far.
-type Status struct {
-	// Operations were carried out, in both folders.
-	Operations int64 `json:"operations"`
-	// Faulty counts rounds in DIR/faulty; Faults the errors there, by name.
-	Faulty int64            `json:"faulty"`
-	Faults map[string]int64 `json:"faults"`
-	// Wrong is what must not have been, the first of it.
-	Wrong []string `json:"wrong"`
-}
 
 type recorder struct {
 	dir, status string
 	allowed     []string
 
 	mu  sync.Mutex
-	now Status
+	now recorded.Status
 }
 
 func main() {
@@ -45,7 +35,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: recorder DIR STATUS ERRNO...")
 		os.Exit(2)
 	}
-	r := &recorder{dir: os.Args[1], status: os.Args[2], allowed: os.Args[3:], now: Status{Faults: map[string]int64{}, Wrong: []string{}}}
+	r := &recorder{dir: os.Args[1], status: os.Args[2], allowed: os.Args[3:], now: recorded.Status{Faults: map[string]uint64{}, Wrong: []string{}}}
 	for _, d := range []string{"clean", "faulty"} {
 		if err := os.MkdirAll(filepath.Join(r.dir, d), 0o755); err != nil {
 			fmt.Fprintln(os.Stderr, "recorder:", err)
@@ -63,7 +53,7 @@ func main() {
 			fmt.Fprintln(os.Stderr, "recorder:", err)
 			os.Exit(1)
 		}
-		time.Sleep(200 * time.Millisecond)
+		time.Sleep(recorded.Interval)
 	}
 }
 
@@ -96,6 +86,7 @@ func (r *recorder) wrong(what string) {
 // tell replaces the status file.
 func (r *recorder) tell() error {
 	r.mu.Lock()
+	r.now.MadeAt = recorded.Now()
 	b, err := json.Marshal(r.now)
 	r.mu.Unlock()
 	if err != nil {
@@ -110,48 +101,53 @@ func (r *recorder) tell() error {
 // faulty writes, syncs and reads a small file where faults may come.
 func (r *recorder) faulty() {
 	for n := 0; ; n++ {
-		call, err := r.round(filepath.Join(r.dir, "faulty", fmt.Sprint("f", n%8)), fmt.Appendf(nil, "%064d", n))
+		call, made, err := round(filepath.Join(r.dir, "faulty", fmt.Sprint("f", n%8)), fmt.Appendf(nil, "%064d", n))
+		name := fmt.Sprint(err)
+		if e, ok := err.(unix.Errno); ok { // x/sys/unix returns nothing else
+			name = unix.ErrnoName(e)
+		}
 		r.mu.Lock()
 		r.now.Faulty++
 		r.now.Operations++
-		r.mu.Unlock()
 		if err != nil {
-			name := fmt.Sprint(err)
-			if e, ok := err.(unix.Errno); ok { // x/sys/unix returns nothing else
-				name = unix.ErrnoName(e)
-			}
-			r.mu.Lock()
 			r.now.Faults[name]++
-			r.mu.Unlock()
-			if !slices.Contains(r.allowed, name) {
-				r.wrong(fmt.Sprintf("faulty, round %d: %s: %v", n, call, err))
-			}
+			r.now.FaultyCall = made
+		}
+		r.mu.Unlock()
+		if err != nil && !slices.Contains(r.allowed, name) {
+			r.wrong(fmt.Sprintf("faulty, round %d: %s: %v", n, call, err))
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
 }
 
-func (r *recorder) round(path string, content []byte) (call string, err error) {
+// round tells which call failed, and when it was made.
+func round(path string, content []byte) (call string, made recorded.Time, err error) {
+	made = recorded.Now()
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o644)
 	if err != nil {
-		return "open", err
+		return "open", made, err
 	}
 	defer func() {
+		closed := recorded.Now()
 		// close(2) of Linux gives the descriptor back also when it fails
 		if cerr := unix.Close(fd); err == nil && cerr != nil {
-			call, err = "close", cerr
+			call, made, err = "close", closed, cerr
 		}
 	}()
+	made = recorded.Now()
 	if n, err := unix.Write(fd, content); err != nil || n != len(content) {
-		return fmt.Sprintf("write (%d bytes)", n), err
+		return fmt.Sprintf("write (%d bytes)", n), made, err
 	}
+	made = recorded.Now()
 	if err := unix.Fsync(fd); err != nil {
-		return "fsync", err
+		return "fsync", made, err
 	}
 	got := make([]byte, len(content)+1)
+	made = recorded.Now()
 	n, err := unix.Pread(fd, got, 0)
 	if err == nil && string(got[:n]) != string(content) {
 		err = fmt.Errorf("%q instead of %q", got[:n], content)
 	}
-	return "read", err
+	return "read", made, err
 }
