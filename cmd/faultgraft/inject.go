@@ -48,6 +48,9 @@ lists the fields of a rule.
 Over a path that has a graft already the rules are added to that one, without
 stopping the target; see also faultgraft update.
 
+What takes the layer off later has the same --deadline; where it fails with one that is
+shorter than 2s, it is tried once more at once, with 2s.
+
 A PID whose mount namespace is the host's own is grafted too; the layer is then
 visible to every process there, but only PID and its descendants get faults, and
 only their open files are moved.

@@ -141,16 +141,30 @@ func (k *keeper) rollBack(h *held) error {
 	return nil
 }
 
-// detach runs an ungraft, and once more without the server if that was what it failed for.
+// detach runs an ungraft. One that fails with a deadline shorter than the default is tried once more, with that: a short pause was asked
+// for, but a layer has to come off.
 func (k *keeper) detach(h *held, j job, server *serverClient) (*graft.Report, error) {
-	rep, err := k.runSwapper(h, j)
+	rep, err := k.detachWithin(h, &j, server)
+	if err == nil || j.Deadline == 0 || j.Deadline >= graft.DefaultDeadline {
+		return rep, err
+	}
+	k.o.Logger.Warn("take the layer off within the deadline of its graft", "graft", h.ID, "deadline", j.Deadline, "err", err, "tried again with", graft.DefaultDeadline)
+	j.Deadline = graft.DefaultDeadline
+	server = k.settled()
+	j.Dead = k.without(h, server)
+	return k.detachWithin(h, &j, server)
+}
+
+// detachWithin runs an ungraft, and once more without the server if that was what it failed for.
+func (k *keeper) detachWithin(h *held, j *job, server *serverClient) (*graft.Report, error) {
+	rep, err := k.runSwapper(h, *j)
 	for range maxFollowed {
 		if err == nil || j.Dead || server.alive() {
 			break
 		}
 		server = k.settled() // it died meanwhile
 		j.Dead = k.without(h, server)
-		rep, err = k.runSwapper(h, j)
+		rep, err = k.runSwapper(h, *j)
 	}
 	return rep, err
 }

@@ -116,12 +116,15 @@ func (r *rig) signal(role string, sig syscall.Signal) {
 }
 
 // awaitStopped waits until a swapper has stopped itself; 0: none has.
-func (r *rig) awaitStopped() int {
+func (r *rig) awaitStopped() int { r.t.Helper(); return r.awaitOther(0) }
+
+// awaitOther waits until a swapper has stopped itself that is not the one with this id; 0: none has.
+func (r *rig) awaitOther(id int) int {
 	r.t.Helper()
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		for _, pid := range r.processes("swap") {
 			stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // it may have ended
-			if strings.Contains(string(stat), ") T ") {
+			if pid != id && strings.Contains(string(stat), ") T ") {
 				return pid
 			}
 		}
