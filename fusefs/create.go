@@ -31,7 +31,7 @@ func (l *Layer) make(h *fuse.InHeader, dir *node, name string, mode uint32, out 
 	again := s.beginNow(h)
 	err := l.creds.as(h, mode&unix.S_ISGID != 0, f)
 	reach(placeDone, h)
-	if err != nil && (err != unix.EEXIST || !again || !l.made(s, h, dir, name, mode&unix.S_IFMT)) {
+	if err != nil && (err != unix.EEXIST || !again || !s.made(l.ledger.opened, h, dir, name, mode&unix.S_IFMT)) {
 		return status(err)
 	}
 	return l.found(h, dir, name, out)
@@ -90,7 +90,7 @@ func (l *Layer) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *
 	if _, e := l.decide(q, func() []string { return append(l.nodes.paths(n), l.nodes.entryPaths(dir, name)...) }); e != 0 {
 		return fuse.Status(e)
 	}
-	again := l.ledger.slot(&in.InHeader).begin(&in.InHeader, inodeID{}, inodeID{})
+	again := l.ledger.slot(&in.InHeader).begin(&in.InHeader, n.key.inode(), inodeID{})
 	err := retry(func() error { return unix.Linkat(n.fd, "", dir.fd, name, unix.AT_EMPTY_PATH) })
 	reach(placeDone, &in.InHeader)
 	if err != nil && (err != unix.EEXIST || !again || at(dir, name) != n.key.inode()) {
@@ -156,7 +156,7 @@ func (l *Layer) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, newName 
 	rename := func() error { return unix.Renameat2(from.fd, name, to.fd, newName, uint(in.Flags)) }
 	moves := l.relocating(from, name, to, newName)
 	s := l.ledger.slot(&in.InHeader)
-	again := s.begin(&in.InHeader, l.nodes.known(from, name), l.nodes.known(to, newName))
+	again := s.beginMove(&in.InHeader, in.Newdir, l.nodes.known(from, name), l.nodes.known(to, newName))
 	var err error
 	if again && s.moved(from, name, to, newName, in.Flags) {
 		// What is left is to follow it.
@@ -204,7 +204,7 @@ func (l *Layer) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, o
 			return err
 		})
 		reach(placeDone, &in.InHeader)
-		if err == unix.EEXIST && again && l.made(s, &in.InHeader, dir, name, unix.S_IFREG) {
+		if err == unix.EEXIST && again && s.made(l.ledger.opened, &in.InHeader, dir, name, unix.S_IFREG) {
 			h.fd, err = openMade(dir, name, flags)
 		} else if err == unix.EEXIST && in.Flags&unix.O_EXCL == 0 {
 			// Someone made it since the kernel looked. That file's permissions were not checked by anybody: open it with the caller's own.

@@ -107,12 +107,11 @@ func out[T any](r *reader) *T {
 }
 
 // name is the string at an offset of the request.
-func (r *reader) name(at uintptr, n int) string {
-	b := r.in[at:n]
-	if i := bytes.IndexByte(b, 0); i >= 0 {
-		b = b[:i]
-	}
-	return string(b)
+func (r *reader) name(at uintptr, n int) string { return nameIn(r.in[at:n]) }
+
+func nameIn(b []byte) string {
+	name, _, _ := bytes.Cut(b, []byte{0})
+	return string(name)
 }
 
 // dispatch answers a request; nil where no answer is due.

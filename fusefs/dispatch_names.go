@@ -27,8 +27,10 @@ type renameIn struct {
 }
 
 // names are the two strings at an offset of the request, which the kernel ends with zeros.
-func (r *reader) names(at uintptr, n int) (a, b string, ok bool) {
-	first, rest, ok := bytes.Cut(r.in[at:n], []byte{0})
+func (r *reader) names(at uintptr, n int) (a, b string, ok bool) { return namesIn(r.in[at:n]) }
+
+func namesIn(request []byte) (a, b string, ok bool) {
+	first, rest, ok := bytes.Cut(request, []byte{0})
 	if !ok {
 		return "", "", false
 	}

@@ -187,7 +187,9 @@ func (l *Layer) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 func (h *handle) write(data []byte, off int64, flags uint32, back, whole bool, s *ledgerSlot, by *fuse.InHeader) (n int, err error) {
 	if back {
 		s.begin(by, inodeID{}, inodeID{})
-		return h.writeBack(data, off)
+		n, err = h.writeBack(data, off)
+		reach(placeDone, by)
+		return n, err
 	}
 	h.follow(flags)
 	rwf, have := h.syncing(flags), h.flags.Load()

@@ -51,6 +51,8 @@ type ledgerSlot struct {
 	phase    atomic.Uint32
 	opcode   uint32
 	began    int64   // when it was begun, ns since the epoch
+	node     uint64  // the kernel's number of what it was sent to: where it is about a name, the directory
+	newDir   uint64  // of the directory that a rename goes to
 	object   inodeID // what it is about: the victim of an unlink, the source of a rename or link
 	replaced inodeID // what a rename replaces or exchanges
 	position int64   // see appending
@@ -71,7 +73,7 @@ const (
 	// maxDraws is for how many rules that match a request it is booked what they have drawn.
 	maxDraws = 6
 	// maxCounted is how many look-ups of one request are booked: READDIRPLUS counts many.
-	maxCounted = 61
+	maxCounted = 59
 )
 
 // inodeID names an object below, as long as a node pins it.
@@ -165,6 +167,7 @@ func (s *ledgerSlot) book(h *fuse.InHeader) {
 	s.phase.Store(phaseBooked)
 	s.opcode, s.handle, s.position, s.draws, s.counted, s.length = h.Opcode, 0, 0, 0, 0, 0
 	s.object, s.replaced = inodeID{}, inodeID{}
+	s.node, s.newDir = h.NodeId, 0
 	s.unique.Store(unique)
 }
 
@@ -194,6 +197,16 @@ func (s *ledgerSlot) beginNow(h *fuse.InHeader) (again bool) {
 		s.began = time.Now().UnixNano()
 	}
 	return s.begin(h, inodeID{}, inodeID{})
+}
+
+// beginMove is begin for a rename to another directory, or within one.
+func (s *ledgerSlot) beginMove(h *fuse.InHeader, newDir uint64, object, replaced inodeID) (again bool) {
+	if s == nil {
+		return false
+	}
+	s.book(h)
+	s.newDir = newDir
+	return s.begin(h, object, replaced)
 }
 
 // begunBefore is what begin is going to report.

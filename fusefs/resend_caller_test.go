@@ -87,7 +87,9 @@ func (c *caller) do(name, step, dir string) string {
 type calls struct {
 	dir string
 	fds map[string]int
-	out strings.Builder
+	// shared is a map of a file.
+	shared []byte
+	out    strings.Builder
 }
 
 func (c *calls) path(name string) string { return filepath.Join(c.dir, name) }
@@ -136,9 +138,15 @@ func makeCalls() int {
 			all[q.Dir] = c
 		}
 		c.out.Reset()
-		if q.Step == "load" {
+		switch q.Step {
+		case "load":
 			load(c, q.Case)
-		} else {
+		case "sync": // asks the server
+			var st unix.Statx_t
+			c.note("stat", unix.Statx(unix.AT_FDCWD, c.dir, unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st))
+		case "move":
+			c.moveTo(q.Case)
+		default:
 			c.step(q)
 		}
 		if out.Encode(c.out.String()) != nil {
@@ -169,6 +177,25 @@ func (c *calls) step(q callerCommand) {
 			}
 			clear(c.fds)
 			c.describe()
+		}
+	}
+}
+
+// moveTo opens what is open anew in another directory, which the calls are about from here on.
+func (c *calls) moveTo(dir string) {
+	c.dir = dir
+	for name, fd := range c.fds {
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+		if err != nil { // the call that was to open it was cut short
+			continue
+		}
+		other, err := unix.Open(c.path(name), flags|unix.O_CLOEXEC, 0)
+		c.need(err)
+		c.need(unix.Dup3(other, fd, unix.O_CLOEXEC))
+		c.need(unix.Close(other))
+		if c.shared != nil {
+			c.need(unix.Munmap(c.shared))
+			c.share(fd)
 		}
 	}
 }

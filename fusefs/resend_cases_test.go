@@ -125,6 +125,15 @@ var resentCases = []resentCase{
 	{name: "append much", ops: "write", prepare: func(c *calls) { c.file("f", "x"); c.open("f", unix.O_WRONLY|unix.O_APPEND) }, act: func(c *calls) {
 		c.write("f", strings.Repeat("0123456789abcde\n", 20000))
 	}},
+	{name: "pages of a map", ops: "write", prepare: func(c *calls) {
+		c.file("f", "")
+		c.need(unix.Truncate(c.path("f"), int64(os.Getpagesize())))
+		c.share(c.open("f", unix.O_RDWR))
+		copy(c.shared, "stored")
+	}, act: func(c *calls) { c.note("msync", unix.Msync(c.shared, unix.MS_SYNC)) }, finish: func(c *calls) {
+		c.need(unix.Munmap(c.shared))
+		c.shared = nil
+	}},
 	{name: "truncate", ops: "setattr", prepare: func(c *calls) { c.file("f", "0123456789") }, act: func(c *calls) { c.note("truncate", unix.Truncate(c.path("f"), 4)) }},
 	{name: "chmod", ops: "setattr", prepare: func(c *calls) { c.file("f", "") }, act: func(c *calls) { c.note("chmod", unix.Chmod(c.path("f"), 0o4711)) }},
 	{name: "setxattr", ops: "setxattr", prepare: func(c *calls) { c.file("f", "") }, act: func(c *calls) {
@@ -191,6 +200,13 @@ var resentCases = []resentCase{
 func (c *calls) write(name, data string) {
 	n, err := unix.Write(c.fds[name], []byte(data))
 	c.note(fmt.Sprint("write ", n), err)
+}
+
+// share maps the first page of a file.
+func (c *calls) share(fd int) {
+	var err error
+	c.shared, err = unix.Mmap(fd, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	c.need(err)
 }
 
 func (c *calls) pwrite(name, data string, at int64) {

@@ -16,9 +16,9 @@ import (
 const clockSlack = 20 * time.Millisecond
 
 // made reports whether what has the name now was made by the request that a dead server had begun: it is of the kind and
-// has the owner, and was born between the begin and the server's end. Something that is quite the same and that somebody
-// made behind the layer at that very time is taken for it.
-func (l *Layer) made(s *ledgerSlot, by *fuse.InHeader, dir *node, name string, kind uint32) bool {
+// has the owner, and was born between the begin and the server's end, at which it was dead already. Something that is quite
+// the same and that somebody made behind the layer at that very time is taken for it.
+func (s *ledgerSlot) made(end time.Time, by *fuse.InHeader, dir *node, name string, kind uint32) bool {
 	var st unix.Statx_t
 	if err := statxAt(dir.fd, name, &st); err != nil || uint32(st.Mode)&unix.S_IFMT != kind {
 		return false
@@ -31,7 +31,7 @@ func (l *Layer) made(s *ledgerSlot, by *fuse.InHeader, dir *node, name string, k
 		born = st.Btime
 	}
 	at := time.Unix(born.Sec, int64(born.Nsec))
-	return !at.Before(time.Unix(0, s.began).Add(-clockSlack)) && !at.After(l.ledger.opened)
+	return !at.Before(time.Unix(0, s.began).Add(-clockSlack)) && !at.After(end)
 }
 
 // removed reports whether a removal was done that a dead server had begun. A name that is not there was removed, be it

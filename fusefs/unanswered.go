@@ -20,9 +20,12 @@ const interruptMark = 1
 // unanswered asks the kernel whether it waits for the answer to a request, which does not change that: EAGAIN to
 // a request's interrupt is refused for a request that it does not know (ENOENT), and else has an
 // interrupt that there was sent again; there need not have been one (EINVAL; fuse_dev_do_write and queue_interrupt in fs/fuse/dev.c).
-func (d *device) unanswered(unique uint64) (bool, error) {
+func unanswered(device int, unique uint64) (bool, error) {
 	o := fuse.OutHeader{Length: uint32(headerSize), Status: -int32(unix.EAGAIN), Unique: unique | interruptMark}
-	_, err := d.write(unsafe.Slice((*byte)(unsafe.Pointer(&o)), headerSize))
+	err := retry(func() error {
+		_, err := unix.Write(device, unsafe.Slice((*byte)(unsafe.Pointer(&o)), headerSize))
+		return err
+	})
 	switch {
 	case err == nil, errors.Is(err, unix.EINVAL):
 		return true, nil
@@ -49,7 +52,7 @@ func (l *Layer) takeUp() ([]*reader, error) {
 		if !ok || !awaitsAnswer(&h) {
 			continue
 		}
-		left, err := l.device.unanswered(unique)
+		left, err := unanswered(l.device.fd, unique)
 		switch {
 		case errors.Is(err, unix.ENODEV): // the connection has ended: who reads will find so
 			return all, nil

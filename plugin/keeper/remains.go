@@ -4,6 +4,7 @@ import (
 	"errors"
 	"maps"
 
+	"github.com/faultgraft/faultgraft/fusefs"
 	"github.com/faultgraft/faultgraft/plugin/wire"
 	"golang.org/x/sys/unix"
 )
@@ -13,7 +14,9 @@ type remains struct {
 	objects []int          // O_PATH, see fusefs.Left
 	files   map[uint64]int // descriptions by the handle of the layer's file
 	owners  []lockOwner
-	faults  []FaultCount // what it has counted, to the last one
+	// unanswered is for who stands in for the server, see standIn.
+	unanswered *fusefs.Unanswered
+	faults     []FaultCount // what it has counted, to the last one
 }
 
 // lockOwner is a process for which the server had POSIX locks. They are OFD locks of file.
@@ -57,21 +60,29 @@ func (k *keeper) remainsOf(id string) (*remains, error) {
 		return r, err
 	}
 	defer func() { _ = st.Close() }() // of this process
-	left, err := st.Left()
-	if err != nil {
-		return r, err
-	}
-	r.faults = faultCounts(left.Faults)
-	var errs []error
-	take := func(number int) (int, bool) {
+	takeOne := func(number int) (int, error) {
 		fds, err := t.take(st.Owner(), number)
 		if err != nil {
-			if len(errs) == 0 { // one tells as much as thousands
-				errs = append(errs, err)
-			}
-			return -1, false
+			return -1, err
 		}
-		return fds[0], true
+		return fds[0], nil
+	}
+	var errs []error
+	if r.unanswered, err = st.Unanswered(takeOne); err != nil {
+		errs = append(errs, err)
+	}
+	left, err := st.Left()
+	if err != nil {
+		return r, errors.Join(append(errs, err)...)
+	}
+	r.faults = faultCounts(left.Faults)
+	failed := false
+	take := func(number int) (int, bool) {
+		fd, err := takeOne(number)
+		if err != nil && !failed { // one tells as much as thousands
+			failed, errs = true, append(errs, err)
+		}
+		return fd, err == nil
 	}
 	for _, n := range left.Objects {
 		if fd, ok := take(n); ok {
@@ -95,6 +106,7 @@ func (r *remains) close() {
 	if r == nil {
 		return
 	}
+	r.unanswered.Close()
 	wire.CloseAll(r.objects)
 	for _, fd := range r.files {
 		_ = unix.Close(fd) // the target has it again

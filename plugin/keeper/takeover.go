@@ -181,45 +181,6 @@ func (k *keeper) giveUp(s *serverClient, err error) {
 	}
 }
 
-// standIn has somebody stand in for the server of one layer.
-func (k *keeper) standIn(h *held) {
-	k.takeRemains(h)
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if h.device < 0 {
-		return
-	}
-	// Its own duplicates: the graft may be forgotten while the loop reads.
-	fds, err := dupAll(h.device, h.backing)
-	if err != nil {
-		k.o.Logger.Error("stand in for the dead server", "graft", h.ID, "err", err)
-		return
-	}
-	h.stoodIn = true
-	go (&standIn{
-		fd: fds[0], backing: fds[1], logger: k.o.Logger,
-		swapper: func(tid int) bool {
-			k.mu.Lock()
-			defer k.mu.Unlock()
-			if k.swapper == nil {
-				return false
-			}
-			_, err := os.Stat(fmt.Sprintf("/proc/%d/task/%d", k.swapper.Pid, tid))
-			return err == nil
-		},
-		description: func(handle uint64) (int, bool) {
-			k.mu.Lock()
-			defer k.mu.Unlock()
-			fd, ok := h.descriptions()[handle]
-			if !ok {
-				return -1, false
-			}
-			dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-			return dup, err == nil
-		},
-	}).run()
-}
-
 // replace starts servers until one has followed the dead one. lost are grafts whose layers it does not have. last: it is there to have
 // all layers taken off, and has no rules.
 // One that is killed on its way has died like any other. One that cannot start, or does not answer, may be
