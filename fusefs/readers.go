@@ -215,8 +215,10 @@ func (r *reader) interrupt(unique uint64) bool {
 }
 
 // pending reports whether a request waits to be read.
-func (d *device) pending() bool {
-	p := unix.PollFd{Fd: int32(d.fd), Events: unix.POLLIN}
+func (d *device) pending() bool { return readable(d.fd) }
+
+func readable(device int) bool {
+	p := unix.PollFd{Fd: int32(device), Events: unix.POLLIN}
 	var now unix.Timespec
 	n, _, _ := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
 	return n == 1

@@ -168,6 +168,11 @@ func (c *calls) step(q callerCommand) {
 			}
 		case "act":
 			k.act(c)
+		case "close":
+			for name, fd := range c.fds {
+				c.note("close", unix.Close(fd))
+				delete(c.fds, name)
+			}
 		case "finish":
 			if k.finish != nil {
 				k.finish(c)

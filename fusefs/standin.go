@@ -1,9 +1,11 @@
 package fusefs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -37,11 +39,19 @@ type StandIn struct {
 	// Description gives a duplicate of what an open file of the layer stands for, by its handle; false: it is not known.
 	Description func(handle uint64) (fd int, ok bool)
 	Logger      *slog.Logger
+
+	// Answers for which what lies below has to be asked: to what the dead server had in work, and to what came later.
+	again, later sync.WaitGroup
 }
 
-// Run answers until the connection ends (ENODEV).
-func (s *StandIn) Run() {
+// Run answers until the connection ends (ENODEV). settled is called, by another goroutine, when all that the dead server had in
+// work and had done is answered: before, the connection should not be aborted.
+func (s *StandIn) Run(settled func()) {
+	settled = sync.OnceFunc(settled)
+	defer settled()
 	defer func() {
+		s.again.Wait()
+		s.later.Wait()
 		_, _ = unix.Close(s.Device), unix.Close(s.Backing)
 		s.Unanswered.Close()
 	}()
@@ -55,7 +65,15 @@ func (s *StandIn) Run() {
 		return
 	}
 	defer func() { _ = unix.Munmap(buf) }()
+	asides := &s.again // what comes again comes first
 	for {
+		if asides == &s.again && !readable(s.Device) {
+			asides = &s.later
+			go func() {
+				s.again.Wait()
+				settled()
+			}()
+		}
 		n, err := unix.Read(s.Device, buf)
 		switch {
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOENT):
@@ -66,7 +84,7 @@ func (s *StandIn) Run() {
 			}
 			return
 		}
-		s.serve(buf[:n])
+		s.serve(buf[:n], asides)
 	}
 }
 
@@ -81,16 +99,25 @@ func (s *StandIn) takeUp() {
 	if s.Unanswered == nil {
 		return
 	}
-	if err := s.Unanswered.each(s.Device, s.serve); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := s.Unanswered.each(s.Device, func(request []byte) { s.serve(request, &s.again) }); err != nil && !errors.Is(err, unix.ENODEV) {
 		s.Logger.Error("answer what the dead server had in work", "err", err)
 	}
 }
 
-func (s *StandIn) serve(request []byte) {
+func (s *StandIn) serve(request []byte, asides *sync.WaitGroup) {
 	if len(request) < int(unsafe.Sizeof(fuse.InHeader{})) {
 		return
 	}
-	answer := s.answer(request)
+	answer, ask := s.answer(request)
+	if !ask {
+		s.send(answer)
+		return
+	}
+	own := bytes.Clone(request)
+	asides.Go(func() { s.send(s.ask(own)) }) // which may hang; closes may not wait for it
+}
+
+func (s *StandIn) send(answer []byte) {
 	if answer == nil {
 		return
 	}
@@ -123,29 +150,39 @@ func bytesOf[T any](v *T) []byte {
 	return append([]byte(nil), unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v))...)
 }
 
-// answer gives the whole answer; nil: the request is not answered.
-func (s *StandIn) answer(request []byte) []byte {
+// answer gives the whole answer; nil: the request is not answered, or, with ask, that has to be found out.
+func (s *StandIn) answer(request []byte) (answer []byte, ask bool) {
 	h := part[fuse.InHeader](request)
-	if a := s.Unanswered.answer(request, s.Description); a != nil {
-		return a
+	answer, begun := s.Unanswered.kept(h)
+	if answer != nil {
+		return answer, false
 	}
 	switch h.Opcode {
 	case opFlush, opRelease, opReleasedir:
-		return answerTo(h)
-	case opGetattr:
-		if h.NodeId == fuse.FUSE_ROOT_ID {
-			return s.rootAttributes(h)
-		}
+		return answerTo(h), false
 	case opIoctl:
 		if in := part[fuse.IoctlIn](request); in != nil && in.Cmd == IoctlHandle && s.Swapper(int(h.Pid)) {
-			return answerTo(h, bytesOf(&fuse.IoctlOut{}), bytesOf(&in.Fh))
+			return answerTo(h, bytesOf(&fuse.IoctlOut{}), bytesOf(&in.Fh)), false
 		}
+	case opGetattr:
+		return nil, h.NodeId == fuse.FUSE_ROOT_ID
 	case opWrite:
-		if in := part[fuse.WriteIn](request); in != nil && in.WriteFlags&fuse.WRITE_CACHE != 0 {
-			return s.writePages(in, request[unsafe.Sizeof(*in):])
-		}
+		in := part[fuse.WriteIn](request)
+		return nil, begun || in != nil && in.WriteFlags&fuse.WRITE_CACHE != 0
 	}
-	return nil
+	return nil, begun
+}
+
+// ask is answer where what lies below has to be asked.
+func (s *StandIn) ask(request []byte) []byte {
+	h := part[fuse.InHeader](request)
+	switch in := part[fuse.WriteIn](request); {
+	case h.Opcode == opGetattr:
+		return s.rootAttributes(h)
+	case h.Opcode == opWrite && in != nil && in.WriteFlags&fuse.WRITE_CACHE != 0:
+		return s.writePages(in, request[unsafe.Sizeof(*in):])
+	}
+	return s.Unanswered.done(request, s.Description)
 }
 
 // writePages writes to the file below. What cannot be written stays with the kernel.

@@ -43,7 +43,10 @@ func FuzzStandIn(f *testing.F) {
 			},
 		}
 		defer s.Unanswered.Close() // dir too
-		answer := s.answer(request)
+		answer, ask := s.answer(request)
+		if ask {
+			answer = s.ask(request)
+		}
 		if answer == nil {
 			return
 		}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -55,7 +56,7 @@ func standIn(t *testing.T, k *resentCase, places []string, noResend bool) {
 			f.replace(&next)
 		}
 	}
-	f.leave(other, noResend)
+	f.leave(other, noResend, func() {})
 	result := c.wait(acting, "the call")
 	c.do(below, "move", on)
 	if strings.Contains(result, "ECONNABORTED") || strings.Contains(result, "ENOTCONN") {
@@ -66,8 +67,40 @@ func standIn(t *testing.T, k *resentCase, places []string, noResend bool) {
 	}
 }
 
-// leave kills the server, has somebody stand in for it, and aborts the connection when that one has seen all that there was. other is a process that can ask.
-func (f *fragile) leave(other *caller, noResend bool) {
+// What lies below may have to be asked whether a call was done, and not answer: nobody else waits for that, nor do closes.
+func TestStandInBesideAHungFile(t *testing.T) {
+	resentBothWays(t, func(t *testing.T, noResend bool) {
+		f := serveFragile(t, true, noResend)
+		c, other := f.caller(), f.caller()
+		on := filepath.Join(f.mnt, "case")
+		got := c.do("append", "prepare", on) + other.do("release", "prepare", on+"2")
+		f.arm("done", "write")
+		acting := c.begin("append", "act", on)
+		if !f.comes(acting, 0) {
+			t.Fatal("no request came")
+		}
+		closed := make(chan struct{})
+		f.closes(other, on+"2", closed)
+		f.leave(f.caller(), noResend, func() { <-closed })
+		if got += c.wait(acting, "the append"); got != "open f: ok\nopen f: ok\nwrite 5: ok\n" {
+			t.Errorf("who appended and who closes: %s", got)
+		}
+	})
+}
+
+// closes has a process close a file of the layer as soon as there is somebody who answers.
+func (f *fragile) closes(other *caller, dir string, closed chan<- struct{}) {
+	f.Helper()
+	closing := other.begin("release", "close", dir)
+	go func() {
+		<-closing
+		close(closed)
+	}()
+}
+
+// leave kills the server, has somebody stand in for it, and aborts the connection when that one has seen all that there was. other
+// is a process that can ask; asked is called when an open file is looked for.
+func (f *fragile) leave(other *caller, noResend bool, asked func()) {
 	f.Helper()
 	f.stopped()
 	held := f.hold()
@@ -87,13 +120,14 @@ func (f *fragile) leave(other *caller, noResend bool) {
 	must(f, err)
 	backing, err := unix.Open(f.back, unix.O_PATH|unix.O_CLOEXEC, 0)
 	must(f, err)
-	ended := make(chan struct{})
+	settled, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
 		(&fusefs.StandIn{
 			Device: device, Backing: backing, Unanswered: unanswered, NoResend: noResend, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 			Swapper: func(int) bool { return false },
 			Description: func(handle uint64) (int, bool) {
+				asked()
 				i := slices.IndexFunc(left.Files, func(l fusefs.LeftFile) bool { return l.Handle == handle })
 				if i < 0 {
 					return -1, false
@@ -101,11 +135,16 @@ func (f *fragile) leave(other *caller, noResend bool) {
 				fd, err := dup(held[left.Files[i].FD])
 				return fd, err == nil
 			},
-		}).Run()
+		}).Run(func() { close(settled) })
 	}()
 	// What the dead server had in work comes before this.
 	if got := other.do("", "sync", f.mnt); got != "stat: ok\n" {
 		f.Errorf("attributes of the root directory: %s", got)
+	}
+	select {
+	case <-settled:
+	case <-time.After(patience):
+		f.Error("what the dead server had in work is not answered")
 	}
 	_ = unix.Unmount(f.mnt, unix.MNT_FORCE) // aborts (fuse_umount_begin in fs/fuse/inode.c), and may then find it busy
 	<-ended

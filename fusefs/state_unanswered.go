@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"bytes"
 	"fmt"
 	"time"
 	"unsafe"
@@ -109,39 +110,36 @@ func (u *Unanswered) each(device int, f func(request []byte)) error {
 	return nil
 }
 
-// answer gives the whole answer to a request that was done; nil: it was not, or may be done twice.
-func (u *Unanswered) answer(request []byte, description func(handle uint64) (int, bool)) []byte {
+// kept gives the answer that is booked of a request; begun: done may find out that it was done.
+func (u *Unanswered) kept(h *fuse.InHeader) (answer []byte, begun bool) {
 	if u == nil {
-		return nil
+		return nil, false
 	}
-	h := part[fuse.InHeader](request)
 	s := u.booked[h.Unique&^resentMark]
 	if s == nil || s.opcode != h.Opcode {
-		return nil
+		return nil, false
 	}
-	switch s.phase.Load() {
-	case phaseAnswered:
-		if s.length < uint32(headerSize) || s.length > answerBytes {
-			return nil
-		}
-		b := append([]byte(nil), s.answer[:s.length]...)
-		(*fuse.OutHeader)(unsafe.Pointer(&b[0])).Unique = h.Unique
-		if givesName(h.Opcode) && len(b) >= headerSize+int(unsafe.Sizeof(fuse.EntryOut{})) {
-			keepAttributes((*fuse.EntryOut)(unsafe.Pointer(&b[headerSize])))
-		}
-		return b
-	case phaseBegun:
-		if h.Opcode == opWrite {
-			return u.appended(request, s, description)
-		}
-		return u.done(request, s)
+	switch phase := s.phase.Load(); {
+	case phase == phaseBegun:
+		return nil, true
+	case phase != phaseAnswered || s.length < uint32(headerSize) || s.length > answerBytes:
+		return nil, false
 	}
-	return nil
+	b := bytes.Clone(s.answer[:s.length])
+	(*fuse.OutHeader)(unsafe.Pointer(&b[0])).Unique = h.Unique
+	if givesName(h.Opcode) && len(b) >= headerSize+int(unsafe.Sizeof(fuse.EntryOut{})) {
+		keepAttributes((*fuse.EntryOut)(unsafe.Pointer(&b[headerSize])))
+	}
+	return b, false
 }
 
-// done is answer for what may have been done about a name or an attribute.
-func (u *Unanswered) done(request []byte, s *ledgerSlot) []byte {
+// done gives the whole answer to a request that was begun, and done; nil: it was not, or may be done twice.
+func (u *Unanswered) done(request []byte, description func(handle uint64) (int, bool)) []byte {
 	h := part[fuse.InHeader](request)
+	s := u.booked[h.Unique&^resentMark]
+	if h.Opcode == opWrite {
+		return u.appended(request, s, description)
+	}
 	dir, newDir := u.nodes[s.node], u.nodes[s.newDir]
 	if dir == nil || (h.Opcode == opRename || h.Opcode == opRename2) && newDir == nil {
 		return nil
@@ -271,7 +269,7 @@ func (u *Unanswered) attributeSet(request []byte, n *node) []byte {
 // appended answers for a write that has appended. What is missing of it, because a kill has cut it, its caller is told to write.
 func (u *Unanswered) appended(request []byte, s *ledgerSlot, description func(handle uint64) (int, bool)) []byte {
 	in := part[fuse.WriteIn](request)
-	if in == nil || in.WriteFlags&fuse.WRITE_CACHE != 0 {
+	if in == nil {
 		return nil
 	}
 	fd, ok := description(in.Fh)

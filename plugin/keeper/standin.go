@@ -3,24 +3,51 @@ package keeper
 import (
 	"fmt"
 	"os"
+	"sync"
+	"time"
 
 	"github.com/faultgraft/faultgraft/fusefs"
 	"golang.org/x/sys/unix"
 )
 
-// standIn has somebody stand in for the server of one layer.
-func (k *keeper) standIn(h *held) {
+// standInWait is how long is waited for what lies below to say what the dead server had done. Beyond that, a call that it had
+// done and not answered may be done twice; with a file system that hangs, it was hardly done.
+const standInWait = 5 * time.Second
+
+// standIn has somebody stand in for the dead server of layers, before anybody takes them off.
+func (k *keeper) standIn(layers []*held) {
+	var waits sync.WaitGroup
+	for _, h := range layers {
+		waits.Add(1)
+		if !k.standInFor(h, waits.Done) {
+			waits.Done()
+		}
+	}
+	settled := make(chan struct{})
+	go func() {
+		waits.Wait()
+		close(settled)
+	}()
+	select {
+	case <-settled:
+	case <-time.After(standInWait):
+		k.o.Logger.Warn("what lies under the layers of the dead server does not answer: a call that it had done may be done twice")
+	}
+}
+
+// standInFor has somebody stand in for the server of one layer, who calls settled when what that one had in work is answered.
+func (k *keeper) standInFor(h *held, settled func()) bool {
 	k.takeRemains(h)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if h.device < 0 {
-		return
+		return false
 	}
 	// Its own duplicates: the graft may be forgotten while it reads.
 	fds, err := dupAll(h.device, h.backing)
 	if err != nil {
 		k.o.Logger.Error("stand in for the dead server", "graft", h.ID, "err", err)
-		return
+		return false
 	}
 	unanswered := h.remains.unanswered
 	h.remains.unanswered = nil
@@ -28,7 +55,8 @@ func (k *keeper) standIn(h *held) {
 	go (&fusefs.StandIn{
 		Device: fds[0], Backing: fds[1], Unanswered: unanswered, NoResend: os.Getenv("FAULTGRAFT_TEST_NO_RESEND") != "", Logger: k.o.Logger,
 		Swapper: k.isSwapper, Description: func(handle uint64) (int, bool) { return k.duplicate(h, handle) },
-	}).Run()
+	}).Run(settled)
+	return true
 }
 
 // isSwapper tells whether a thread is one of the swapper's.

@@ -140,9 +140,7 @@ func (k *keeper) serverDied(s *serverClient) {
 	if err != nil && !taken {
 		unserved = k.all()
 	}
-	for _, h := range unserved { // before anybody takes its layer off
-		k.standIn(h)
-	}
+	k.standIn(unserved)
 	close(s.handled)
 	if taken {
 		k.o.Logger.Warn("another process serves the layers of the dead server on")
