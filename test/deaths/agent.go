@@ -15,20 +15,29 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/failpoint"
+	"github.com/faultgraft/faultgraft/plugin"
 )
+
+// How says how a test has agents run.
+type How struct {
+	// Patience is for one step.
+	Patience time.Duration
+	// Program prepares a faultgraft with these arguments.
+	Program func(args ...string) *exec.Cmd
+	// Args are the agents'.
+	Args []string
+	// Looked fails as long as an agent has not looked at what it is there for. It is asked again and again.
+	Looked func(*plugin.Client) error
+}
 
 // Agent is an agent that dies at a point, and those after it, which do not.
 type Agent struct {
 	Point string
 	// State is their state directory.
 	State string
-	// Rescue takes off what a death that failed has left; may be nil.
-	Rescue func()
 
-	t        testing.TB
-	patience time.Duration
-	// prepare makes the command of an agent with these variables more.
-	prepare func(env []string) *exec.Cmd
+	t       testing.TB
+	how     How
 	dir     string
 	mark    string
 	log     *os.File
@@ -36,16 +45,14 @@ type Agent struct {
 	ended   chan struct{}
 }
 
-// NewAgent makes what an agent that is to die needs, and removes it with the test. patience is for one
-// step; prepare makes its command for a state directory.
-func NewAgent(t testing.TB, point string, patience time.Duration, prepare func(state string, env []string) *exec.Cmd) *Agent {
+// NewAgent makes what an agent that is to die needs, and removes it with the test.
+func NewAgent(t testing.TB, point string, how How) *Agent {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "fg-walk-") // t.TempDir is too long for sockets
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &Agent{Point: point, State: filepath.Join(dir, "state"), t: t, patience: patience, dir: dir}
-	a.prepare = func(env []string) *exec.Cmd { return prepare(a.State, env) }
+	a := &Agent{Point: point, State: filepath.Join(dir, "state"), t: t, how: how, dir: dir}
 	a.mark = filepath.Join(dir, "reached", failpoint.Mark("kill", point))
 	if err := os.Mkdir(filepath.Dir(a.mark), 0o700); err != nil {
 		t.Fatal(err)
@@ -61,8 +68,8 @@ func NewAgent(t testing.TB, point string, patience time.Duration, prepare func(s
 		if t.Failed() {
 			b, _ := os.ReadFile(a.log.Name())
 			t.Logf("the agents said:\n%s", b[max(0, len(b)-6000):])
-			if a.Rescue != nil {
-				a.Rescue()
+			if out, err := a.Faultgraft("recover", "--all", "--purge"); err != nil {
+				t.Logf("recover --all --purge: %s, %v", out, err)
 			}
 		}
 		_ = a.log.Close()
@@ -71,23 +78,64 @@ func NewAgent(t testing.TB, point string, patience time.Duration, prepare func(s
 	return a
 }
 
+// Client asks the agent that runs.
+func (a *Agent) Client() *plugin.Client { return plugin.NewClient(a.State) }
+
+// Faultgraft runs a command on the agents' state directory.
+func (a *Agent) Faultgraft(args ...string) (string, error) {
+	out, err := a.command(nil, args...).CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+func (a *Agent) command(env []string, args ...string) *exec.Cmd {
+	cmd := a.how.Program(args...)
+	cmd.Env = append(append(os.Environ(), a.variable()), env...)
+	return cmd
+}
+
 // Process is the agent that runs.
 func (a *Agent) Process() *os.Process { return a.running.Process }
 
-// Ended says how the agent ended; empty: it runs.
-func (a *Agent) Ended() string {
-	select {
-	case <-a.ended:
-		return a.running.ProcessState.String()
-	default:
-		return ""
-	}
+// Start starts an agent, and waits until it has looked.
+func (a *Agent) Start() {
+	a.t.Helper()
+	a.begin()
+	a.looked()
 }
 
-// Start starts an agent.
-func (a *Agent) Start(env ...string) {
+// StartNext is Start after what a service manager does when an agent has died (ExecStopPost of contrib/systemd).
+func (a *Agent) StartNext() {
 	a.t.Helper()
-	a.running = a.prepare(env)
+	if out, err := a.Faultgraft("recover", "--orphans"); err != nil {
+		a.t.Errorf("recover --orphans: %s, %v", out, err)
+	}
+	a.Start()
+}
+
+// StartMortal is Start of an agent that will die at the point, once Arm was called.
+func (a *Agent) StartMortal() {
+	a.t.Helper()
+	a.Spare()
+	a.beginMortal()
+	a.looked()
+}
+
+// StartArmed starts an agent that dies at the point on its way, and waits for that.
+func (a *Agent) StartArmed() {
+	a.t.Helper()
+	a.Arm()
+	a.beginMortal()
+	a.Dies()
+}
+
+func (a *Agent) beginMortal() {
+	a.t.Helper()
+	a.begin(failpoint.At+"=kill:"+a.Point, failpoint.Reached+"="+filepath.Dir(a.mark))
+}
+
+func (a *Agent) begin(env ...string) {
+	a.t.Helper()
+	a.running = a.command(env, a.how.Args...)
 	a.running.Stdout, a.running.Stderr = a.log, a.log
 	if err := a.running.Start(); err != nil {
 		a.t.Fatal(err)
@@ -97,24 +145,20 @@ func (a *Agent) Start(env ...string) {
 	go func() { _ = agent.Wait(); close(ended) }()
 }
 
-// StartMortal starts an agent that will die at the point, once Arm was called.
-func (a *Agent) StartMortal() {
+func (a *Agent) looked() {
 	a.t.Helper()
-	a.Spare()
-	a.startAtPoint()
-}
-
-// StartArmed starts an agent that dies at the point on its way, and waits for that.
-func (a *Agent) StartArmed() {
-	a.t.Helper()
-	a.Arm()
-	a.startAtPoint()
-	a.Dies()
-}
-
-func (a *Agent) startAtPoint() {
-	a.t.Helper()
-	a.Start(failpoint.At+"=kill:"+a.Point, failpoint.Reached+"="+filepath.Dir(a.mark))
+	var err error
+	for end := time.Now().Add(a.how.Patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		select {
+		case <-a.ended:
+			a.t.Fatalf("the agent has ended: %s", a.running.ProcessState)
+		default:
+		}
+		if err = a.how.Looked(a.Client()); err == nil {
+			return
+		}
+	}
+	a.t.Fatalf("the agent does not answer: %v", err)
 }
 
 // Spare has the agent live, as if it had died already.
@@ -138,7 +182,7 @@ func (a *Agent) Dies() {
 	a.t.Helper()
 	select {
 	case <-a.ended:
-	case <-time.After(a.patience):
+	case <-time.After(a.how.Patience):
 		a.t.Fatalf("the agent does not come to %s", a.Point)
 	}
 	b, err := os.ReadFile(a.mark)
@@ -205,7 +249,7 @@ func (a *Agent) NothingIsLeft() {
 		a.t.Errorf("left in the state directory: %v", entries)
 	}
 	var left []string
-	for end := time.Now().Add(a.patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(a.how.Patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if left = a.processes(); len(left) == 0 {
 			return
 		}
@@ -213,8 +257,8 @@ func (a *Agent) NothingIsLeft() {
 	a.t.Errorf("processes are left: %q", left)
 }
 
-// Variable tells processes their state directory.
-func (a *Agent) Variable() string { return "FAULTGRAFT_STATE=" + a.State }
+// variable tells processes their state directory.
+func (a *Agent) variable() string { return "FAULTGRAFT_STATE=" + a.State }
 
 // processes lists those that work with the state directory.
 func (a *Agent) processes() (left []string) {
@@ -230,7 +274,7 @@ func (a *Agent) processes() (left []string) {
 		}
 		b, _ := io.ReadAll(env) // as above
 		_ = env.Close()
-		if strings.Contains(string(b), a.Variable()+"\x00") {
+		if strings.Contains(string(b), a.variable()+"\x00") {
 			line, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "cmdline"))
 			left = append(left, fmt.Sprintf("%s: %s", filepath.Dir(f), strings.ReplaceAll(string(line), "\x00", " ")))
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/faultgraft/faultgraft/plugin"
 	"github.com/faultgraft/faultgraft/test/deaths"
 	"github.com/faultgraft/faultgraft/test/lab"
+	"github.com/faultgraft/faultgraft/test/programs"
 	"github.com/faultgraft/faultgraft/test/soak/recorded"
 )
 
@@ -35,7 +36,7 @@ func TestAgentDeathAtEachStep(t *testing.T) {
 		Mode: os.Getenv("FAULTGRAFT_TEST_WALK"), Scenarios: scenarios, AlsoRecovered: afterAGraft,
 		Own: func(p string) bool { return strings.HasPrefix(p, "agent ") },
 	}.Steps(t)
-	program := buildRecorder(t)
+	recorder := programs.MustGo(t, "test/soak/recorder")
 	queue := make(chan deaths.Step[*death], len(steps))
 	for _, st := range steps {
 		queue <- st
@@ -45,25 +46,13 @@ func TestAgentDeathAtEachStep(t *testing.T) {
 		for n := range 3 {
 			t.Run(strconv.Itoa(n), func(t *testing.T) {
 				t.Parallel()
-				w := newWalker(s.ctx, t, s, fmt.Sprint("e2e-walk-", n), program)
+				w := newWalker(s.ctx, t, s, fmt.Sprint("e2e-walk-", n), recorder)
 				for st := range queue {
 					t.Run(st.Point+"/"+st.Name+"/"+st.Next, func(t *testing.T) { deaths.Take(w.newDeath(t, st.Point), st) })
 				}
 			})
 		}
 	})
-}
-
-// buildRecorder builds the soak's program that knows what must come of its calls.
-func buildRecorder(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "recorder")
-	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "github.com/faultgraft/faultgraft/test/soak/recorder")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the recorder: %v\n%s", err, out)
-	}
-	return path
 }
 
 // walker is a container in a containerd namespace of its own, so that agents of
@@ -103,7 +92,7 @@ func (w *walker) restart(t *testing.T) {
 	w.look(t)
 }
 
-func newWalker(ctx context.Context, t *testing.T, s *scene, namespace, program string) *walker {
+func newWalker(ctx context.Context, t *testing.T, s *scene, namespace, recorder string) *walker {
 	t.Helper()
 	w := &walker{lab: s.lab, ctx: ctx, namespace: namespace, labels: map[string]bool{}}
 	dir := t.TempDir()
@@ -129,9 +118,9 @@ func newWalker(ctx context.Context, t *testing.T, s *scene, namespace, program s
 		// A signal ends a wait of the layer with EINTR (docs/faults.md), and Go's scheduler signals its own threads.
 		"--env", "GODEBUG=asyncpreemptoff=1",
 		"--mount", "type=bind,src="+w.data+",dst=/data,options=rbind:rw",
-		"--mount", "type=bind,src="+filepath.Dir(program)+",dst=/opt,options=rbind:ro",
+		"--mount", "type=bind,src="+recorder+",dst=/recorder,options=rbind:ro",
 		"--mount", "type=bind,src="+filepath.Dir(w.status)+",dst=/status,options=rbind:rw",
-		lab.Image, walked, "/opt/recorder", "/data", "/status/status.json", "EIO")
+		lab.Image, walked, "/recorder", "/data", "/status/status.json", "EIO")
 	w.look(t)
 	return w
 }
@@ -200,65 +189,35 @@ func (w *walker) newDeath(t *testing.T, point string) *death {
 	t.Helper()
 	w.revive(t)
 	d := &death{T: t, walker: w, before: w.recorded(t)}
-	d.Agent = deaths.NewAgent(t, point, walkDeadline, func(_ string, env []string) *exec.Cmd {
-		return d.command(env, "plugin", "--disable-nri", "--config", d.config, "--namespace", d.namespace)
+	d.Agent = deaths.NewAgent(t, point, deaths.How{
+		Patience: walkDeadline, Program: d.program, Looked: d.known,
+		Args: []string{"plugin", "--disable-nri", "--config", d.config, "--namespace", d.namespace},
 	})
-	d.Rescue = func() {
-		if out, err := d.run("recover", "--all", "--purge"); err != nil {
-			t.Logf("recover --all --purge: %s, %v", out, err)
-		}
-	}
 	t.Cleanup(func() { d.label() }) // none
 	return d
 }
 
-func (d *death) client() *plugin.Client             { return plugin.NewClient(d.State) }
-func (d *death) run(args ...string) (string, error) { return d.output(d.command(nil, args...)) }
-
-// command prepares a faultgraft that works with the death's state directory.
-func (d *death) command(env []string, args ...string) *exec.Cmd {
+func (d *death) program(args ...string) *exec.Cmd {
 	d.Helper()
 	cmd, err := d.lab.FaultgraftCommand(d.ctx, args...)
 	if err != nil {
 		d.Fatal(err)
 	}
-	cmd.Env = append(append(os.Environ(), d.Variable()), env...)
 	return cmd
 }
 
-func (d *death) output(cmd *exec.Cmd) (string, error) {
-	out, err := cmd.CombinedOutput()
-	return strings.TrimSpace(string(out)), err
-}
-
-// start starts an agent that will die at the point once it is armed.
-func (d *death) start() {
-	d.Helper()
-	d.StartMortal()
-	d.ready()
-}
-
-// ready waits until an agent answers and has looked at the container.
-func (d *death) ready() {
-	d.Helper()
-	var err error
-	for end := time.Now().Add(walkDeadline); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if how := d.Ended(); how != "" {
-			d.Fatalf("the agent has ended: %s", how)
-		}
-		// A dry run waits until all containers are known; a start has the container looked at.
-		if _, err = d.client().ApplyPolicies(d.ctx, "-", []byte(d.policy()), true); err == nil {
-			if err = d.looked(); err == nil {
-				return
-			}
-		}
+// known: an agent answers, and has looked at the container. A dry run waits until all containers are known; a start has the container looked at.
+func (d *death) known(c *plugin.Client) error {
+	_, err := c.ApplyPolicies(d.ctx, "-", []byte(d.policy()), true)
+	if err != nil {
+		return err
 	}
-	d.Fatalf("the agent does not answer: %v", err)
+	return d.looked()
 }
 
 // looked has the agent look at the container, and waits for that.
 func (d *death) looked() error {
-	_, err := d.client().Start(d.ctx, plugin.StartRequest{Namespace: d.namespace, ID: walked, PID: d.pid, WaitMs: 30000})
+	_, err := d.Client().Start(d.ctx, plugin.StartRequest{Namespace: d.namespace, ID: walked, PID: d.pid, WaitMs: 30000})
 	return err
 }
 

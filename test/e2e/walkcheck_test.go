@@ -73,23 +73,18 @@ func (d *death) goesOn() {
 func (d *death) Recovered() {
 	d.Helper()
 	d.goesOn()
-	if out, err := d.run("recover", "--all"); err != nil {
+	if out, err := d.Faultgraft("recover", "--all"); err != nil {
 		d.Errorf("recover --all: %s, %v", out, err)
 	}
 	d.Want()
 	d.settles()
 }
 
-// NextAgent starts it after what a service manager does (ExecStopPost of
-// contrib/systemd), which completes or rolls back, and ends it in order.
+// NextAgent completes or rolls back, and is ended in order.
 func (d *death) NextAgent() {
 	d.Helper()
 	d.goesOn()
-	if out, err := d.run("recover", "--orphans"); err != nil {
-		d.Errorf("recover --orphans: %s, %v", out, err)
-	}
-	d.Start()
-	d.ready()
+	d.StartNext()
 	d.settles()
 	d.goesOn()
 	d.counted()
@@ -99,12 +94,12 @@ func (d *death) NextAgent() {
 // counted recovers what there is and compares the node's count of faults with what the program met.
 func (d *death) counted() {
 	d.Helper()
-	if out, err := d.run("recover", "--all"); err != nil {
+	if out, err := d.Faultgraft("recover", "--all"); err != nil {
 		d.Errorf("recover --all: %s, %v", out, err)
 	}
 	var met, counted uint64
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		if _, err := d.client().Metrics(d.ctx); err != nil { // it counts then
+		if _, err := d.Client().Metrics(d.ctx); err != nil { // it counts then
 			d.Fatal(err)
 		}
 		met, counted = d.recorded(d.T).Faults["EIO"]-d.before.Faults["EIO"], d.Counted()
@@ -118,7 +113,7 @@ func (d *death) counted() {
 func (d *death) NothingIsLeft() {
 	d.Helper()
 	d.goesOn()
-	if out, err := d.run("recover", "--all", "--purge"); err != nil {
+	if out, err := d.Faultgraft("recover", "--all", "--purge"); err != nil {
 		d.Errorf("recover --all --purge: %s, %v", out, err)
 	}
 	d.goesOn()

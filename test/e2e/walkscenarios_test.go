@@ -44,7 +44,7 @@ const (
 func (d *death) grafted() keeper.Graft {
 	d.Helper()
 	d.label("wal=" + wal)
-	d.start()
+	d.StartMortal()
 	d.Want("wal")
 	g := d.settles()
 	d.meetsFaults()
@@ -103,14 +103,14 @@ func (d *death) seesTheEnd() []string {
 func (d *death) counts() []string {
 	g := d.grafted()
 	d.Spare() // not before the count
-	if out, err := d.run("recover", g.ID); err != nil {
+	if out, err := d.Faultgraft("recover", g.ID); err != nil {
 		d.Fatalf("recover: %s, %v", out, err)
 	}
 	if err := d.looked(); err != nil { // and has seen that the graft is gone
 		d.Fatal(err)
 	}
 	d.Arm()
-	_, _ = d.client().Metrics(d.ctx) // it dies of that
+	_, _ = d.Client().Metrics(d.ctx) // it dies of that
 	d.Dies()
 	return nil
 }
@@ -139,8 +139,8 @@ spec:
 // policed is an agent that has a policy in force, and dies from here on.
 func (d *death) policed() {
 	d.Helper()
-	d.start()
-	if _, err := d.client().ApplyPolicies(d.ctx, "-", []byte(d.policy()), false); err != nil {
+	d.StartMortal()
+	if _, err := d.Client().ApplyPolicies(d.ctx, "-", []byte(d.policy()), false); err != nil {
 		d.Fatal(err)
 	}
 	d.Want("policed")
@@ -181,41 +181,41 @@ func (d *death) becomes(changed, before policies.Phase) []string {
 }
 
 func (d *death) applies() []string {
-	d.start()
+	d.StartMortal()
 	d.Arm()
-	_, _ = d.client().ApplyPolicies(d.ctx, "-", []byte(d.policy()), false) // the agent dies meanwhile, or after it
+	_, _ = d.Client().ApplyPolicies(d.ctx, "-", []byte(d.policy()), false) // the agent dies meanwhile, or after it
 	d.Dies()
 	return d.becomes(policies.Running, "")
 }
 
 func (d *death) pauses() []string {
 	d.policed()
-	_, _ = d.client().PausePolicy(d.ctx, "e2e-walk") // as above
+	_, _ = d.Client().PausePolicy(d.ctx, "e2e-walk") // as above
 	d.Dies()
 	return d.becomes(policies.Paused, policies.Running)
 }
 
 func (d *death) resumes() []string {
-	d.start()
-	if _, err := d.client().ApplyPolicies(d.ctx, "-", []byte(d.policy("paused: true", "timing: {ttl: 10m}")), false); err != nil {
+	d.StartMortal()
+	if _, err := d.Client().ApplyPolicies(d.ctx, "-", []byte(d.policy("paused: true", "timing: {ttl: 10m}")), false); err != nil {
 		d.Fatal(err)
 	}
 	d.Arm()
-	_, _ = d.client().ResumePolicy(d.ctx, "e2e-walk") // as above
+	_, _ = d.Client().ResumePolicy(d.ctx, "e2e-walk") // as above
 	d.Dies()
 	return d.becomes(policies.Running, policies.Paused)
 }
 
 func (d *death) deletes() []string {
 	d.policed()
-	_, _ = d.client().DeletePolicy(d.ctx, "e2e-walk") // as above
+	_, _ = d.Client().DeletePolicy(d.ctx, "e2e-walk") // as above
 	d.Dies()
 	return d.becomes("", policies.Running)
 }
 
 func (d *death) expires() []string {
-	d.start()
-	if _, err := d.client().ApplyPolicies(d.ctx, "-", []byte(d.policy("timing: {ttl: 1s}")), false); err != nil {
+	d.StartMortal()
+	if _, err := d.Client().ApplyPolicies(d.ctx, "-", []byte(d.policy("timing: {ttl: 1s}")), false); err != nil {
 		d.Fatal(err)
 	}
 	d.Arm()
@@ -224,8 +224,8 @@ func (d *death) expires() []string {
 }
 
 func (d *death) fires() []string {
-	d.start()
-	if _, err := d.client().ApplyPolicies(d.ctx, "-", []byte(d.policy(`timing: {schedule: "@every 2s", ttl: 10m}`)), false); err != nil {
+	d.StartMortal()
+	if _, err := d.Client().ApplyPolicies(d.ctx, "-", []byte(d.policy(`timing: {schedule: "@every 2s", ttl: 10m}`)), false); err != nil {
 		d.Fatal(err)
 	}
 	d.Arm()
@@ -235,7 +235,7 @@ func (d *death) fires() []string {
 
 func (d *death) stops() []string {
 	g := d.grafted()
-	_, _ = d.client().Stop(d.ctx, "a test") // as above
+	_, _ = d.Client().Stop(d.ctx, "a test") // as above
 	d.Dies()
 	mark, err := keeper.ReadStopped(d.State)
 	switch {
@@ -248,9 +248,8 @@ func (d *death) stops() []string {
 	}
 	d.Start()
 	d.Want()
-	d.ready()
 	if d.Point != "stop.reverted" { // what the dead one did not come to
-		if _, err := d.client().Stop(d.ctx, "a test"); err != nil {
+		if _, err := d.Client().Stop(d.ctx, "a test"); err != nil {
 			d.Errorf("stop once more: %v", err)
 		}
 	}
@@ -258,7 +257,7 @@ func (d *death) stops() []string {
 	if mark, err = keeper.ReadStopped(d.State); err != nil || len(mark.Grafts) != 1 || mark.Grafts[0] != g.ID {
 		d.Errorf("%s was taken off for the stop, of which this is known: %+v, %v", g.ID, mark, err)
 	}
-	if _, err := d.client().Release(d.ctx); err != nil {
+	if _, err := d.Client().Release(d.ctx); err != nil {
 		d.Errorf("release: %v", err)
 	}
 	d.Want("wal")
@@ -269,16 +268,16 @@ func (d *death) stops() []string {
 
 func (d *death) releases() []string {
 	d.label("wal=" + wal)
-	d.start()
+	d.StartMortal()
 	d.Want("wal")
 	d.settles()
-	if _, err := d.client().Stop(d.ctx, "a test"); err != nil {
+	if _, err := d.Client().Stop(d.ctx, "a test"); err != nil {
 		d.Fatal(err)
 	}
 	d.Arm()
-	_, _ = d.client().Release(d.ctx) // as above
+	_, _ = d.Client().Release(d.ctx) // as above
 	d.Dies()
-	if out, err := d.run("release"); err != nil && !strings.Contains(out, "not stopped") {
+	if out, err := d.Faultgraft("release"); err != nil && !strings.Contains(out, "not stopped") {
 		d.Errorf("release once more: %s, %v", out, err)
 	}
 	return []string{"wal"}

@@ -114,54 +114,18 @@ func (w *walker) newDeath(t *testing.T, point string, stopping bool) *death {
 	c.t = t
 	own := &walker{runtime: &runtime{t}, container: &c, api: w.api, config: w.config}
 	d := &death{T: t, walker: own, ctx: t.Context(), stopping: stopping, before: w.met(), kernel: inKernel(t)}
-	d.Agent = deaths.NewAgent(t, point, patience, func(_ string, env []string) *exec.Cmd {
-		return d.faultgraft(env, "plugin", "--disable-nri", "--config", d.config)
+	d.Agent = deaths.NewAgent(t, point, deaths.How{
+		Patience: patience,
+		Program:  func(args ...string) *exec.Cmd { return exec.Command(os.Getenv("FAULTGRAFT_BIN"), args...) },
+		Args:     []string{"plugin", "--disable-nri", "--config", d.config},
+		Looked: func(c *plugin.Client) error {
+			_, task := d.task(t)
+			_, err := c.Start(d.ctx, plugin.StartRequest{Namespace: "default", ID: d.id, PID: int(task.Pid()), WaitMs: 25000})
+			return err
+		},
 	})
-	d.Rescue = func() {
-		if out, err := d.run("recover", "--all", "--purge"); err != nil {
-			t.Logf("recover --all --purge: %s, %v", out, err)
-		}
-	}
 	t.Cleanup(func() { d.label() }) // none
 	return d
-}
-
-func (d *death) client() *plugin.Client { return plugin.NewClient(d.State) }
-
-// faultgraft prepares one that works with the death's state directory.
-func (d *death) faultgraft(env []string, args ...string) *exec.Cmd {
-	cmd := exec.Command(os.Getenv("FAULTGRAFT_BIN"), args...)
-	cmd.Env = append(append(os.Environ(), d.Variable()), env...)
-	return cmd
-}
-
-func (d *death) run(args ...string) (string, error) {
-	out, err := d.faultgraft(nil, args...).CombinedOutput()
-	return strings.TrimSpace(string(out)), err
-}
-
-// start starts an agent that will die at the point once it is armed.
-func (d *death) start() {
-	d.Helper()
-	d.StartMortal()
-	d.ready()
-}
-
-// ready waits until an agent answers and has looked at the container.
-func (d *death) ready() {
-	d.Helper()
-	_, task := d.task(d.T)
-	var err error
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if how := d.Ended(); how != "" {
-			d.Fatalf("the agent has ended: %s", how)
-		}
-		_, err = d.client().Start(d.ctx, plugin.StartRequest{Namespace: "default", ID: d.id, PID: int(task.Pid()), WaitMs: 25000})
-		if err == nil {
-			return
-		}
-	}
-	d.Fatalf("the agent does not answer: %v", err)
 }
 
 // label has the container carry these rules, "NAME=TEXT", and no others.
@@ -199,7 +163,7 @@ func (d *death) settles() (all []plugin.KernelFault) {
 	var err error
 	var is, want madeOf
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		all, err = d.client().KernelFaults(d.ctx)
+		all, err = d.Client().KernelFaults(d.ctx)
 		rules, want = nil, madeOf{}
 		for _, f := range all {
 			rules = append(rules, f.Rules[0].Name)
@@ -268,22 +232,17 @@ func (d *death) meetsFaults() {
 // Recovered has the next agent leave it at that: whoever asks for that wants peace.
 func (d *death) Recovered() {
 	d.Helper()
-	if out, err := d.run("recover", "--all"); err != nil {
+	if out, err := d.Faultgraft("recover", "--all"); err != nil {
 		d.Errorf("recover --all: %s, %v", out, err)
 	}
 	d.Want()
 }
 
-// NextAgent starts it after what a service manager does (ExecStopPost of
-// contrib/systemd), and ends it in order.
+// NextAgent brings the container to what is wanted, and is ended in order.
 func (d *death) NextAgent() {
 	d.Helper()
 	d.goesOn()
-	if out, err := d.run("recover", "--orphans"); err != nil {
-		d.Errorf("recover --orphans: %s, %v", out, err)
-	}
-	d.Start()
-	d.ready()
+	d.StartNext()
 	all := d.settles()
 	if len(all) > 0 {
 		d.meetsFaults()
@@ -294,10 +253,10 @@ func (d *death) NextAgent() {
 		}
 	}
 	if d.stopping {
-		if _, err := d.client().Stop(d.ctx, "a test"); err != nil {
+		if _, err := d.Client().Stop(d.ctx, "a test"); err != nil {
 			d.Errorf("stop: %v", err)
 		}
-	} else if out, err := d.run("recover", "--all"); err != nil {
+	} else if out, err := d.Faultgraft("recover", "--all"); err != nil {
 		d.Errorf("recover --all: %s, %v", out, err)
 	}
 	d.Want()
@@ -337,17 +296,17 @@ func (d *death) counted(some bool) {
 func (d *death) NothingIsLeft() {
 	d.Helper()
 	if !d.stopping {
-		if out, err := d.run("stop", "--all", "--reason", "a test"); err != nil {
+		if out, err := d.Faultgraft("stop", "--all", "--reason", "a test"); err != nil {
 			d.Errorf("stop --all: %s, %v", out, err)
 		}
 		awaitNothingBut(d.T, d.kernel)
 	}
 	if mark, err := keeper.ReadStopped(d.State); err != nil || mark != nil {
-		if out, err := d.run("release"); err != nil {
+		if out, err := d.Faultgraft("release"); err != nil {
 			d.Errorf("release: %s, %v", out, err)
 		}
 	}
-	if out, err := d.run("recover", "--all", "--purge"); err != nil {
+	if out, err := d.Faultgraft("recover", "--all", "--purge"); err != nil {
 		d.Errorf("recover --all --purge: %s, %v", out, err)
 	}
 	awaitNothingBut(d.T, d.kernel)

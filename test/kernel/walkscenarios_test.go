@@ -70,7 +70,7 @@ func (d *death) request(outlive bool, rule policy.Rule) plugin.KernelRequest {
 func (d *death) labelled() {
 	d.Helper()
 	d.label("oom=" + mountRule)
-	d.start()
+	d.StartMortal()
 	d.Want("oom")
 	d.settles()
 	d.meetsFaults()
@@ -80,8 +80,8 @@ func (d *death) labelled() {
 // holding is an agent that a command asked for a fault, and that dies from here on.
 func (d *death) holding(outlive bool, rule policy.Rule) string {
 	d.Helper()
-	d.start()
-	made, err := d.client().InjectKernel(d.ctx, d.request(outlive, rule))
+	d.StartMortal()
+	made, err := d.Client().InjectKernel(d.ctx, d.request(outlive, rule))
 	if err != nil {
 		d.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func (d *death) armsAgain() []string {
 }
 
 func (d *death) logs() []string {
-	d.start()
+	d.StartMortal()
 	d.Arm()
 	d.label("oom=" + mountRule)
 	d.Dies()
@@ -134,17 +134,17 @@ func (d *death) seesTheEnd() []string {
 }
 
 func (d *death) isAsked() []string {
-	d.start()
+	d.StartMortal()
 	d.Arm()
-	_, _ = d.client().InjectKernel(d.ctx, d.request(false, asked("held", time.Hour))) // the agent dies meanwhile
+	_, _ = d.Client().InjectKernel(d.ctx, d.request(false, asked("held", time.Hour))) // the agent dies meanwhile
 	d.Dies()
 	return nil
 }
 
 func (d *death) isAskedToPin() []string {
-	d.start()
+	d.StartMortal()
 	d.Arm()
-	_, _ = d.client().InjectKernel(d.ctx, d.request(true, asked("pinned", time.Hour))) // as above
+	_, _ = d.Client().InjectKernel(d.ctx, d.request(true, asked("pinned", time.Hour))) // as above
 	d.Dies()
 	if slices.Contains(append(arming[slices.Index(arming, "kernel agent arm.armed"):], linked, "kernel request.armed"), d.Point) {
 		return []string{"pinned"}
@@ -154,14 +154,14 @@ func (d *death) isAskedToPin() []string {
 
 func (d *death) recovers() []string {
 	id := d.holding(false, asked("held", time.Hour))
-	_, _ = d.client().EndKernel(d.ctx, id) // as above
+	_, _ = d.Client().EndKernel(d.ctx, id) // as above
 	d.Dies()
 	return nil
 }
 
 func (d *death) recoversPinned() []string {
 	id := d.holding(true, asked("pinned", time.Hour))
-	_, _ = d.client().EndKernel(d.ctx, id) // as above
+	_, _ = d.Client().EndKernel(d.ctx, id) // as above
 	d.Dies()
 	return nil
 }
@@ -177,16 +177,16 @@ func (d *death) elsewhere() string {
 }
 
 func (d *death) recoversFound() []string {
-	d.start()
+	d.StartMortal()
 	id := d.elsewhere()
 	d.Arm()
-	_, _ = d.client().EndKernel(d.ctx, id) // as above
+	_, _ = d.Client().EndKernel(d.ctx, id) // as above
 	d.Dies()
 	return nil
 }
 
 func (d *death) expires() []string {
-	d.start()
+	d.StartMortal()
 	d.Arm()
 	d.label("oom=kernel hook=syscall:mount error=ENOMEM ttl=5s")
 	d.Dies()
@@ -201,8 +201,8 @@ func (d *death) takesOver() []string {
 }
 
 func (d *death) takesOverTooLate() []string {
-	d.start()
-	made, err := d.client().InjectKernel(d.ctx, d.request(true, asked("pinned", 6*time.Second)))
+	d.StartMortal()
+	made, err := d.Client().InjectKernel(d.ctx, d.request(true, asked("pinned", 6*time.Second)))
 	if err != nil {
 		d.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func (d *death) takesOverTooLate() []string {
 func (d *death) ends() []string {
 	d.labelled()
 	d.Spare()
-	if _, err := d.client().InjectKernel(d.ctx, d.request(true, asked("pinned", time.Hour))); err != nil {
+	if _, err := d.Client().InjectKernel(d.ctx, d.request(true, asked("pinned", time.Hour))); err != nil {
 		d.Fatal(err)
 	}
 	d.Want("oom", "pinned")
@@ -236,22 +236,22 @@ spec:
 `
 
 func (d *death) applies() []string {
-	d.start()
+	d.StartMortal()
 	d.Arm()
-	_, _ = d.client().ApplyPolicies(d.ctx, "-", []byte(kernelPolicy), false) // as above, or after it
+	_, _ = d.Client().ApplyPolicies(d.ctx, "-", []byte(kernelPolicy), false) // as above, or after it
 	d.Dies()
 	return []string{"policed"}
 }
 
 func (d *death) deletes() []string {
-	d.start()
-	if _, err := d.client().ApplyPolicies(d.ctx, "-", []byte(kernelPolicy), false); err != nil {
+	d.StartMortal()
+	if _, err := d.Client().ApplyPolicies(d.ctx, "-", []byte(kernelPolicy), false); err != nil {
 		d.Fatal(err)
 	}
 	d.Want("policed")
 	d.settles()
 	d.Arm()
-	_, _ = d.client().DeletePolicy(d.ctx, "walk") // as above
+	_, _ = d.Client().DeletePolicy(d.ctx, "walk") // as above
 	d.Dies()
 	return nil
 }
@@ -262,18 +262,17 @@ func (d *death) stops() []string {
 	d.Spare()
 	d.elsewhere()
 	d.Arm()
-	_, _ = d.client().Stop(d.ctx, "a test") // as above
+	_, _ = d.Client().Stop(d.ctx, "a test") // as above
 	d.Dies()
 	d.Start()
-	d.ready()
 	if d.Point != "stop.reverted" { // what the dead one did not come to
-		if _, err := d.client().Stop(d.ctx, "a test"); err != nil {
+		if _, err := d.Client().Stop(d.ctx, "a test"); err != nil {
 			d.Errorf("stop once more: %v", err)
 		}
 	}
 	d.Want()
 	d.settles()
-	if _, err := d.client().Release(d.ctx); err != nil {
+	if _, err := d.Client().Release(d.ctx); err != nil {
 		d.Errorf("release: %v", err)
 	}
 	d.Want("oom")
@@ -285,14 +284,14 @@ func (d *death) stops() []string {
 func (d *death) releases() []string {
 	d.labelled()
 	d.Spare()
-	if _, err := d.client().Stop(d.ctx, "a test"); err != nil {
+	if _, err := d.Client().Stop(d.ctx, "a test"); err != nil {
 		d.Fatal(err)
 	}
 	d.Arm()
-	_, _ = d.client().Release(d.ctx) // as above
+	_, _ = d.Client().Release(d.ctx) // as above
 	d.Dies()
 	if mark, err := keeper.ReadStopped(d.State); err != nil || mark != nil {
-		if out, err := d.run("release"); err != nil {
+		if out, err := d.Faultgraft("release"); err != nil {
 			d.Errorf("release once more: %s, %v", out, err)
 		}
 	}
