@@ -80,24 +80,18 @@ func TestTTLEndsWithoutTheKeeper(t *testing.T) {
 func TestLastTTLEndsWithoutTheKeeper(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	p := r.write("f", "0123456789")
-	h := r.start()
-	h.ok("open f %s rdwr", p)
-	h.ok("lseek f 4")
-	before := h.snapshot()
-	r.inject(h, r.data, "io error=EIO op=fsync ttl=15s")
+	h := r.startFaulted("15s")
 	thaw := r.freeze("keeper")
 	for end := time.Now().Add(2 * time.Minute); h.do("fsync f") != "ok"; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the rule has not ended")
 		}
 	}
-	h.is("ok 456789", "read f 100")
-	h.ok("lseek f 4")
+	h.reads()
 	if !strings.Contains(h.mountinfo(), "fuse.faultgraft") {
 		t.Error("somebody else has taken the layer off")
 	}
 	thaw()
 	r.awaitOff(time.Minute, "still grafted")
-	same(t, before, h.snapshot())
+	h.asBefore()
 }

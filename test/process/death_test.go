@@ -21,18 +21,10 @@ func TestTerminateKeeper(t *testing.T) { signalled(t, "keeper", syscall.SIGTERM)
 func TestRecoverFromHungServer(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	p := r.write("f", "0123456789")
-	h := r.start()
-	h.ok("open f %s rdwr", p)
-	h.ok("lseek f 4")
-	before := h.snapshot()
-	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=1m")
+	h := r.startFaulted("1m")
 	r.signal("server", syscall.SIGSTOP)
-	r.recover(g)
-	h.is("ok", "fsync f")
-	h.is("ok 456789", "read f 100")
-	h.ok("lseek f 4")
-	same(t, before, h.snapshot())
+	r.recover(h.graft)
+	h.asBefore()
 }
 
 // So it is where the server hangs when its faults have ended already, and the swapper is about to begin.
@@ -135,14 +127,7 @@ func (r *rig) awaitOther(id int) int {
 func signalled(t *testing.T, role string, sig syscall.Signal) {
 	r := newRig(t)
 	r.env = noTakeover
-	p := r.write("f", "0123456789")
-	h := r.start()
-	h.ok("open f %s rdwr", p)
-	h.ok("lseek f 4")
-	h.ok("chdir %s", r.data)
-	before := h.snapshot()
-	r.inject(h, r.data, "io error=EIO op=fsync ttl=1m")
-	h.is("EIO", "fsync f")
+	h := r.startFaulted("1m")
 	r.signal(role, sig)
 	if role == "keeper" {
 		// The server hears of it when the socket closes, and ends the rules then.
@@ -151,11 +136,10 @@ func signalled(t *testing.T, role string, sig syscall.Signal) {
 		}
 	}
 	h.is("ok", "fsync f") // it waits, at most, and sees no error
-	h.is("ok 456789", "read f 100")
-	h.ok("lseek f 4")
-	r.awaitUnmounted(h, 20*time.Second)
+	h.reads()
+	r.awaitUnmounted(h.holder, 20*time.Second)
 	h.ok("stat /") // the mount goes within the stop; an answer means that it is over
-	same(t, before, h.snapshot())
+	h.asBefore()
 }
 
 // The keeper that a server starts when its own was killed is killed too, while it takes the layer off.
@@ -163,12 +147,7 @@ func TestKillKeeperAndTheNext(t *testing.T) {
 	for _, after := range []time.Duration{0, 20 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond} {
 		t.Run(after.String(), func(t *testing.T) {
 			r := newRig(t)
-			p := r.write("f", "0123456789")
-			h := r.start()
-			h.ok("open f %s rdwr", p)
-			h.ok("lseek f 4")
-			before := h.snapshot()
-			r.inject(h, r.data, "io error=EIO op=fsync ttl=1m")
+			h := r.startFaulted("1m")
 			first := r.processes("keeper")
 			r.signal("keeper", syscall.SIGKILL)
 			killed := false
@@ -182,17 +161,13 @@ func TestKillKeeperAndTheNext(t *testing.T) {
 			}
 			t.Logf("killed the next one: %v", killed)
 			for end := time.Now().Add(60 * time.Second); strings.Contains(h.mountinfo(), "fuse.faultgraft"); time.Sleep(50 * time.Millisecond) {
-				h.is("ok 456789", "read f 100")
-				h.ok("lseek f 4")
+				h.reads()
 				if time.Now().After(end) {
 					t.Fatalf("still mounted%s", r.logs())
 				}
 			}
 			h.ok("stat /") // the mount goes within the stop; an answer means that it is over
-			h.is("ok", "fsync f")
-			h.is("ok 456789", "read f 100")
-			h.ok("lseek f 4")
-			same(t, before, h.snapshot())
+			h.asBefore()
 		})
 	}
 }

@@ -20,36 +20,22 @@ import (
 // `recover --orphans` takes it off without any of them, and gives back what is open by its path.
 func TestOrphanedLayer(t *testing.T) {
 	r := newRig(t)
-	p := r.write("f", "0123456789")
-	h := r.start()
-	h.ok("open f %s rdwr", p)
-	h.ok("lseek f 4")
-	h.ok("chdir %s", r.data)
-	before := h.snapshot()
-	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=10m")
+	h := r.startFaulted("10m")
 	other := r.start()
 	q := r.write("q", "beside")
 	other.ok("open q %s rdonly", q)
 	held := r.inject(other, r.data, "io error=EIO op=fsync ttl=10m")
-	r.killAll(g)
-	for end := time.Now().Add(30 * time.Second); h.do("stat %s", p) != "ENOTCONN"; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("stat: %s", h.do("stat %s", p))
-		}
-	}
+	r.killAll(h.graft)
+	h.losesItsServer()
 	out, err := r.run("recover", "--orphans", "-o", "json")
 	if err != nil {
 		t.Fatalf("recover --orphans: %v", err)
 	}
 	var off []keeper.Graft
-	if err := json.Unmarshal([]byte(out), &off); err != nil || len(off) != 1 || off[0].ID != g.ID || off[0].Path != r.data {
+	if err := json.Unmarshal([]byte(out), &off); err != nil || len(off) != 1 || off[0].ID != h.graft.ID || off[0].Path != r.data {
 		t.Errorf("recovered: %s, %v", out, err)
 	}
-	same(t, before, h.snapshot())
-	h.is("ok", "fsync f")
-	h.is("ok 456789", "read f 100")
-	h.ok("lseek f 4")
-	h.is("ok "+r.data, "getcwd")
+	h.asBefore()
 	if l := r.list(); len(l) != 1 || l[0].ID != held.ID || l[0].State != keeper.StateActive {
 		t.Errorf("what somebody holds: %+v", l)
 	}
@@ -75,13 +61,8 @@ func TestLayerThatSomebodyStandsBy(t *testing.T) {
 			other, r := newRig(t), newRig(t)
 			const step = "reverting"
 			r.env = []string{failing("keeper ungraft", "stop:"+step)}
-			p := r.write("f", "0123456789")
-			h := r.start()
-			h.ok("open f %s rdwr", p)
-			h.ok("lseek f 4")
-			before := h.snapshot()
-			g := r.inject(h, r.data, "io error=EIO op=fsync ttl=10m")
-			if err := syscall.Kill(r.keeperOf(h), syscall.SIGKILL); err != nil {
+			h := r.startFaulted("10m")
+			if err := syscall.Kill(r.keeperOf(h.holder), syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 			follower, resume := r.stoppedAt("keeper ungraft." + step)
@@ -92,18 +73,14 @@ func TestLayerThatSomebodyStandsBy(t *testing.T) {
 					}
 				}
 			}
-			for end := time.Now().Add(30 * time.Second); h.do("stat %s", p) != "ENOTCONN"; time.Sleep(10 * time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatalf("stat: %s", h.do("stat %s", p))
-				}
-			}
+			h.losesItsServer()
 			leftAlone := func(asking *rig, args ...string) {
 				t.Helper()
 				out, err := asking.command(args...).CombinedOutput()
 				if err != nil && asking == other {
 					t.Errorf("%q: %v: %s", args, err, out)
 				}
-				for _, want := range []string{"left alone: the layer of graft " + g.ID, fmt.Sprintf("process %d, of the state directory %s", follower, r.state)} {
+				for _, want := range []string{"left alone: the layer of graft " + h.graft.ID, fmt.Sprintf("process %d, of the state directory %s", follower, r.state)} {
 					if strings.Count(string(out), want) != 1 {
 						t.Errorf("%q says %q, want %q once", args, out, want)
 					}
@@ -121,25 +98,32 @@ func TestLayerThatSomebodyStandsBy(t *testing.T) {
 			if c.own {
 				has := openOn(t, follower)
 				out, err := r.command("recover", "--all").CombinedOutput()
-				if err == nil || !strings.Contains(string(out), "recovered "+g.ID) { // the error is about the keeper that does not answer
+				if err == nil || !strings.Contains(string(out), "recovered "+h.graft.ID) { // the error is about the keeper that does not answer
 					t.Errorf("recover --all: %v: %s", err, out)
 				}
 				if strings.Contains(h.mountinfo(), "fuse.faultgraft") {
 					t.Errorf("recover --all leaves the layer: %s", out)
 				}
-				same(t, before, h.snapshot())
+				same(t, h.before, h.snapshot())
 				if is := openOn(t, follower); !slices.Equal(is, has) {
 					t.Errorf("its keeper has open\n%q, and had\n%q", is, has)
 				}
 			}
 			resume()
-			r.awaitUnmounted(h, time.Minute)
+			r.awaitUnmounted(h.holder, time.Minute)
 			r.awaitOff(time.Minute, "the keeper does not come to its end")
-			same(t, before, h.snapshot())
-			h.is("ok", "fsync f")
-			h.is("ok 456789", "read f 100")
-			h.ok("lseek f 4")
+			h.asBefore()
 		})
+	}
+}
+
+// losesItsServer waits until nobody serves the layer any more.
+func (o *faulted) losesItsServer() {
+	o.t.Helper()
+	for end := time.Now().Add(30 * time.Second); o.do("stat %s", o.file) != "ENOTCONN"; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			o.t.Fatalf("stat: %s", o.do("stat %s", o.file))
+		}
 	}
 }
 

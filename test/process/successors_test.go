@@ -21,14 +21,7 @@ func TestKeeperAndServerDieAtOnce(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
 			r.env = env
-			p := r.write("f", "0123456789")
-			h := r.start()
-			h.ok("open f %s rdwr", p)
-			h.ok("lseek f 4")
-			h.ok("chdir %s", r.data)
-			before := h.snapshot()
-			r.inject(h, r.data, "io error=EIO op=fsync ttl=5m")
-			h.is("EIO", "fsync f")
+			h := r.startFaulted("5m")
 			r.oneServer()
 			server, keepers := r.processes("server"), r.processes("keeper")
 			for _, pid := range append(server, keepers...) {
@@ -36,13 +29,9 @@ func TestKeeperAndServerDieAtOnce(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			h.is("ok 456789", "read f 100") // it waits, at most
-			r.awaitUnmounted(h, time.Minute)
-			h.is("ok", "fsync f")
-			h.ok("lseek f 4")
-			h.is("ok 456789", "read f 100")
-			h.ok("lseek f 4")
-			same(t, before, h.snapshot())
+			h.reads() // it waits, at most
+			r.awaitUnmounted(h.holder, time.Minute)
+			h.asBefore()
 			r.awaitOff(time.Minute, "still grafted")
 		})
 	}
