@@ -1,12 +1,10 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +22,10 @@ needed. --orphans looks for what processes left that were killed, and leaves alo
 others hold: layers that nobody serves any more (calls on them fail with ENOTCONN),
 kernel faults that are over or were never armed to their end, and files in the state
 directory. --all does that too.
+
+Where a keeper was killed, another one takes its layers off. --all waits until that can be
+asked (30 s at most), and --purge until no process of the state directory is left; each
+says who it waited for in vain.
 
 A layer that nobody serves may still have a keeper that is about to take it off, also one
 of another state directory: --orphans leaves it alone and says so, and --all does where
@@ -51,6 +53,9 @@ that a running agent of another state directory armed is left alone by --all as 
 			for _, id := range ids {
 				r.recover(id)
 			}
+			if all {
+				r.late(ids)
+			}
 			if all || orphans {
 				r.orphans(all)
 			}
@@ -63,7 +68,7 @@ that a running agent of another state directory armed is left alone by --all as 
 			if err := errors.Join(r.errs...); err != nil || !purge {
 				return err
 			}
-			return g.purge(c.Context())
+			return g.keepers().Purge(c.Context())
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "all grafts and kernel faults on this node")
@@ -107,12 +112,26 @@ func (r *recovery) everything() (ids []string) {
 		}
 		ids = append(ids, f.ID)
 	}
+	return append(ids, r.grafts()...)
+}
+
+func (r *recovery) grafts() (ids []string) {
 	grafts, err := r.g.keepers().List(r.c.Context())
 	r.fail(err)
 	for _, gr := range grafts {
 		ids = append(ids, gr.ID)
 	}
 	return ids
+}
+
+// late recovers what only those have who follow killed keepers, and did not listen yet.
+func (r *recovery) late(done []string) {
+	r.fail(r.g.keepers().AwaitFollowers(r.c.Context()))
+	for _, id := range r.grafts() {
+		if !slices.Contains(done, id) {
+			r.recover(id)
+		}
+	}
 }
 
 func (r *recovery) recover(id string) {
@@ -172,30 +191,6 @@ func (r *recovery) orphans(own bool) {
 	}
 	_, err = keeper.Sweep(r.g.stateDir)
 	r.fail(err)
-}
-
-// purge waits for the keepers to end and removes what they left.
-func (g *global) purge(ctx context.Context) error {
-	for end := time.Now().Add(10 * time.Second); ; {
-		err := keeper.Purge(g.stateDir)
-		if err == nil {
-			return nil
-		}
-		if time.Now().After(end) {
-			left, lerr := g.keepers().List(ctx)
-			for _, gr := range left {
-				if gr.State == keeper.StateLingering {
-					err = fmt.Errorf("%w; graft %s: %s", err, gr.ID, gr.Reason)
-				}
-			}
-			return errors.Join(err, lerr)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
 }
 
 func recovered(w io.Writer, g keeper.Graft) error {

@@ -75,3 +75,25 @@ func userOf(pid int) (uid int, ok bool) {
 	_, err := fmt.Sscanf(statusOf(pid, "Uid"), "%d %d", new(int), &uid)
 	return uid, err == nil
 }
+
+// Jobs lists the other processes that have a job for faultgraft (see Job) and for which want is true. They are root's, and in this
+// process's mount namespace, as no container is.
+func Jobs(want func(pid int, job, stateDir string) bool) ([]int, error) {
+	all, err := allProcesses()
+	if err != nil {
+		return nil, err
+	}
+	ours, err := identify("/proc/self/ns/mnt")
+	if err != nil {
+		return nil, fmt.Errorf("look at this process: %w", err)
+	}
+	return looks.filter(all, func(pid int) bool {
+		job, dir := Job(pid)
+		if job == "" || !want(pid, job, dir) {
+			return false
+		}
+		uid, ok := userOf(pid)
+		ns, err := identifyOf(pid, "ns/mnt")
+		return ok && uid == 0 && err == nil && ns == ours
+	}), nil
+}

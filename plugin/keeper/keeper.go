@@ -181,8 +181,8 @@ func (k *keeper) start() error {
 	}
 	atStart.Pass("namespace")
 	k.key = keyOf(t)
-	if k.o.Inherit != "" {
-		// Not between the look and the listening of one that a command starts: it may have found nobody here.
+	if k.takesOff() {
+		// Not between the look and the listening of one that a command starts: it may have found nobody here. Nor is the folder swept meanwhile.
 		unlock, err := k.dir.lock(k.key, startWait)
 		if err != nil {
 			k.o.Logger.Warn("another keeper may start for the same target", "err", err)
@@ -190,7 +190,7 @@ func (k *keeper) start() error {
 			defer unlock()
 		}
 		if err != nil || alive(k.dir.socket(k.key)) {
-			k.key += fmt.Sprintf("-after-%d", os.Getppid())              // the server's: it serves the layers to be taken off
+			k.key += fmt.Sprintf("-after-%d", os.Getppid())              // the server's, or the holder's: it has the layers to be taken off
 			if unlock, err := k.dir.lock(k.key, startWait); err == nil { // against who sweeps; nobody else knows the name
 				defer unlock()
 			}

@@ -47,7 +47,9 @@ func (c *Client) RecoverOrphans(ctx context.Context, own bool) (off []Graft, lef
 		rep, err := o.TakeOff(octx)
 		cancel()
 		if err != nil {
-			errs = append(errs, err)
+			if !gone(o) { // else somebody else has taken it off meanwhile, as an agent that starts
+				errs = append(errs, err)
+			}
 			continue
 		}
 		g := Graft{
@@ -60,4 +62,10 @@ func (c *Client) RecoverOrphans(ctx context.Context, own bool) (off []Graft, lef
 		}))
 	}
 	return off, left, errors.Join(errs...)
+}
+
+// gone reports that a layer that nobody serves is not there any more.
+func gone(o graft.Orphan) bool {
+	left, err := graft.Orphans(func(id string) bool { return id != o.ID })
+	return err == nil && len(left) == 0
 }
