@@ -1,6 +1,7 @@
 package graft
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // lookPatience is how long a look at one process may take. Most of /proc/PID waits while the process is within
@@ -160,6 +163,29 @@ func (t Target) Swappable() ([]int, error) {
 func comesBack(pid int) bool {
 	_, _ = readStat(pid) // one that has ended comes back too
 	return true
+}
+
+// closedExec is for a filter: it comes back when the process is within no execve that closes files. Some kernels let others look meanwhile: they
+// close the files before they take exec_update_lock (seen on Linux 6.12.117). But they have cred_guard_mutex, and who traces the process waits for it
+// (prepare_bprm_creds of fs/exec.c, ptrace_attach of kernel/ptrace.c) in a sleep that no signal ends for good.
+func closedExec(pid int) bool {
+	const longest = 100 * time.Millisecond
+	for pause := time.Millisecond; closesInExec(pid); pause = min(2*pause, longest) {
+		time.Sleep(pause)
+	}
+	return true
+}
+
+// closesInExec reads where in the kernel the process's first thread is, which is the one that calls execve as soon as files are closed, if it is in that
+// call. Where the kernel does not tell, it is not.
+func closesInExec(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid)) // proc_pid_syscall(5)
+	word, _, _ := strings.Cut(string(b), " ")
+	if nr, nerr := strconv.Atoi(word); err != nil || nerr != nil || nr != unix.SYS_EXECVE && nr != unix.SYS_EXECVEAT {
+		return false
+	}
+	stack, err := os.ReadFile(fmt.Sprintf("/proc/%d/stack", pid))
+	return err == nil && bytes.Contains(stack, []byte("do_close_on_exec"))
 }
 
 // ErrWithinExec says that a process cannot be looked at, see lookPatience. It has not ended.

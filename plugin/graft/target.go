@@ -153,11 +153,11 @@ func (t Target) Processes() ([]int, error) {
 		if t.Tree {
 			addParents(parents, all)
 		} else {
-			pids = append(pids, looks.filter(all, t.inNamespace)...)
+			pids = append(pids, looks.filter(all, func(pid int) bool { return t.inNamespace(pid) && closedExec(pid) })...)
 		}
 	}
 	if t.Tree {
-		pids = looks.filter(descendants(t.PID, parents), comesBack)
+		pids = looks.filter(descendants(t.PID, parents), closedExec)
 	}
 	return pids, nil
 }
@@ -218,7 +218,7 @@ func reachableProcesses(t Target) ([]int, error) {
 	}
 	return looks.filter(all, func(pid int) bool {
 		exe, err := identifyOf(pid, "exe") // kernel threads have none
-		return err == nil && !ours.has(pid, exe, t)
+		return err == nil && !ours.has(pid, exe, t) && closedExec(pid)
 	}), nil
 }
 
