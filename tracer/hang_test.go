@@ -19,15 +19,18 @@ import (
 )
 
 var buildHungFS = sync.OnceValues(func() (string, error) {
-	goTool, err := exec.LookPath("go")
-	if err != nil {
-		return "", fmt.Errorf("go is not installed: %w", err)
-	}
 	dir, err := buildTarget() // which is removed at the end
 	if err != nil {
 		return "", err
 	}
 	bin := filepath.Join(dir, "hungfs")
+	if os.Getenv(prebuilt) != "" {
+		return bin, nil
+	}
+	goTool, err := exec.LookPath("go")
+	if err != nil {
+		return "", fmt.Errorf("go is not installed: %w", err)
+	}
 	if out, err := exec.Command(goTool, "build", "-o", bin, "../test/hungfs").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build hungfs: %w\n%s", err, out)
 	}
@@ -241,22 +244,33 @@ func TestTracingThreadHangs(t *testing.T) {
 	if _, err := fmt.Fprintln(goOn); err != nil {
 		t.Fatal(err)
 	}
-	within := func() bool { // who looks at it waits
-		back := make(chan struct{})
+	// Who looks at it waits, but for kernels that close files before they let nobody look (begin_new_exec in fs/exec.c, seen on Linux 6.12.117).
+	looksWait := false
+	waitFor(t, func() bool {
+		waitsIn := make(chan string, 1)
 		go func() {
-			defer close(back)
 			_, _ = os.Readlink(fmt.Sprintf("/proc/%d/exe", other.Process.Pid))
+			b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", other.Process.Pid))
+			waitsIn <- string(b)
 		}()
 		select {
-		case <-back:
-			return false
+		case function := <-waitsIn:
+			return function == "request_wait_answer" // of FUSE
 		case <-time.After(time.Second):
+			looksWait = true
 			return true
 		}
-	}
-	waitFor(t, within)
+	})
 	if _, err := fmt.Fprintln(seized); err != nil {
 		t.Fatal(err)
+	}
+	if !looksWait {
+		if !told.Scan() || told.Text() != "<nil>" {
+			t.Errorf("the swapper says %q", told.Text())
+		}
+		p.check()
+		p.quit()
+		t.Skip("this kernel lets others look at a process that waits in an execve to close a file: nothing hangs, and the swap was made")
 	}
 	want := fmt.Sprintf("a look at process %d (", other.Process.Pid)
 	if !told.Scan() || !strings.HasPrefix(told.Text(), want) || !strings.Contains(told.Text(), "has come no further") {

@@ -31,8 +31,11 @@ import (
 // targetDir is set once the targets are built, for the removal.
 var targetDir string
 
+// prebuilt names a folder with the programs, on a machine without compilers.
+const prebuilt = "FAULTGRAFT_TEST_TARGETS"
+
 var buildTarget = sync.OnceValues(func() (string, error) {
-	if dir := os.Getenv("FAULTGRAFT_TEST_TARGETS"); dir != "" { // built for a machine without a compiler
+	if dir := os.Getenv(prebuilt); dir != "" {
 		return dir, nil
 	}
 	gcc, err := exec.LookPath("gcc")

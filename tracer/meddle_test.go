@@ -212,13 +212,16 @@ func ranges(pid int) map[string]bool {
 // end, well or not, and leave the process running and untraced, and nothing of theirs behind here.
 func TestTableIsChangedMeanwhile(t *testing.T) {
 	at := newPlace(t)
-	gcc, err := exec.LookPath("gcc")
-	if err != nil {
-		t.Skip("gcc is not installed: apt install gcc")
-	}
-	program := filepath.Join(t.TempDir(), "accomplice")
-	if out, err := exec.Command(gcc, "-O2", "-o", program, "../test/target/accomplice.c").CombinedOutput(); err != nil {
-		t.Fatalf("gcc: %v\n%s", err, out)
+	program := filepath.Join(os.Getenv(prebuilt), "accomplice")
+	if os.Getenv(prebuilt) == "" {
+		gcc, err := exec.LookPath("gcc")
+		if err != nil {
+			t.Skip("gcc is not installed: apt install gcc")
+		}
+		program = filepath.Join(t.TempDir(), "accomplice")
+		if out, err := exec.Command(gcc, "-O2", "-o", program, "../test/target/accomplice.c").CombinedOutput(); err != nil {
+			t.Fatalf("gcc: %v\n%s", err, out)
+		}
 	}
 	p := start(t, program, at.a, "30")
 	ours := openFiles(t)
