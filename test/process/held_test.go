@@ -15,7 +15,13 @@ import (
 func kinds(all []tracer.ObjectReport) string {
 	n := map[string]int{}
 	for _, s := range all {
-		n[s.Object.Kind.String()]++
+		count := 1
+		// A ring is reported once, for all its files, where the kernel shows these without their folders (Linux 6.12 does).
+		if _, names, ok := strings.Cut(s.Reason, "shows only the names of its "); ok {
+			count = 0
+			_, _ = fmt.Sscan(names, &count) // it stays 0, which is not what the test wants
+		}
+		n[s.Object.Kind.String()] += count
 	}
 	var r []string
 	for k, c := range n {

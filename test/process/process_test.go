@@ -180,7 +180,7 @@ func (r *rig) run(args ...string) (string, error) {
 // inject grafts and fails the test if it cannot; it returns the whole answer.
 func (r *rig) inject(h *holder, path string, args ...string) keeper.Graft {
 	r.t.Helper()
-	out, err := r.run(append([]string{"inject", "--pid", fmt.Sprint(h.pid()), "--path", path, "-o", "json"}, args...)...)
+	out, err := r.run(slices.Concat([]string{"inject", "--pid", fmt.Sprint(h.pid()), "--path", path, "-o", "json"}, stopDeadline(), args)...)
 	if err != nil {
 		r.t.Fatalf("inject: %v%s", err, r.logs())
 	}
@@ -189,6 +189,14 @@ func (r *rig) inject(h *holder, path string, args ...string) keeper.Graft {
 		r.t.Fatalf("inject answered %q: %v", out, err)
 	}
 	return g[0]
+}
+
+// stopDeadline is nothing, the default, but on a machine that is emulated: its seconds are short. A test's own arguments come after it, and win.
+func stopDeadline() []string {
+	if d := os.Getenv("FAULTGRAFT_TEST_DEADLINE"); d != "" {
+		return []string{"--deadline", d}
+	}
+	return nil
 }
 
 func (r *rig) recover(g keeper.Graft) keeper.Graft {

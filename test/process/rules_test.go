@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +16,7 @@ import (
 // update changes the rules of a graft and fails the test if it cannot.
 func (r *rig) update(g keeper.Graft, args ...string) keeper.Graft {
 	r.t.Helper()
-	out, err := r.run(append([]string{"update", g.ID, "-o", "json"}, args...)...)
+	out, err := r.run(slices.Concat([]string{"update", g.ID, "-o", "json"}, stopDeadline(), args)...)
 	if err != nil {
 		r.t.Fatalf("update: %v%s", err, r.logs())
 	}
