@@ -28,10 +28,13 @@ export GOOS=linux GOARCH=arm64 CGO_ENABLED=0
 go test -c -ldflags='-s -w' -o "$root/src/bin/tracer.test" ./tracer
 go test -c -ldflags='-s -w' -o "$root/src/bin/process.test" ./test/process
 go build -trimpath -ldflags='-s -w' -o "$root/src/bin/faultgraft" ./cmd/faultgraft
-go build -trimpath -ldflags='-s -w' -o "$root/src/bin/holder" ./test/holder
+for program in holder hungfs withpid soak/recorder; do # what test/process starts, test/programs would build
+  go build -trimpath -ldflags='-s -w' -o "$root/src/bin/" "./test/$program"
+done
 cc=aarch64-linux-gnu-gcc
 "$cc" -O2 -pthread -o "$root/src/bin/target" test/target/target.c
 "$cc" -O2 -pthread -static -o "$root/src/bin/target-static" test/target/target.c
+"$cc" -O2 -pthread -o "$root/src/bin/accomplice" test/target/accomplice.c
 libs=$(dirname "$("$cc" -print-file-name=libc.so.6)")
 cp -L "$libs/libc.so.6" "$libs/ld-linux-aarch64.so.1" "$libs/libgcc_s.so.1" "$root/lib/"
 cp "$kernel/busybox" "$root/bin/busybox"
