@@ -125,6 +125,29 @@ func (i *installed) list() (all []keeper.Graft) {
 	return all
 }
 
+// rulesOf are the rules of a graft, each with its end.
+func rulesOf(g keeper.Graft) (all []string) {
+	for _, r := range g.Rules {
+		all = append(all, fmt.Sprintf("%s: %s, until %s", r.Name, r.Text, r.Expires))
+	}
+	return all
+}
+
+// changes are the events of rules that were changed in place.
+func (i *installed) changes() (all []string) {
+	i.Helper()
+	for line := range strings.Lines(i.run("events", "-o", "json")) {
+		var e keeper.Event
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			i.Fatalf("event %q: %v", line, err)
+		}
+		if e.Type == keeper.EventRules {
+			all = append(all, line)
+		}
+	}
+	return all
+}
+
 // alone has an agent by hand in place of the one that containerd launched, until the test's end.
 func (s *scene) alone() {
 	s.Helper()
@@ -212,13 +235,14 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	program.run("inject", "e2e-upgrade-inject", "--path", "/data", readFault)
 	s.targets("upgrade", map[policies.TargetState]int{policies.TargetActive: 1})
 	works("before the upgrade", true)
-	before := map[string]string{}
+	before, rules := map[string]string{}, map[string][]string{}
 	for _, g := range program.list() {
-		before[g.Target.ID] = g.ID
+		before[g.Target.ID], rules[g.ID] = g.ID, rulesOf(g)
 	}
 	if len(before) != 3 {
 		t.Fatalf("grafts before the upgrade: %v", before)
 	}
+	changes := program.changes()
 
 	program.put(newer)
 	agent = program.restart(agent)
@@ -243,7 +267,12 @@ func TestUpgradeUnderLoad(t *testing.T) {
 			}
 		case g.State != keeper.StateActive || g.ID != before[g.Target.ID] || os.Getenv(olderVersion) == "" && g.Version != version:
 			t.Errorf("graft %s of %s, of version %q, became %+v", before[g.Target.ID], g.Target.Name, version, g)
+		case !slices.Equal(rules[g.ID], rulesOf(g)):
+			t.Errorf("graft %s of %s had the rules %q, and has %q", g.ID, g.Target.Name, rules[g.ID], rulesOf(g))
 		}
+	}
+	if now := program.changes(); len(now) != len(changes) {
+		t.Errorf("the new agent has changed rules that are what is wanted: %q", now[len(changes):])
 	}
 
 	// The new agent changes what the old keeper has.
