@@ -89,6 +89,9 @@ func TestKeeperAndServerAreKilledWhereClosesHang(t *testing.T) {
 	}
 	x.h.ok("behind f 4 6") // a read that waits
 	x.othersChange()
+	if !strings.Contains(x.h.mountinfo(), "fuse.faultgraft") {
+		t.Error("somebody has taken the layer off while closes hang")
+	}
 	x.fs.ok("go")
 	x.h.is("ok 456789", "result")
 	x.comesOff()
