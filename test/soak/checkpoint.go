@@ -50,6 +50,9 @@ func (s *soak) check(ctx context.Context, phase int, last bool) {
 		for _, k := range s.notDone() {
 			s.find("a kind of step that did nothing: %s", k)
 		}
+		if slices.ContainsFunc(s.targets, func(t *target) bool { return t.faulty != "" }) && s.sum.of(faultsSeen) == 0 {
+			s.find("no fault came to a program that expects some")
+		}
 	}
 	s.sampler.next()
 	s.sum.count("checkpoints")

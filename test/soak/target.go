@@ -270,9 +270,12 @@ func (r *recorder) faultsEnd(ctx context.Context) error {
 		err = errors.Join(err, fmt.Errorf("faults without a layer: %v, then %v", was.Faults, is.Faults))
 	}
 	r.operations()
-	r.s.sum.set("faults that the recorder saw", int64(is.Total()))
+	r.s.sum.set(faultsSeen, int64(is.Total()))
 	return err
 }
+
+// faultsSeen is what the summary calls them: without any, nothing is shown of their end.
+const faultsSeen = "faults that the recorder saw"
 
 // pause waits, or until ctx ends.
 func pause(ctx context.Context, d time.Duration) {
@@ -287,15 +290,19 @@ func ttl(r *rand.Rand) string {
 	return []string{"2s", "5s", "20s", "1m", "5m"}[r.IntN(5)]
 }
 
-// drawRules draws rules for a layer of the target over that path, one to three.
+// drawRules draws rules for a layer of the target over that path, one to three. Where its program expects errors, one makes some.
 func (t *target) drawRules(r *rand.Rand, path string) []string {
-	can := slow
+	can, first := slow, slow
 	if t.faulty != "" && (path == t.faulty || strings.HasPrefix(t.faulty, path+"/")) {
-		can = append(slices.Clone(t.faults), slow...)
+		can, first = append(slices.Clone(t.faults), slow...), t.faults
 	}
 	var out []string
-	for range 1 + r.IntN(3) {
-		text := strings.NewReplacer("PATH", path, "TTL", ttl(r)).Replace(can[r.IntN(len(can))])
+	for n := range 1 + r.IntN(3) {
+		from := can
+		if n == 0 {
+			from = first
+		}
+		text := strings.NewReplacer("PATH", path, "TTL", ttl(r)).Replace(from[r.IntN(len(from))])
 		if !slices.Contains(out, text) {
 			out = append(out, text)
 		}
