@@ -232,6 +232,9 @@ type Options struct {
 	// Step, if set, is called before each step with one of the Step constants.
 	// An error makes the transaction roll back.
 	Step func(step string) error
+	// Progress, if set, is called wherever the swap comes on, while the processes run and while they stand: before each process and each
+	// of its descriptors that is looked at, and for each file that is asked for. It must be quick.
+	Progress func()
 	// RestartErrnos: a system call that a stop finds returning one of these is
 	// restarted, and a SIGBUS that a page fault raises while the processes are
 	// being stopped is dropped (the access is tried again). For files whose

@@ -181,6 +181,7 @@ func (s *scanner) scanTable(pid, tid, pidfd int, remember bool) (*table, error) 
 			t.slots = append(t.slots, &sl)
 			continue
 		}
+		s.o.Progress()
 		link, err := readLink(procPath(tid, "fd/"+strconv.Itoa(fd)))
 		if err != nil {
 			if gone(err) {

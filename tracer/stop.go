@@ -53,6 +53,7 @@ func (f *found) each(do func(*Object, *item)) {
 // scanProcess looks at all tables, directories and maps of a process.
 func (s *scanner) scanProcess(pid, pidfd int, remember bool) (*found, error) {
 	f := &found{}
+	s.o.Progress()
 	s.forget(pid)
 	tids, err := numbers(procPath(pid, "task"))
 	if err != nil {

@@ -44,6 +44,9 @@ func Swap(ctx context.Context, o Options) (*Report, error) {
 	x := &transaction{ctx: ctx, o: &o, known: map[int]*process{}, found: map[int]*found{}, given: map[int][]givenDir{}}
 	x.pulse.step.Store(new(string))
 	x.asides.late = make(chan struct{}, 1)
+	if o.Progress == nil {
+		o.Progress = func() {}
+	}
 	x.s = newScanner(&o)
 	x.e = x.newEngine()
 	var err error
@@ -304,6 +307,7 @@ func (x *transaction) replace() error {
 			return err
 		}
 		it.asked = true
+		x.o.Progress()
 		if it.repl, it.err = x.o.Replace(&it.Description); it.err != nil {
 			it.repl = -1
 		} else {

@@ -57,9 +57,9 @@ func newSwapCommand() *cobra.Command {
 			if closes {
 				return keeper.RunCloser(os.Stdin, os.NewFile(firstFD, "tell"))
 			}
-			o := keeper.SwapperOptions{Keeper: firstFD, Server: -1}
+			o := keeper.SwapperOptions{Progress: firstFD, Keeper: firstFD + 1, Server: -1}
 			if server {
-				o.Server = firstFD + 1
+				o.Server = firstFD + 2
 			}
 			return keeper.RunSwapper(o)
 		},

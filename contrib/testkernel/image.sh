@@ -34,6 +34,18 @@ program() {
   done
 }
 
+# property_programs DIR: targets of test/property, and what starts them
+property_programs() {
+  local p
+  for p in target storms random; do
+    gcc -O1 -pthread -static -o "$1/src/bin/$p" "test/target/$p.c"
+  done
+  CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$1/src/bin/gorandom" ./test/target/random
+  for p in unshare prlimit setpriv; do
+    program "$1" "$(command -v $p)" /opt/lab/bin
+  done
+}
+
 # checkpoint_programs DIR: CRIU, and GNU's tar, by which it keeps the content of a tmpfs
 checkpoint_programs() {
   program "$1" "$(command -v criu || echo /usr/sbin/criu)" /opt/lab/bin

@@ -100,6 +100,7 @@ for group in kernel other; do
   groups+=("$group:${mine[*]}")
   test_programs "$tmp/$group" "${mine[@]}"
   case " ${mine[*]} " in *' test/kernel '*) lab_programs "$tmp/$group"; checkpoint_programs "$tmp/$group" ;; esac # containers
+  case " ${mine[*]} " in *' test/property '*) property_programs "$tmp/$group" ;; esac
   archive "$tmp/$group" >"$tmp/$group.cpio"
 done
 

@@ -28,6 +28,8 @@ type AttachOptions struct {
 	Hung func(what string)
 	// Step is called before each step with its name; an error makes the graft roll back. For tests.
 	Step func(step string) error
+	// Progress, if set, is called wherever the work comes on: see tracer.Options.
+	Progress func()
 }
 
 // ErrLeft is what a graft fails with that could not be undone: the layer may be mounted and in
@@ -76,7 +78,7 @@ func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 		GuardLocks: func(phase tracer.LockPhase, files []tracer.LockedFile, back bool) error {
 			return a.Server.GuardLocks(phase, guarded(files, a.dev), back)
 		},
-		Stopped: a.mountLayer, Undo: a.unmountLayer, Settle: a.settle, MayWait: a.mayWait, Step: a.Step,
+		Stopped: a.mountLayer, Undo: a.unmountLayer, Settle: a.settle, MayWait: a.mayWait, Step: a.Step, Progress: a.Progress,
 		RequireAll: a.RequireAll, Deadline: a.Deadline, Budget: a.Budget, Hung: a.Hung, OwnProcess: a.Hung != nil,
 	}
 	r, err := tracer.Swap(ctx, swap)
@@ -271,7 +273,7 @@ func (a *attachment) revert() error {
 		group = a.group.clone
 	}
 	_, err := Detach(ctx, DetachOptions{
-		ID: a.ID, Target: a.Target, Server: a.Server, HandleIoctl: a.HandleIoctl, Deadline: a.Deadline, Hung: a.Hung,
+		ID: a.ID, Target: a.Target, Server: a.Server, HandleIoctl: a.HandleIoctl, Deadline: a.Deadline, Hung: a.Hung, Progress: a.Progress,
 		Layer: Layer{
 			Device: -1, Mount: a.fuse.mount, Backing: a.place.backing, Bottom: a.fuse.bottom, PeerGroup: group,
 			Info: LayerInfo{Path: a.place.path, Prefix: a.place.prefix, Dev: a.dev},

@@ -38,6 +38,8 @@ type DetachOptions struct {
 	Hung func(what string)
 	// Step is called before each step with its name; an error makes the ungraft roll back. For tests.
 	Step func(step string) error
+	// Progress, if set, is called wherever the work comes on: see tracer.Options.
+	Progress func()
 }
 
 // Detach swaps every open object back from the layer to what lies under it and
@@ -79,7 +81,7 @@ type detachment struct {
 func (d *detachment) run(ctx context.Context) error {
 	swap := tracer.Options{
 		Match: d.match, Device: d.Layer.Info.Dev, Replace: d.original, Locks: d.locks, OwnLocks: d.locks, Locked: d.hasLocks, Settle: d.settle,
-		MayWait: d.mayWait, Stopped: d.quiesce, Exchanged: d.takeOff, Step: d.step, Deadline: d.Deadline, Hung: d.Hung, OwnProcess: d.Hung != nil,
+		MayWait: d.mayWait, Stopped: d.quiesce, Exchanged: d.takeOff, Step: d.step, Progress: d.Progress, Deadline: d.Deadline, Hung: d.Hung, OwnProcess: d.Hung != nil,
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,
 		// The server writes to the originals of files that are appended to, and gives them the flags that the target has set.

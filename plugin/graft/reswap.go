@@ -38,6 +38,8 @@ type ReswapOptions struct {
 	Hung func(what string)
 	// Step is called before each step with its name; an error makes the swap roll back. For tests.
 	Step func(step string) error
+	// Progress, if set, is called wherever the work comes on: see tracer.Options.
+	Progress func()
 }
 
 // Reswap moves what is open of retired files to new files of the same layer,
@@ -81,7 +83,8 @@ type lockKey struct {
 func (r *reswap) run(ctx context.Context) error {
 	swap := tracer.Options{
 		Match: r.match, Device: r.Layer.Info.Dev, Replace: r.replace, Locks: r.locks, OwnLocks: r.ownLocks,
-		Stopped: r.stopped, Undo: r.endKeeping, Exchanged: r.endKeeping, Settle: r.settle, Step: r.Step, Deadline: r.Deadline, Budget: r.Budget, RequireAll: r.RequireAll, Hung: r.Hung, OwnProcess: r.Hung != nil,
+		Stopped: r.stopped, Undo: r.endKeeping, Exchanged: r.endKeeping, Settle: r.settle, Step: r.Step, Progress: r.Progress,
+		Deadline: r.Deadline, Budget: r.Budget, RequireAll: r.RequireAll, Hung: r.Hung, OwnProcess: r.Hung != nil,
 		Together: true, // see stopped
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,

@@ -162,13 +162,17 @@ type result struct {
 }
 
 // serverLink is a swapper's end of the pair with the server.
-type serverLink struct{ conn *wire.Conn }
+type serverLink struct {
+	conn *wire.Conn
+	at   *progress
+}
 
 var _ graft.Server = serverLink{}
 
 func (s serverLink) call(method string, in, out any, fds ...int) ([]int, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
 	defer cancel()
+	defer s.at.on()
 	return s.conn.Call(ctx, method, in, out, fds...)
 }
 

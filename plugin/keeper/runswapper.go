@@ -17,9 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// swapperDeadline bounds a whole swap, most of which is work that the target does not notice.
-const swapperDeadline = 60 * time.Second
-
 // runSwapper starts a swapper for one job and stands by until it is done.
 func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 	if j.Dead && j.Off && graft.ConnectionEnded(h.device) {
@@ -30,6 +27,12 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 		return nil, err
 	}
 	defer func() { _ = conn.Close() }()
+	at, err := newProgress()
+	if err != nil {
+		_ = theirs.Close() // nobody has it
+		return nil, err
+	}
+	defer at.close()
 	files := []*os.File{theirs}
 	defer func() {
 		for _, f := range files {
@@ -52,7 +55,7 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 		args = append(args, "--server")
 	}
 	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.ExtraFiles = files
+	cmd.ExtraFiles = append([]*os.File{at.file}, files...)
 	var said speech
 	cmd.Stdout, cmd.Stderr = &said, &said
 	cmd.WaitDelay = time.Second
@@ -64,14 +67,15 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 	k.swapper, h.swapping = cmd.Process, !j.Detach
 	server := k.server
 	k.mu.Unlock()
-	late := make(chan struct{})
-	deadline := time.AfterFunc(swapperDeadline, func() {
-		close(late)
-		_ = cmd.Process.Kill() // it may have ended just now
-		_ = conn.Close()       // a thread of it may wait where no signal reaches it
-	})
+	late, over, watched := error(nil), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		if late = at.watch(over); late != nil {
+			_ = cmd.Process.Kill() // it may have ended just now
+			_ = conn.Close()       // a thread of it may wait where no signal reaches it
+		}
+	}()
 	defer func() {
-		deadline.Stop()
 		k.mu.Lock()
 		k.swapper, h.swapping, h.closed = nil, false, nil
 		k.mu.Unlock()
@@ -85,6 +89,8 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 		if err := server.call(callSwapper, swapperCall{Layer: h.ID, PID: cmd.Process.Pid, Moves: len(j.Reswap) > 0}, nil, serverEnd); err != nil {
 			k.lost(server, err) // so that an ungraft goes on with the next server, or with none
 			_ = cmd.Process.Kill()
+			close(over)
+			<-watched
 			return nil, errors.Join(err, awaitSwapper(cmd))
 		}
 	}
@@ -93,11 +99,13 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 		k.o.Logger.Warn("connection with the swapper broke", "err", broke)
 		_ = conn.Close() // it waits for an answer, and hears by this that none comes
 	}
+	close(over)
+	<-watched
 	err = awaitSwapper(cmd)
 	text, exit := said.text(), new(exec.ExitError)
 	switch {
-	case d.result == nil && isClosed(late):
-		return k.swapperDied(h, j, fmt.Errorf("the swapper did not come to its end within %v: a file system that it needed does not answer", swapperDeadline))
+	case d.result == nil && late != nil:
+		return k.swapperDied(h, j, late)
 	case d.result == nil && broke != nil:
 		return k.swapperDied(h, j, fmt.Errorf("connection with the swapper: %w", broke))
 	case d.result == nil && errors.As(err, &exit) && exit.ExitCode() == exitHung:

@@ -17,6 +17,8 @@ import (
 
 // SwapperOptions say how the swapper process is started.
 type SwapperOptions struct {
+	// Progress is the descriptor of what the keeper learns from how far the swap has come.
+	Progress int
 	// Keeper and Server are descriptors of the connections with them; Server is -1 when the server is dead.
 	Keeper, Server int
 }
@@ -29,13 +31,17 @@ func RunSwapper(o SwapperOptions) error {
 	debug.SetMemoryLimit(512 << 20)
 	// Calls that are made past Go's runtime keep its processor while they hang (see tracer's kcmp): two for those, one for who ends this process then.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), 3))
+	at, err := openProgress(o.Progress)
+	if err != nil {
+		return fmt.Errorf("swapper: %w", err)
+	}
 	conn, err := wire.FromDescriptor(o.Keeper)
 	if err != nil {
 		return fmt.Errorf("swapper: %w", err)
 	}
 	// At the end of this, not of the process: that waits for closes of ours, which a file system may never answer.
 	defer func() { _ = conn.Close() }()
-	k := keeperLink{conn: conn}
+	k := keeperLink{conn: conn, at: at}
 	var server graft.Server
 	if o.Server >= 0 {
 		c, err := wire.FromDescriptor(o.Server)
@@ -43,7 +49,7 @@ func RunSwapper(o SwapperOptions) error {
 			return fmt.Errorf("swapper: %w", err)
 		}
 		defer func() { _ = c.Close() }()
-		server = serverLink{conn: c}
+		server = serverLink{conn: c, at: at}
 	}
 	var j job
 	fds, err := k.call(callJob, nil, &j)
@@ -59,7 +65,7 @@ func RunSwapper(o SwapperOptions) error {
 	default:
 		res.Report, err = graft.Attach(context.Background(), graft.AttachOptions{
 			ID: j.Graft, Target: j.Target, Path: j.Path, Keeper: k, Server: server, HandleIoctl: fusefs.IoctlHandle,
-			Limits: j.Limits, Close: closeElsewhere, Step: j.step(k), Hung: endHung,
+			Limits: j.Limits, Close: closeElsewhere, Step: j.step(k), Progress: at.on, Hung: endHung,
 		})
 	}
 	if err != nil {
@@ -92,6 +98,7 @@ func (j job) step(k keeperLink) func(string) error {
 		at = moveSwap
 	}
 	return func(step string) error {
+		k.at.on()
 		if err := at.Err(step); err != nil {
 			return err
 		}
@@ -138,7 +145,7 @@ func reswap(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 	}
 	return graft.Reswap(context.Background(), graft.ReswapOptions{
 		Target: j.Target, Layer: l, Files: j.Reswap, Keeper: k, Server: server, HandleIoctl: fusefs.IoctlHandle,
-		Limits: j.Limits, Step: j.step(k), Hung: endHung,
+		Limits: j.Limits, Step: j.step(k), Progress: k.at.on, Hung: endHung,
 	})
 }
 
@@ -178,18 +185,22 @@ func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 	}
 	return graft.Detach(context.Background(), graft.DetachOptions{
 		ID: j.Graft, Target: j.Target, Layer: l, Server: server, Adopted: adopted, Objects: objects, Locks: locks, Left: j.Left, HandleIoctl: handle,
-		Deadline: j.Deadline, Step: j.step(k), Hung: endHung,
+		Deadline: j.Deadline, Step: j.step(k), Progress: k.at.on, Hung: endHung,
 	})
 }
 
 // keeperLink is a swapper's connection with its keeper.
-type keeperLink struct{ conn *wire.Conn }
+type keeperLink struct {
+	conn *wire.Conn
+	at   *progress
+}
 
 var _ graft.Keeper = keeperLink{}
 
 func (k keeperLink) call(method string, in, out any, fds ...int) ([]int, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
 	defer cancel()
+	defer k.at.on()
 	return k.conn.Call(ctx, method, in, out, fds...)
 }
 

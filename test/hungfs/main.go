@@ -6,6 +6,7 @@
 //	  hang                      reads wait from now on
 //	  hang closes               closes of files do
 //	  hang attributes           questions for attributes do
+//	  slow lookups              each look-up of a name takes half a second
 //	  go                        they go on
 //
 // Each line is answered by "ok". With the end of its input it goes on with what hangs, and unmounts.
@@ -17,7 +18,9 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -39,9 +42,9 @@ func run(folder, point string) error {
 	if err := syscall.Stat(folder, &st); err != nil {
 		return fmt.Errorf("stat %s: %w", folder, err)
 	}
-	g, closes, attributes := &gate{}, &gate{}, &gate{}
+	g, closes, attributes, lookups := &gate{}, &gate{}, &gate{}, new(atomic.Bool)
 	data := &fs.LoopbackRoot{Path: folder, Dev: uint64(st.Dev)}
-	root := &node{LoopbackNode: &fs.LoopbackNode{RootData: data}, gate: g, closes: closes, attributes: attributes}
+	root := &node{LoopbackNode: &fs.LoopbackNode{RootData: data}, gate: g, closes: closes, attributes: attributes, slowLookups: lookups}
 	data.RootNode = root
 	server, err := fs.Mount(point, root, &fs.Options{MountOptions: fuse.MountOptions{AllowOther: true, DirectMount: true, FsName: "hungfs", Name: "hungfs"}})
 	if err != nil {
@@ -53,6 +56,7 @@ func run(folder, point string) error {
 		g.set(in.Text() == "hang")
 		closes.set(in.Text() == "hang closes")
 		attributes.set(in.Text() == "hang attributes")
+		lookups.Store(in.Text() == "slow lookups")
 		fmt.Println("ok")
 	}
 	g.set(false)
@@ -91,16 +95,25 @@ func (g *gate) pass() {
 type node struct {
 	*fs.LoopbackNode
 	gate, closes, attributes *gate
+	slowLookups              *atomic.Bool
 }
 
 var (
 	_ fs.NodeOpener      = (*node)(nil)
 	_ fs.NodeGetattrer   = (*node)(nil)
+	_ fs.NodeLookuper    = (*node)(nil)
 	_ fs.NodeWrapChilder = (*node)(nil)
 )
 
 func (n *node) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
-	return &node{LoopbackNode: ops.(*fs.LoopbackNode), gate: n.gate, closes: n.closes, attributes: n.attributes}
+	return &node{LoopbackNode: ops.(*fs.LoopbackNode), gate: n.gate, closes: n.closes, attributes: n.attributes, slowLookups: n.slowLookups}
+}
+
+func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	if n.slowLookups.Load() {
+		time.Sleep(500 * time.Millisecond)
+	}
+	return n.LoopbackNode.Lookup(ctx, name, out)
 }
 
 func (n *node) Getattr(ctx context.Context, f fs.FileHandle, out *fuse.AttrOut) syscall.Errno {

@@ -85,6 +85,14 @@ func (p *program) kill() {
 	_ = p.cmd.Wait()                            // it was killed
 }
 
+// patience is how long a target may take with what it was asked for. An emulated machine is slow.
+func patience() time.Duration {
+	if os.Getenv("FAULTGRAFT_VM") != "" {
+		return 20 * time.Minute
+	}
+	return time.Minute
+}
+
 // line reads an answer.
 func (p *program) line() string {
 	p.t.Helper()
@@ -96,7 +104,7 @@ func (p *program) line() string {
 			p.t.Fatalf("the target is gone: %v: %s", err, &p.said)
 		}
 		return s
-	case <-time.After(60 * time.Second):
+	case <-time.After(patience()):
 		p.t.Fatalf("the target does not answer: %s\n%s", &p.said, threadStates(p.pid()))
 		return ""
 	}
