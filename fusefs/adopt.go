@@ -10,13 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Adoption tells the layer to wrap an existing open file description: the next
-// OPEN or OPENDIR of thread TID makes a file of the layer that reads and writes
+// Adoption tells the layer to wrap an existing open file description: an
+// OPEN or OPENDIR makes a file of the layer that reads and writes
 // through exactly that description, so that its offset sharing, access mode,
 // flock and OFD locks stay what they were.
 type Adoption struct {
-	// TID is the thread that is going to open.
-	TID int
 	// Description is a descriptor of it; the layer owns it from a successful Arm on.
 	Description int
 	// Token is empty when the thread opens the object's real path. Else it is a name of at least 16 bytes that nothing in the
@@ -26,52 +24,87 @@ type Adoption struct {
 	Path string
 }
 
+// Adopted is what has become of an Adoption.
+type Adopted struct {
+	// Handle is that of the file that adopted the description.
+	Handle uint64
+	// Nth tells which of the thread's opens that was, of those that adopted something, from 1 on; 0: none did, and the description is closed.
+	Nth int
+}
+
 type armedAdoption struct {
 	Adoption
-	handle uint64
-	taken  bool
+	Adopted
+	key    key // without the mount, which a description may have another one of; see adopt
+	looked bool
+}
+
+// armedThread is a thread that opens files for descriptions, in their order.
+type armedThread struct {
+	all    []armedAdoption
+	next   int // those before it are taken, or were passed over because the open for them did not come here
+	opened int
 }
 
 // armTable holds what threads are armed with.
 type armTable struct {
 	n  atomic.Int32 // entries, so that the usual case costs no lock
 	mu sync.Mutex
-	m  map[uint32]*armedAdoption
+	m  map[uint32]*armedThread
 }
 
-func (t *armTable) init() { t.m = map[uint32]*armedAdoption{} }
+func (t *armTable) init() { t.m = map[uint32]*armedThread{} }
 
 func (t *armTable) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for tid, a := range t.m {
-		if !a.taken {
-			_ = unix.Close(a.Description) // only a duplicate of what the target holds
-		}
+		a.close()
 		delete(t.m, tid)
 	}
 	t.n.Store(0)
 }
 
-func (t *armTable) get(tid uint32) *armedAdoption {
-	if t.n.Load() == 0 {
+// close closes what was not adopted: only duplicates of what the target holds.
+func (a *armedThread) close() {
+	for i := range a.all {
+		if a.all[i].Nth == 0 {
+			_ = unix.Close(a.all[i].Description)
+		}
+	}
+}
+
+// token finds the adoption of a thread that has this name.
+func (t *armTable) token(tid uint32, name string) *armedAdoption {
+	if t.n.Load() == 0 || name == "" {
 		return nil
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.m[tid]
+	if a := t.m[tid]; a != nil {
+		for i := range a.all {
+			if a.all[i].Token == name {
+				return &a.all[i]
+			}
+		}
+	}
+	return nil
 }
 
-// Arm prepares an adoption. A thread can be armed for one at a time.
-func (l *Layer) Arm(a Adoption) error {
-	if a.TID <= 0 || a.Description < 0 {
+// Arm prepares adoptions by the thread tid, which is going to open a file for each, in this order. It can be armed once at a time.
+func (l *Layer) Arm(tid int, all ...Adoption) error {
+	if tid <= 0 || len(all) == 0 {
 		return errors.New("adoption: thread or description is missing")
 	}
-	if a.Token != "" && len(a.Token) < 16 {
-		return fmt.Errorf("adoption: the token %q is shorter than 16 bytes", a.Token)
-	}
-	if a.Token != "" && l.nodes.root.kind != unix.S_IFDIR {
-		return errors.New("adoption by token: the layer is over a single file, which has no names below it")
+	for _, a := range all {
+		switch {
+		case a.Description < 0:
+			return errors.New("adoption: thread or description is missing")
+		case a.Token != "" && len(a.Token) < 16:
+			return fmt.Errorf("adoption: the token %q is shorter than 16 bytes", a.Token)
+		case a.Token != "" && l.nodes.root.kind != unix.S_IFDIR:
+			return errors.New("adoption by token: the layer is over a single file, which has no names below it")
+		}
 	}
 	t := &l.armed
 	t.mu.Lock()
@@ -79,28 +112,33 @@ func (l *Layer) Arm(a Adoption) error {
 	if l.state.Load() == stateClosed {
 		return errors.New("adoption: the layer's mount is gone")
 	}
-	if t.m[uint32(a.TID)] != nil {
-		return fmt.Errorf("adoption: thread %d is armed already", a.TID)
+	if t.m[uint32(tid)] != nil {
+		return fmt.Errorf("adoption: thread %d is armed already", tid)
 	}
-	t.m[uint32(a.TID)] = &armedAdoption{Adoption: a}
+	a := &armedThread{all: make([]armedAdoption, len(all))}
+	for i := range all {
+		a.all[i].Adoption = all[i]
+	}
+	t.m[uint32(tid)] = a
 	t.n.Add(1)
 	return nil
 }
 
-// Disarm ends what Arm began. It returns the handle of the file that adopted
-// the description; if none did, the description is closed.
-func (l *Layer) Disarm(tid int) (handle uint64, adopted bool) {
+// Disarm ends what Arm began, and tells what has become of it. Descriptions that were not adopted are closed.
+func (l *Layer) Disarm(tid int) []Adopted {
 	a := l.armed.take(uint32(tid))
 	if a == nil {
-		return 0, false
+		return nil
 	}
-	if !a.taken {
-		_ = unix.Close(a.Description) // a duplicate that nobody else knows
+	a.close()
+	all := make([]Adopted, len(a.all))
+	for i := range a.all {
+		all[i] = a.all[i].Adopted
+		if a.all[i].Token != "" {
+			l.forgetToken(a.all[i].Token)
+		}
 	}
-	if a.Token != "" {
-		l.forgetToken(a.Token)
-	}
-	return a.handle, a.taken
+	return all
 }
 
 // forgetToken has the kernel drop a name that was made up. Its file shows as deleted from
@@ -113,7 +151,7 @@ func (l *Layer) forgetToken(token string) {
 	}
 }
 
-func (t *armTable) take(tid uint32) *armedAdoption {
+func (t *armTable) take(tid uint32) *armedThread {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	a := t.m[tid]
@@ -124,8 +162,8 @@ func (t *armTable) take(tid uint32) *armedAdoption {
 	return a
 }
 
-// adopt makes a handle of what the thread is armed with. It reports false when
-// the thread is not armed, or its adoption has been made.
+// adopt makes a handle of what the thread is armed with for this object. It reports false when
+// the thread is not armed, or all its adoptions have been made.
 func (l *Layer) adopt(tid uint32, n *node, flags uint32, dir bool) (*handle, error, bool) {
 	t := &l.armed
 	if t.n.Load() == 0 {
@@ -133,17 +171,24 @@ func (l *Layer) adopt(tid uint32, n *node, flags uint32, dir bool) (*handle, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	a := t.m[tid]
-	if a == nil || a.taken {
+	th := t.m[tid]
+	if th == nil || th.next == len(th.all) {
 		return nil, nil, false
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(a.Description, &st); err != nil {
-		return nil, err, true
+	at := th.next
+	for ; at < len(th.all); at++ {
+		is, err := th.all[at].is(n.key)
+		if err != nil {
+			return nil, err, true
+		}
+		if is {
+			break
+		}
 	}
-	if st.Ino != n.key.ino || unix.Major(st.Dev) != n.key.major || unix.Minor(st.Dev) != n.key.minor {
+	if at == len(th.all) {
 		return nil, unix.ESTALE, true // the path names another object by now
 	}
+	a := &th.all[at]
 	h := &handle{fd: a.Description, node: n, dir: dir, adopted: true, exact: !dir && needsLayer(n, flags)}
 	have, err := unix.FcntlInt(uintptr(a.Description), unix.F_GETFL, 0)
 	if err != nil {
@@ -152,8 +197,23 @@ func (l *Layer) adopt(tid uint32, n *node, flags uint32, dir bool) (*handle, err
 	h.flags.Store(uint32(have))
 	h.ofd = holdsOFDLock(a.Description)
 	l.handles.add(h, nil, nil)
-	a.handle, a.taken = h.id, true
+	th.next = at + 1
+	th.opened++
+	a.Handle, a.Nth = h.id, th.opened
 	return h, nil, true
+}
+
+// is tells whether the description is of an object. Its mount may be another one.
+func (a *armedAdoption) is(k key) (bool, error) {
+	if !a.looked {
+		var st unix.Stat_t
+		if err := unix.Fstat(a.Description, &st); err != nil {
+			return false, err
+		}
+		a.key, a.looked = key{major: unix.Major(st.Dev), minor: unix.Minor(st.Dev), ino: st.Ino}, true
+	}
+	k.mount = 0
+	return a.key == k, nil
 }
 
 // trustTable holds the processes that are never faulted.

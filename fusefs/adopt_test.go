@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -22,15 +23,15 @@ func (b *bench) adopt(fd int, name string, flags int, a fusefs.Adoption) (file i
 	defer runtime.UnlockOSThread()
 	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 	must(b, err)
-	a.TID, a.Description = unix.Gettid(), own
-	must(b, b.Arm(a))
+	a.Description = own
+	must(b, b.Arm(unix.Gettid(), a))
 	file, err = unix.Open(b.path(name), flags|unix.O_CLOEXEC, 0)
-	handle, ok := b.Disarm(a.TID)
-	if err != nil || !ok {
-		b.Fatalf("adopt %s: %v, adopted %v", name, err, ok)
+	adopted := b.Disarm(unix.Gettid())
+	if err != nil || len(adopted) != 1 || adopted[0].Nth != 1 {
+		b.Fatalf("adopt %s: %v, adopted %v", name, err, adopted)
 	}
 	b.Cleanup(func() { closeBelow(file, b.mnt) })
-	return file, handle
+	return file, adopted[0].Handle
 }
 
 func (b *bench) below(name string, flags int) int {
@@ -148,11 +149,11 @@ func TestAdoptUnlinkedFile(t *testing.T) {
 	defer runtime.UnlockOSThread()
 	own, err := unix.Dup(orig)
 	must(t, err)
-	must(t, b.Arm(fusefs.Adoption{TID: unix.Gettid(), Description: own, Token: token, Path: "/data/old/f"}))
+	must(t, b.Arm(unix.Gettid(), fusefs.Adoption{Description: own, Token: token, Path: "/data/old/f"}))
 	file, err := unix.Open(b.path(token), unix.O_RDWR|unix.O_CLOEXEC, 0)
 	must(t, err)
 	defer func() { _ = unix.Close(file) }()
-	if _, ok := b.Disarm(unix.Gettid()); !ok {
+	if a := b.Disarm(unix.Gettid()); len(a) != 1 || a[0].Nth != 1 {
 		t.Fatal("not adopted")
 	}
 	if link, _ := os.Readlink("/proc/self/fd/" + itoa(file)); !strings.HasSuffix(link, " (deleted)") {
@@ -183,11 +184,11 @@ func TestAdoptKeepsNames(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	token := "token-0123456789abcdef"
-	must(t, b.Arm(fusefs.Adoption{TID: unix.Gettid(), Description: b.below("f", unix.O_RDWR), Token: token, Path: "/data/f"}))
+	must(t, b.Arm(unix.Gettid(), fusefs.Adoption{Description: b.below("f", unix.O_RDWR), Token: token, Path: "/data/f"}))
 	file, err := unix.Open(b.path(token), unix.O_RDWR|unix.O_CLOEXEC, 0)
 	must(t, err)
 	defer func() { _ = unix.Close(file) }()
-	if _, ok := b.Disarm(unix.Gettid()); !ok {
+	if a := b.Disarm(unix.Gettid()); len(a) != 1 || a[0].Nth != 1 {
 		t.Fatal("not adopted")
 	}
 	var x unix.Statx_t
@@ -238,6 +239,76 @@ func TestAdoptDirectory(t *testing.T) {
 	must(t, unix.Close(f))
 }
 
+// A thread is armed for several files at once. Each open takes the next description of its file: what an open was for that did not come
+// is passed over, told, and closed.
+func TestAdoptSeveral(t *testing.T) {
+	b := over(t, setup{})
+	for _, name := range []string{"f", "g", "h", "other"} {
+		b.write(name, "content of "+name)
+	}
+	must(t, os.Link(b.under("f"), b.under("link")))
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	tid := unix.Gettid()
+	token := "token-0123456789abcdef"
+	var owns []int
+	var all []fusefs.Adoption
+	for i, name := range []string{"f", "g", "f", "h", "g", "f"} {
+		own, err := unix.Dup(b.below(name, unix.O_RDWR))
+		must(t, err)
+		_, err = unix.Seek(own, int64(i), unix.SEEK_SET)
+		must(t, err)
+		owns, all = append(owns, own), append(all, fusefs.Adoption{Description: own})
+	}
+	all[3].Token, all[3].Path = token, "/data/h"
+	must(t, b.Arm(tid, all...))
+	var files []int
+	open := func(name string) {
+		t.Helper()
+		fd, err := unix.Open(b.path(name), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		must(t, err)
+		t.Cleanup(func() { closeBelow(fd, b.mnt) })
+		files = append(files, fd)
+	}
+	open("f")
+	if err := openClose(b.path("other"), unix.O_RDWR, 0); err != unix.ESTALE {
+		t.Errorf("a path that names another object: %v", err)
+	}
+	open("link") // the second description of f: the one of g before it is passed over
+	open(token)
+	open("g")
+	got := b.Disarm(tid)
+	var nth []int
+	for _, a := range got {
+		nth = append(nth, a.Nth)
+	}
+	if want := []int{1, 0, 2, 3, 4, 0}; !slices.Equal(nth, want) {
+		t.Fatalf("adopted by opens %v, want %v", nth, want)
+	}
+	for i, at := range []int{0, 2, 3, 4} {
+		back, err := b.Description(got[at].Handle)
+		must(t, err)
+		if off, err := unix.Seek(back, 0, unix.SEEK_CUR); err != nil || off != int64(at) {
+			t.Errorf("open %d: the description at offset %d, %v, not %d", i, off, err, at)
+		}
+		must(t, unix.Close(back))
+		var lower, upper unix.Stat_t
+		must(t, unix.Fstat(owns[at], &lower))
+		must(t, unix.Fstat(files[i], &upper))
+		if lower.Ino != upper.Ino {
+			t.Errorf("open %d: inode %d, not %d", i, upper.Ino, lower.Ino)
+		}
+	}
+	for _, at := range []int{1, 5} {
+		if off, err := unix.Seek(owns[at], 0, unix.SEEK_CUR); err == nil && off == int64(at) {
+			t.Errorf("description %d was not adopted, and is open", at)
+		}
+	}
+	if err := openClose(b.path("f"), unix.O_RDWR, 0); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAdoptionRefused(t *testing.T) {
 	b := over(t, setup{})
 	b.write("f", "")
@@ -249,8 +320,8 @@ func TestAdoptionRefused(t *testing.T) {
 	arm := func(a fusefs.Adoption) error {
 		own, err := unix.Dup(orig)
 		must(t, err)
-		a.TID, a.Description = tid, own
-		if err = b.Arm(a); err != nil {
+		a.Description = own
+		if err = b.Arm(tid, a); err != nil {
 			must(t, unix.Close(own))
 		}
 		return err
@@ -262,8 +333,8 @@ func TestAdoptionRefused(t *testing.T) {
 	if err := openClose(b.path("g"), unix.O_RDONLY, 0); err != unix.ESTALE {
 		t.Errorf("a path that names another object: %v", err)
 	}
-	if _, ok := b.Disarm(tid); ok {
-		t.Error("adopted")
+	if a := b.Disarm(tid); len(a) != 1 || a[0].Nth != 0 {
+		t.Errorf("adopted: %v", a)
 	}
 	if err := arm(fusefs.Adoption{Token: "short"}); err == nil {
 		t.Error("a token that could be a name was accepted")
@@ -345,7 +416,7 @@ func TestNoDescriptorIsLeft(t *testing.T) {
 		spare := b.below("n3", unix.O_RDONLY)
 		spare, err = unix.Dup(spare)
 		must(t, err)
-		must(t, b.Arm(fusefs.Adoption{TID: 1 << 21, Description: spare})) // never disarmed
+		must(t, b.Arm(1<<21, fusefs.Adoption{Description: spare})) // never disarmed
 		b.rules("io error=EIO op=read", "io latency=1ms op=write")
 	}
 	t.Run("first", run)

@@ -124,8 +124,10 @@ func (l *Layer) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, ou
 	if dir == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if a := l.armed.get(h.Pid); a != nil && a.Token != "" && a.Token == name && dir == l.nodes.root {
-		return l.findToken(a, out)
+	if dir == l.nodes.root {
+		if a := l.armed.token(h.Pid, name); a != nil {
+			return l.findToken(a, out)
+		}
 	}
 	if q := (request{cancel: cancel, header: h, op: policy.OpLookup}); l.rules.Load().ops&q.ops() != 0 && !l.mounted(dir, name) {
 		if e := l.entry(q, dir, name); e != 0 {

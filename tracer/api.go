@@ -129,6 +129,16 @@ type Description struct {
 	Holders []Object
 }
 
+// Replacement is the file that goes in the place of a Description; FD counts only without an error.
+type Replacement struct {
+	FD  int
+	Err error
+}
+
+// ReplaceAtOnce is how many descriptions ReplaceAll is called for at most: as many as can be sent in one message (SCM_MAX_FD, include/net/scm.h), and
+// some to spare.
+const ReplaceAtOnce = 200
+
 // Lock is a POSIX record lock (fcntl(2), F_SETLK) of a process.
 type Lock struct {
 	Type  int16 `json:"type"`  // F_RDLCK or F_WRLCK
@@ -185,6 +195,8 @@ type Options struct {
 	// its file: offset, O_APPEND, O_NONBLOCK, O_DIRECT, O_NOATIME, owner and
 	// signal of asynchronous I/O.
 	Replace func(d *Description) (fd int, err error)
+	// ReplaceAll, if set, is called instead of Replace, for at most ReplaceAtOnce descriptions at a time, and answers for all in their order.
+	ReplaceAll func(all []*Description) []Replacement
 	// Locks returns the POSIX locks of the process at the object, which must be
 	// taken again on the new file. It is for file systems whose locks the kernel
 	// does not show in fdinfo, which is not read then.

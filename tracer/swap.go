@@ -32,7 +32,10 @@ func Swap(ctx context.Context, o Options) (*Report, error) {
 	if err := archCheck(); err != nil {
 		return nil, err
 	}
-	if o.Processes == nil || o.Match == nil || o.Replace == nil {
+	if o.Replace != nil && o.ReplaceAll == nil {
+		o.ReplaceAll = o.oneByOne
+	}
+	if o.Processes == nil || o.Match == nil || o.ReplaceAll == nil {
 		return nil, errors.New("swap: Processes, Match and Replace must be set")
 	}
 	if o.Deadline == 0 {
@@ -299,25 +302,43 @@ func (x *transaction) lookAtAll() error {
 
 // replace asks for new files for the items that have none yet.
 func (x *transaction) replace() error {
-	for _, it := range x.s.items {
-		if !it.unanswered() {
-			continue
-		}
+	open := slices.DeleteFunc(slices.Clone(x.s.items), func(it *item) bool { return !it.unanswered() })
+	for items := range slices.Chunk(open, ReplaceAtOnce) {
 		if err := x.alive(); err != nil {
 			return err
 		}
-		it.asked = true
 		x.o.Progress()
-		if it.repl, it.err = x.o.Replace(&it.Description); it.err != nil {
-			it.repl = -1
-		} else {
-			it.err = it.lookAtNew()
+		all := make([]*Description, len(items))
+		for i, it := range items {
+			it.asked = true
+			all[i] = &it.Description
 		}
-		if it.err != nil && x.o.RequireAll {
-			return fmt.Errorf("no replacement for %s: %w", &it.Holders[0], it.err)
+		given := x.o.ReplaceAll(all)
+		if len(given) != len(items) {
+			return fmt.Errorf("%d replacements for %d files", len(given), len(items))
+		}
+		for i, it := range items {
+			if it.repl, it.err = given[i].FD, given[i].Err; it.err != nil {
+				it.repl = -1
+			} else {
+				it.err = it.lookAtNew()
+			}
+		}
+		if i := slices.IndexFunc(items, func(it *item) bool { return it.err != nil }); i >= 0 && x.o.RequireAll {
+			return fmt.Errorf("no replacement for %s: %w", &items[i].Holders[0], items[i].err)
 		}
 	}
 	return nil
+}
+
+// oneByOne is ReplaceAll for a caller that has Replace.
+func (o *Options) oneByOne(all []*Description) []Replacement {
+	given := make([]Replacement, len(all))
+	for i, d := range all {
+		o.Progress()
+		given[i].FD, given[i].Err = o.Replace(d)
+	}
+	return given
 }
 
 // lateRounds bounds how often processes are looked through again for what came

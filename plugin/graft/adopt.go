@@ -42,38 +42,42 @@ func (a *attachment) match(o *tracer.Object) bool {
 	return below
 }
 
-// adopt makes what goes in place of a description: a file of the layer that wraps
-// that very description, so that nothing about it can differ.
-func (a *attachment) adopt(d *tracer.Description) (int, error) {
-	if unnamed(d.Path, d.Mode) {
-		return -1, errors.New("its path is longer than the kernel shows: whether it lies under the layer cannot be told")
+// adopt makes what goes in place of descriptions: files of the layer that wrap
+// these very descriptions, so that nothing about them can differ.
+func (a *attachment) adopt(all []*tracer.Description) []tracer.Replacement {
+	made := make([]tracer.Replacement, len(all))
+	var open pending
+	for i, d := range all {
+		rel, _ := a.place.relative(d.Path)
+		directory := d.Mode&unix.S_IFMT == unix.S_IFDIR
+		switch m := &made[i]; {
+		case unnamed(d.Path, d.Mode):
+			m.Err = errors.New("its path is longer than the kernel shows: whether it lies under the layer cannot be told")
+		case a.visits(d.Kind, d.MountID):
+			m.FD, m.Err = openVisited(a.fuse.bottom, rel, d)
+		case d.Kind == tracer.Cwd || d.Kind == tracer.Root:
+			m.FD, m.Err = a.openSame(rel, unix.O_PATH|unix.O_DIRECTORY, d)
+		case d.Flags&unix.O_PATH != 0:
+			m.FD, m.Err = a.openSame(rel, unix.O_PATH|d.Flags&(unix.O_NOFOLLOW|unix.O_DIRECTORY), d)
+		case !d.Deleted:
+			open.add(i, a.byPath(rel, d))
+		case directory:
+			m.Err = errors.New("a deleted directory cannot be opened on the layer")
+		default:
+			open.add(i, a.byToken(d.File, a.nameOf(d), d))
+		}
 	}
-	rel, _ := a.place.relative(d.Path)
-	switch {
-	case a.visits(d.Kind, d.MountID):
-		return openVisited(a.fuse.bottom, rel, d)
-	case d.Kind == tracer.Cwd || d.Kind == tracer.Root:
-		return a.openSame(rel, unix.O_PATH|unix.O_DIRECTORY, d)
-	case d.Flags&unix.O_PATH != 0:
-		return a.openSame(rel, unix.O_PATH|d.Flags&(unix.O_NOFOLLOW|unix.O_DIRECTORY), d)
-	}
-	flags := openFlags(d)
-	directory := d.Mode&unix.S_IFMT == unix.S_IFDIR
-	if !d.Deleted {
-		fd, err := a.adoptAs(rel, flags, "", d)
-		if err == nil || directory {
-			return fd, err
+	var again pending
+	for i, m := range open.make(&a.adopter, made) {
+		d := all[i]
+		if d.Deleted || d.Mode&unix.S_IFMT == unix.S_IFDIR || m.Err == nil {
+			continue
 		}
 		// Renamed over, or hidden below another mount: the path names something else now.
+		again.add(i, a.byToken(d.File, a.nameOf(d), d))
 	}
-	if directory {
-		return -1, errors.New("a deleted directory cannot be opened on the layer")
-	}
-	token, err := randomName()
-	if err != nil {
-		return -1, err
-	}
-	return a.adoptAs(token, flags, token, d)
+	again.make(&a.adopter, made)
+	return made
 }
 
 // unnamed: a file, no directory, whose path the kernel does not show (see tracer.Object).
@@ -89,61 +93,167 @@ func openFlags(d *tracer.Description) int {
 	return flags
 }
 
-// adoptAs opens rel on the layer while the server is armed to adopt d.
-func (a *attachment) adoptAs(rel string, flags int, token string, d *tracer.Description) (int, error) {
+// byPath opens rel on the layer.
+func (a *attachment) byPath(rel string, d *tracer.Description) wrapping {
+	return wrapping{d: d, description: d.File, name: a.nameOf(d), open: func() (int, error) { return a.open(rel, openFlags(d), d.Mode) }}
+}
+
+// nameOf is what the target calls it.
+func (a *attachment) nameOf(d *tracer.Description) string {
 	below, _ := a.place.relative(d.Path)
-	return a.adoption(d, d.File, token, path.Join(a.place.path, below), func() (int, error) {
-		if token != "" {
-			return unix.Openat(a.fuse.mount, token, flags, 0) // a name that the server made up for this thread
-		}
-		return a.open(rel, flags, d.Mode)
-	})
+	return path.Join(a.place.path, below)
 }
 
 // adopter makes files of a layer that wrap descriptions that are there.
 type adopter struct {
-	server  Server
-	keeper  Keeper
-	mount   int                  // of the layer
-	adopted []AdoptedDescription // that the keeper does not have yet
+	server   Server
+	keeper   Keeper
+	mount    int                  // of the layer
+	adopted  []AdoptedDescription // that the keeper does not have yet
+	progress func()
+}
+
+func newAdopter(server Server, keeper Keeper, mount int, progress func()) adopter {
+	if progress == nil {
+		progress = func() {}
+	}
+	return adopter{server: server, keeper: keeper, mount: mount, progress: progress}
 }
 
 // mostKept is how many originals wait for the hand-over: each is a descriptor, beside the two that a file needs.
 const mostKept = 200
 
-// adoption opens a file of the layer, by the token or by whatever open opens, that
-// wraps the description in the place of d. name is what the target calls it.
-func (a *adopter) adoption(d *tracer.Description, description int, token, name string, open func() (int, error)) (int, error) {
+// wrapping is a file of the layer that is to wrap a description, in the place of d.
+type wrapping struct {
+	d           *tracer.Description
+	description int
+	token       string // open opens this name; see Adoption
+	name        string // what the target calls it
+	open        func() (int, error)
+}
+
+// byToken opens a name that is made up, for a file that has none which leads to it.
+func (a *adopter) byToken(description int, name string, d *tracer.Description) wrapping {
+	w := wrapping{d: d, description: description, name: name}
+	var err error
+	w.token, err = randomName()
+	w.open = func() (int, error) {
+		if err != nil {
+			return -1, err
+		}
+		return unix.Openat(a.mount, w.token, openFlags(d), 0) // the server knows it, for this thread
+	}
+	return w
+}
+
+// pending are files that are to be made, each with its place among the answers.
+type pending struct {
+	at  []int
+	all []wrapping
+}
+
+func (p *pending) add(at int, w wrapping) { p.at, p.all = append(p.at, at), append(p.all, w) }
+
+// make makes them, and puts what came out to its place. It gives these answers by their places.
+func (p *pending) make(a *adopter, made []tracer.Replacement) map[int]tracer.Replacement {
+	out := map[int]tracer.Replacement{}
+	for i, m := range a.wrap(p.all) {
+		made[p.at[i]] = m
+		out[p.at[i]] = m
+	}
+	return out
+}
+
+// errMixedUp: an open that should have adopted a description did not come to the server, and the next one of the same file got it.
+var errMixedUp = errors.New("adopt: the layer wrapped the description of another descriptor of the file")
+
+// wrap opens files of the layer, at most tracer.ReplaceAtOnce. The server is asked for all at once: to ask it twice for each takes
+// longer than all the rest.
+func (a *adopter) wrap(all []wrapping) []tracer.Replacement {
+	made := a.wrapAtOnce(all)
+	for i := range made {
+		if errors.Is(made[i].Err, errMixedUp) {
+			made[i] = a.wrapAtOnce(all[i : i+1])[0]
+		}
+	}
+	return made
+}
+
+func (a *adopter) wrapAtOnce(all []wrapping) []tracer.Replacement {
+	if len(all) == 0 {
+		return nil
+	}
+	made := make([]tracer.Replacement, len(all))
+	failed := func(err error) []tracer.Replacement {
+		for i := range made {
+			if made[i].Err == nil {
+				a.drop(&made[i], err)
+			}
+		}
+		return made
+	}
 	tid := unix.Gettid() // the tracer calls from one locked thread
-	if err := a.server.Arm(tid, description, token, name); err != nil {
-		return -1, fmt.Errorf("adopt: %w", err)
+	adoptions := make([]Adoption, len(all))
+	for i, w := range all {
+		made[i].FD = -1
+		adoptions[i] = Adoption{File: w.description, Token: w.token, Path: w.name}
 	}
-	fd, openErr := open()
-	handle, adopted, err := a.server.Disarm(tid)
-	switch {
-	case openErr != nil:
-		return -1, fmt.Errorf("open on the layer: %w", openErr)
-	case err != nil:
-		_ = unix.Close(fd)
-		return -1, fmt.Errorf("adopt: %w", err)
-	case !adopted:
-		_ = unix.Close(fd)
-		return -1, errors.New("adopt: the layer opened another file")
+	if err := a.server.Arm(tid, adoptions); err != nil {
+		return failed(fmt.Errorf("adopt: %w", err))
 	}
+	for i, w := range all {
+		a.progress()
+		if made[i].FD, made[i].Err = w.open(); made[i].Err != nil {
+			made[i] = tracer.Replacement{FD: -1, Err: fmt.Errorf("open on the layer: %w", made[i].Err)}
+		}
+	}
+	adopted, err := a.server.Disarm(tid)
+	if err == nil && len(adopted) != len(all) {
+		err = fmt.Errorf("%d answers for %d files", len(adopted), len(all))
+	}
+	if err != nil {
+		return failed(fmt.Errorf("adopt: %w", err))
+	}
+	nth := 0
+	for i := range made {
+		if made[i].Err != nil {
+			continue
+		}
+		nth++
+		switch is := adopted[i].Nth; {
+		case is == nth:
+			a.keep(&made[i], adopted[i].Handle, all[i].description)
+		case is == 0 && len(all) == 1:
+			a.drop(&made[i], errors.New("adopt: the layer opened another file"))
+		default:
+			a.drop(&made[i], errMixedUp)
+		}
+	}
+	return made
+}
+
+// keep notes the original of a file that was made, for the keeper.
+func (a *adopter) keep(m *tracer.Replacement, handle uint64, description int) {
 	original, err := unix.FcntlInt(uintptr(description), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
-		_ = unix.Close(fd)
-		return -1, fmt.Errorf("keep the original: %w", err)
+		a.drop(m, fmt.Errorf("keep the original: %w", err))
+		return
 	}
 	a.adopted = append(a.adopted, AdoptedDescription{Handle: handle, File: original})
 	if len(a.adopted) < mostKept {
-		return fd, nil
+		return
 	}
 	if err := a.handOver(); err != nil {
-		_ = unix.Close(fd)
-		return -1, fmt.Errorf("hand the originals over: %w", err)
+		a.drop(m, fmt.Errorf("hand the originals over: %w", err))
 	}
-	return fd, nil
+}
+
+// drop gives up a file that was made.
+func (a *adopter) drop(m *tracer.Replacement, why error) {
+	if m.FD >= 0 {
+		_ = unix.Close(m.FD)
+	}
+	*m = tracer.Replacement{FD: -1, Err: why}
 }
 
 // handOver leaves the adopted originals with the keeper, for the day the server dies.

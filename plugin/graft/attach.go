@@ -74,7 +74,7 @@ func Attach(ctx context.Context, o AttachOptions) (rep *Report, err error) {
 		return nil, err
 	}
 	swap := tracer.Options{
-		Processes: a.Target.Swappable, Match: a.match, Locate: a.locate, Replace: a.adopt,
+		Processes: a.Target.Swappable, Match: a.match, Locate: a.locate, ReplaceAll: a.adopt,
 		GuardLocks: func(phase tracer.LockPhase, files []tracer.LockedFile, back bool) error {
 			return a.Server.GuardLocks(phase, guarded(files, a.dev), back)
 		},
@@ -176,7 +176,7 @@ func (a *attachment) prepare(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	a.adopter = adopter{server: a.Server, keeper: a.Keeper, mount: a.fuse.mount}
+	a.adopter = newAdopter(a.Server, a.Keeper, a.fuse.mount, a.Progress)
 	if a.dev, err = device(a.fuse.mount); err != nil {
 		return err
 	}

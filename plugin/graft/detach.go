@@ -7,7 +7,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"github.com/faultgraft/faultgraft/tracer"
 	"golang.org/x/sys/unix"
@@ -53,6 +52,9 @@ func Detach(ctx context.Context, o DetachOptions) (*Report, error) {
 	if d.Step == nil {
 		d.Step = func(string) error { return nil }
 	}
+	if d.Progress == nil {
+		d.Progress = func() {}
+	}
 	defer d.release()
 	if err := d.run(ctx); err != nil {
 		return nil, fmt.Errorf("ungraft %s from pid %d: %w", o.Layer.Info.Path, o.Target.PID, err)
@@ -80,7 +82,7 @@ type detachment struct {
 
 func (d *detachment) run(ctx context.Context) error {
 	swap := tracer.Options{
-		Match: d.match, Device: d.Layer.Info.Dev, Replace: d.original, Locks: d.locks, OwnLocks: d.locks, Locked: d.hasLocks, Settle: d.settle,
+		Match: d.match, Device: d.Layer.Info.Dev, ReplaceAll: d.originals, Locks: d.locks, OwnLocks: d.locks, Locked: d.hasLocks, Settle: d.settle,
 		MayWait: d.mayWait, Stopped: d.quiesce, Exchanged: d.takeOff, Step: d.step, Progress: d.Progress, Deadline: d.Deadline, Hung: d.Hung, OwnProcess: d.Hung != nil,
 		// Closing a file of the layer waits for the server; no slot is empty for that long.
 		NeverEmpty: true,
@@ -93,7 +95,8 @@ func (d *detachment) run(ctx context.Context) error {
 		},
 	}
 	if d.Server == nil {
-		swap.Replace, swap.Locks, swap.OwnLocks, swap.Locked = d.rescue, d.leftLocks, nil, nil
+		swap.ReplaceAll, swap.Replace = nil, d.rescue
+		swap.Locks, swap.OwnLocks, swap.Locked = d.leftLocks, nil, nil
 		swap.GuardLocks, swap.LocksElsewhere, swap.LockLost = d.passLeftLocks, true, d.lockLost
 		swap.Together = true // once the connection is aborted, nobody must run who has files of it
 		swap.Seized = func() error {
@@ -177,97 +180,6 @@ func (d *detachment) match(o *tracer.Object) bool {
 		return false // pivot_root moves it
 	}
 	return o.Dev == d.Layer.Info.Dev || d.visits(o.Kind, o.MountID)
-}
-
-// original finds what a file of the layer stands for.
-func (d *detachment) original(o *tracer.Description) (int, error) {
-	if d.visits(o.Kind, o.MountID) {
-		return d.visited(o)
-	}
-	if o.Kind == tracer.Map || o.Kind == tracer.Executable {
-		return d.originalOfMap(o)
-	}
-	if o.Kind == tracer.Descriptor && o.Flags&unix.O_PATH == 0 {
-		handle, err := handleOf(o.File, d.HandleIoctl)
-		if err != nil {
-			return -1, err
-		}
-		if d.sample < 0 && o.Mode&unix.S_IFMT == unix.S_IFREG {
-			var err error
-			if d.sample, err = unix.FcntlInt(uintptr(o.File), unix.F_DUPFD_CLOEXEC, 3); err != nil {
-				return -1, err
-			}
-		}
-		return d.Server.Description(handle)
-	}
-	lower, err := d.backing(o)
-	if err != nil || o.Kind != tracer.Descriptor {
-		return lower, err
-	}
-	return reopenPath(lower, o)
-}
-
-// handleOf asks the layer under which handle it knows an open file.
-func handleOf(fd int, request uint) (handle uint64, err error) {
-	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(unsafe.Pointer(&handle)))
-	if e != 0 {
-		return 0, fmt.Errorf("ask the layer for its handle: %w", e)
-	}
-	return handle, nil
-}
-
-// reopenPath gives an O_PATH descriptor the flags that fdinfo showed. It takes lower over.
-func reopenPath(lower int, o *tracer.Description) (int, error) {
-	flags := unix.O_PATH | unix.O_CLOEXEC | o.Flags&(unix.O_DIRECTORY|unix.O_NOFOLLOW)
-	var fd int
-	var err error
-	switch {
-	case o.Mode&unix.S_IFMT == unix.S_IFDIR:
-		fd, err = unix.Openat(lower, ".", flags, 0)
-	case flags&unix.O_NOFOLLOW != 0:
-		return lower, nil // the server opened it so
-	default:
-		fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", lower), flags, 0)
-	}
-	_ = unix.Close(lower)
-	if err != nil {
-		return -1, fmt.Errorf("open what is under it: %w", err)
-	}
-	return fd, nil
-}
-
-func (d *detachment) backing(o *tracer.Description) (int, error) {
-	rel, _ := relativeTo(d.Layer.Info.Prefix, o.Path)
-	return d.Server.Backing(o.Ino, rel)
-}
-
-func (d *detachment) originalOfMap(o *tracer.Description) (int, error) {
-	lower, err := d.backing(o)
-	if err != nil {
-		return -1, err
-	}
-	defer func() { _ = unix.Close(lower) }()
-	flags := unix.O_RDONLY
-	if o.Flags&unix.O_ACCMODE == unix.O_RDWR {
-		flags = unix.O_RDWR
-		if err := writeBack(o.File); err != nil { // most of it now, while nobody waits
-			return -1, err
-		}
-	}
-	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", lower), flags|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("open the file under the map: %w", err)
-	}
-	return fd, nil
-}
-
-// writeBack brings dirty pages of a map to the server, without an fsync of the file under it.
-func writeBack(fd int) error {
-	err := unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
-	if err != nil {
-		return fmt.Errorf("write dirty pages of the map back: %w", err)
-	}
-	return nil
 }
 
 // askLocks learns which files have POSIX locks: whoever has such a file open is

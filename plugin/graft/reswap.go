@@ -53,7 +53,7 @@ func Reswap(ctx context.Context, o ReswapOptions) (*Report, error) {
 	if o.Step == nil {
 		o.Step = func(string) error { return nil }
 	}
-	r := &reswap{ReswapOptions: o, adopter: adopter{server: o.Server, keeper: o.Keeper, mount: o.Layer.Mount}, files: map[uint64]RetiredFile{}, rep: &Report{}}
+	r := &reswap{ReswapOptions: o, adopter: newAdopter(o.Server, o.Keeper, o.Layer.Mount, o.Progress), files: map[uint64]RetiredFile{}, rep: &Report{}}
 	for _, f := range o.Files {
 		r.files[f.Node] = f
 	}
@@ -82,7 +82,7 @@ type lockKey struct {
 
 func (r *reswap) run(ctx context.Context) error {
 	swap := tracer.Options{
-		Match: r.match, Device: r.Layer.Info.Dev, Replace: r.replace, Locks: r.locks, OwnLocks: r.ownLocks,
+		Match: r.match, Device: r.Layer.Info.Dev, ReplaceAll: r.replace, Locks: r.locks, OwnLocks: r.ownLocks,
 		Stopped: r.stopped, Undo: r.endKeeping, Exchanged: r.endKeeping, Settle: r.settle, Step: r.Step, Progress: r.Progress,
 		Deadline: r.Deadline, Budget: r.Budget, RequireAll: r.RequireAll, Hung: r.Hung, OwnProcess: r.Hung != nil,
 		Together: true, // see stopped
@@ -189,30 +189,37 @@ func nodeOf(link string) (uint64, error) {
 	return uint64(binary.NativeEndian.Uint32(b))<<32 | uint64(binary.NativeEndian.Uint32(b[4:])), nil
 }
 
-// replace makes a file of the new inode over the description behind d.
-func (r *reswap) replace(d *tracer.Description) (int, error) {
-	handle, err := handleOf(d.File, r.HandleIoctl)
-	if err != nil {
-		return -1, err
-	}
-	description, err := r.Server.Description(handle)
-	if err != nil {
-		return -1, err
-	}
-	defer func() { _ = unix.Close(description) }() // the server has its own
-	name, flags := r.nameOf(d), openFlags(d)
-	if rel, below := relativeTo(r.Layer.Info.Path, name); below && rel != "" {
-		fd, err := r.adoption(d, description, "", name, func() (int, error) { return r.openNew(rel, flags) })
-		if err == nil {
-			return fd, nil
+// replace makes files of the new inodes over the descriptions behind those that are replaced.
+func (r *reswap) replace(all []*tracer.Description) []tracer.Replacement {
+	below := descriptionsUnder(all, r.server, r.HandleIoctl, r.progress)
+	made := make([]tracer.Replacement, len(all))
+	defer func() {
+		for _, b := range below {
+			if b.Err == nil {
+				_ = unix.Close(b.FD) // the server has its own
+			}
 		}
-		// Unlinked, renamed over, hidden below another mount, or looked up by the kernel a moment ago.
+	}()
+	var named, again pending
+	for i, d := range all {
+		if made[i] = below[i]; below[i].Err != nil {
+			continue
+		}
+		made[i] = tracer.Replacement{FD: -1, Err: errors.New("its name leads elsewhere")}
+		name := r.nameOf(d)
+		if rel, under := relativeTo(r.Layer.Info.Path, name); under && rel != "" {
+			named.add(i, wrapping{d: d, description: below[i].FD, name: name, open: func() (int, error) { return r.openNew(rel, openFlags(d)) }})
+		}
 	}
-	token, err := randomName()
-	if err != nil {
-		return -1, err
+	named.make(&r.adopter, made)
+	for i, d := range all {
+		if made[i].Err != nil && below[i].Err == nil {
+			// Unlinked, renamed over, hidden below another mount, or looked up by the kernel a moment ago.
+			again.add(i, r.byToken(below[i].FD, r.nameOf(d), d))
+		}
 	}
-	return r.adoption(d, description, token, name, func() (int, error) { return unix.Openat(r.mount, token, flags, 0) })
+	again.make(&r.adopter, made)
+	return made
 }
 
 // openNew opens a name below the layer that has to lead to the new inode.

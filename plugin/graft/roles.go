@@ -10,13 +10,12 @@ import (
 // apart from the swapper because a process that serves a FUSE mount and has a
 // file of that mount open becomes an unkillable zombie when it is killed.
 type Server interface {
-	// Arm makes the next open by this thread adopt the description (which the server duplicates).
-	// With a token the open is of that name in the layer's root, for files without a path of their own.
-	Arm(tid, description int, token, path string) error
-	// Disarm ends it and says under which handle the description was adopted; false: it was not.
-	Disarm(tid int) (handle uint64, adopted bool, err error)
-	// Description duplicates the backing description of an open handle.
-	Description(handle uint64) (int, error)
+	// Arm makes the next opens by this thread adopt descriptions (which the server duplicates), in this order: at most tracer.ReplaceAtOnce.
+	Arm(tid int, all []Adoption) error
+	// Disarm ends it and says for each description what has become of it.
+	Disarm(tid int) ([]Adopted, error)
+	// Descriptions duplicates the backing descriptions of open handles, at most tracer.ReplaceAtOnce, and answers for each.
+	Descriptions(handles []uint64) []tracer.Replacement
 	// Backing duplicates an O_PATH descriptor of what lies under an inode of the layer; path is relative to the layer.
 	Backing(ino uint64, path string) (int, error)
 	// LockedFiles lists the inode numbers of files on which somebody has a POSIX lock through the layer.
@@ -38,6 +37,21 @@ type Server interface {
 	// PosixLocks lists the POSIX locks that the process holds on the inode through the layer; if its thread tid, which must be
 	// stopped, has made an F_GETLK, those of that thread's descriptor table.
 	PosixLocks(pid, tid int, ino uint64) ([]tracer.Lock, error)
+}
+
+// Adoption is a description that a file of the layer is to wrap.
+type Adoption struct {
+	File int `json:"-"` // stays the caller's
+	// Token is a name in the layer's root by which it is opened, for a file without a path of its own.
+	Token string `json:"token,omitempty"`
+	// Path is what the target calls it.
+	Path string `json:"path"`
+}
+
+// Adopted tells under which handle a description was adopted, and by which of the thread's opens that adopted one, from 1 on; 0: by none.
+type Adopted struct {
+	Handle uint64 `json:"handle"`
+	Nth    int    `json:"nth"`
 }
 
 // GuardedFile is a file with POSIX locks of a process. Dev is st_dev below the layer, 0 if it is not known.

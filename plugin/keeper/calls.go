@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
@@ -28,9 +29,9 @@ const (
 	// server to keeper, on a pair of its own
 	callNews = "news" // []newsCall
 	// swapper to server, on its pair
-	callArm         = "arm"          // armCall, fds: the description
-	callDisarm      = "disarm"       // int (tid) -> disarmAnswer
-	callDescription = "description"  // uint64 (handle) -> fds: the description
+	callArm         = "arm"          // armCall, fds: the descriptions
+	callDisarm      = "disarm"       // int (tid) -> []graft.Adopted
+	callOpenFiles   = "open files"   // []uint64 (handles) -> []fileAnswer: of as many as it could look at at once, fds: their descriptions, where there is no error
 	callBacking     = "backing"      // backingCall -> fds: O_PATH
 	callLocks       = "locks"        // locksCall -> []tracer.Lock
 	callLockedFiles = "locked files" // -> []uint64 (inode numbers)
@@ -107,14 +108,13 @@ type newsCall struct {
 }
 
 type armCall struct {
-	TID   int    `json:"tid"`
-	Token string `json:"token,omitempty"`
-	Path  string `json:"path"`
+	TID int              `json:"tid"`
+	All []graft.Adoption `json:"all"`
 }
 
-type disarmAnswer struct {
-	Handle  uint64 `json:"handle"`
-	Adopted bool   `json:"adopted"`
+// fileAnswer is what there is to say of an open file, if its description could not be had.
+type fileAnswer struct {
+	Error string `json:"error,omitempty"`
 }
 
 type backingCall struct {
@@ -176,19 +176,56 @@ func (s serverLink) call(method string, in, out any, fds ...int) ([]int, error) 
 	return s.conn.Call(ctx, method, in, out, fds...)
 }
 
-func (s serverLink) Arm(tid, description int, token, path string) error {
-	_, err := s.call(callArm, armCall{TID: tid, Token: token, Path: path}, nil, description)
+func (s serverLink) Arm(tid int, all []graft.Adoption) error {
+	var fds []int
+	for _, a := range all {
+		fds = append(fds, a.File)
+	}
+	_, err := s.call(callArm, armCall{TID: tid, All: all}, nil, fds...)
 	return err
 }
 
-func (s serverLink) Disarm(tid int) (uint64, bool, error) {
-	var a disarmAnswer
-	_, err := s.call(callDisarm, tid, &a)
-	return a.Handle, a.Adopted, err
+func (s serverLink) Disarm(tid int) ([]graft.Adopted, error) {
+	var all []graft.Adopted
+	_, err := s.call(callDisarm, tid, &all)
+	return all, err
 }
 
-func (s serverLink) Description(handle uint64) (int, error) {
-	return one(s.call(callDescription, handle, nil))
+func (s serverLink) Descriptions(handles []uint64) []tracer.Replacement {
+	all := make([]tracer.Replacement, 0, len(handles))
+	for len(all) < len(handles) {
+		some, err := s.someDescriptions(handles[len(all):])
+		all = append(all, some...)
+		for err != nil && len(all) < len(handles) {
+			all = append(all, tracer.Replacement{FD: -1, Err: err})
+		}
+	}
+	return all
+}
+
+// someDescriptions answers for the first of them, at least one.
+func (s serverLink) someDescriptions(handles []uint64) ([]tracer.Replacement, error) {
+	var answers []fileAnswer
+	fds, err := s.call(callOpenFiles, handles, &answers)
+	if err != nil {
+		return nil, err
+	}
+	var all []tracer.Replacement
+	left := fds
+	for _, a := range answers {
+		switch {
+		case a.Error != "":
+			all = append(all, tracer.Replacement{FD: -1, Err: errors.New(a.Error)})
+		case len(left) > 0:
+			all = append(all, tracer.Replacement{FD: left[0]})
+			left = left[1:]
+		}
+	}
+	if len(all) == 0 || len(all) != len(answers) || len(all) > len(handles) || len(left) > 0 {
+		wire.CloseAll(fds)
+		return nil, fmt.Errorf("%d answers of the server with %d descriptors, for %d open files", len(answers), len(fds), len(handles))
+	}
+	return all, nil
 }
 
 func (s serverLink) Backing(ino uint64, path string) (int, error) {

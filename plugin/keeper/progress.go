@@ -15,8 +15,8 @@ import (
 // have to wait where something hangs, and is not made while a target stands still.
 const (
 	swapperSilence = 60 * time.Second
-	// swapperLongest bounds a whole swap, also of one that always comes on: 100,000 objects take some 50 s on a machine that is not emulated.
-	swapperLongest = 10 * time.Minute
+	// swapperLongest bounds a whole swap, also of one that always comes on: 100,000 objects take less than a minute on a machine that is not emulated.
+	swapperLongest = 30 * time.Minute
 	// swapperLook is how often the keeper looks. It counts its looks, so that one that was stopped for a while takes no swapper for one that hangs.
 	swapperLook = time.Second
 )

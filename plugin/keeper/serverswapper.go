@@ -6,9 +6,9 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/fusefs"
+	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/wire"
 	"github.com/faultgraft/faultgraft/tracer"
-	"golang.org/x/sys/unix"
 )
 
 // attachSwapper gives a swapper its own connection, and exempts it from faults.
@@ -77,7 +77,7 @@ func (h *swapperHandler) trust(l *fusefs.Layer) {
 }
 
 func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
-	defer wire.CloseAll(r.FDs)
+	defer func() { wire.CloseAll(r.FDs) }()
 	if h.layer == nil {
 		l, err := h.server.layer(h.id)
 		if err != nil {
@@ -91,28 +91,35 @@ func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
 		if err := r.Decode(&c); err != nil {
 			return nil, nil, err
 		}
-		if len(r.FDs) != 1 {
-			return nil, nil, fmt.Errorf("arm: %d descriptors", len(r.FDs))
+		if len(r.FDs) != len(c.All) {
+			return nil, nil, fmt.Errorf("arm: %d descriptors for %d files", len(r.FDs), len(c.All))
 		}
-		fd, err := unix.FcntlInt(uintptr(r.FDs[0]), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			return nil, nil, fmt.Errorf("arm: %w", err)
+		all := make([]fusefs.Adoption, len(c.All))
+		for i, a := range c.All {
+			all[i] = fusefs.Adoption{Description: r.FDs[i], Token: a.Token, Path: a.Path}
 		}
-		return nil, nil, h.layer.Arm(fusefs.Adoption{TID: c.TID, Description: fd, Token: c.Token, Path: c.Path})
+		err := h.layer.Arm(c.TID, all...)
+		if err == nil {
+			r.FDs = nil // the layer has them
+		}
+		return nil, nil, err
 	case callDisarm:
 		var tid int
 		if err := r.Decode(&tid); err != nil {
 			return nil, nil, err
 		}
-		handle, ok := h.layer.Disarm(tid)
-		return disarmAnswer{Handle: handle, Adopted: ok}, nil, nil
-	case callDescription:
-		var handle uint64
-		if err := r.Decode(&handle); err != nil {
+		all := []graft.Adopted{}
+		for _, a := range h.layer.Disarm(tid) {
+			all = append(all, graft.Adopted(a))
+		}
+		return all, nil, nil
+	case callOpenFiles:
+		var handles []uint64
+		if err := r.Decode(&handles); err != nil {
 			return nil, nil, err
 		}
-		fd, err := h.layer.Description(handle)
-		return nil, []int{fd}, err
+		answers, fds := openFiles(h.layer, handles)
+		return answers, fds, nil
 	case callBacking:
 		var c backingCall
 		if err := r.Decode(&c); err != nil {
@@ -160,6 +167,27 @@ func (h *swapperHandler) handle(r *wire.Request) (any, []int, error) {
 	default:
 		return nil, nil, fmt.Errorf("server: unknown call %q of a swapper", r.Method)
 	}
+}
+
+// openFilesTime is how long the descriptions of open files are looked for in one call. Some have to be opened, on a file system that may be slow.
+const openFilesTime = callDeadline / 10
+
+// openFiles duplicates the descriptions of open files, in their order, of as many as there is time for.
+func openFiles(l *fusefs.Layer, handles []uint64) (answers []fileAnswer, fds []int) {
+	begun := time.Now()
+	for i, handle := range handles {
+		if i > 0 && time.Since(begun) > openFilesTime {
+			break
+		}
+		var a fileAnswer
+		if fd, err := l.Description(handle); err != nil {
+			a.Error = err.Error()
+		} else {
+			fds = append(fds, fd)
+		}
+		answers = append(answers, a)
+	}
+	return answers, fds
 }
 
 // guardLocks has a layer keep the locks of a process that go over.
