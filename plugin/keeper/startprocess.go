@@ -2,8 +2,12 @@ package keeper
 
 import (
 	"errors"
+	"fmt"
+	"os"
 	"os/exec"
 	"time"
+
+	"github.com/faultgraft/faultgraft/plugin/graft"
 )
 
 // startPatience is how long a process may take to start, on a machine that is busy.
@@ -17,6 +21,22 @@ var errNotStarted = errors.New("no process can be started now, because a file sy
 // starting has whoever starts a process, also one that was given up and has not come out of its execve yet: Go starts one at a time.
 var starting = make(chan struct{}, 1)
 
+// awaitExec waits until a child has come out of its execve, or has ended. Go takes it for started when its end of a pipe is closed, which happens in
+// the middle: files are closed in the order of their numbers, and the one that hangs may have a higher one. The new program's arguments are
+// there after that (begin_new_exec, then create_elf_tables in load_elf_binary of fs/binfmt_elf.c; Linux 6.18).
+func awaitExec(pid int) {
+	for wait := 50 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err != nil || len(b) > 0 {
+			return
+		}
+		// Who looks at the state of one that hangs there is told so; one that has ended has no arguments either.
+		if stat, err := graft.ReadStat(pid); !errors.Is(err, graft.ErrWithinExec) && (err != nil || stat.Ended()) {
+			return
+		}
+		time.Sleep(wait)
+	}
+}
+
 // startProcess is cmd.Start for a process that may have copies of the target's files. One that comes late is killed.
 func startProcess(cmd *exec.Cmd) error {
 	late := time.After(startPatience)
@@ -26,7 +46,13 @@ func startProcess(cmd *exec.Cmd) error {
 		return errNotStarted
 	}
 	started := make(chan error, 1)
-	go func() { started <- cmd.Start() }()
+	go func() {
+		err := cmd.Start()
+		if err == nil {
+			awaitExec(cmd.Process.Pid)
+		}
+		started <- err
+	}()
 	select {
 	case err := <-started:
 		<-starting
