@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the swap tests for arm64 in an emulated machine: Debian's arm64 kernel under
 # qemu-system-aarch64, an initramfs with the test programs, no disk, no network.
-# Slow (some 15 minutes on two cores), so it is part of no other target.
+# Slow (17 minutes on two cores that others use too), so it is part of no other target.
 #
 #   arm64.sh [TEST-REGEXP]    only these tests
 #
@@ -38,7 +38,7 @@ cc=aarch64-linux-gnu-gcc
 libs=$(dirname "$("$cc" -print-file-name=libc.so.6)")
 cp -L "$libs/libc.so.6" "$libs/ld-linux-aarch64.so.1" "$libs/libgcc_s.so.1" "$root/lib/"
 cp "$kernel/busybox" "$root/bin/busybox"
-ln -s /bin/busybox "$root/usr/bin/env" # a test starts its target by it
+for program in env unshare nsenter; do ln -s /bin/busybox "$root/usr/bin/$program"; done # tests have their paths
 cp contrib/testkernel/init "$root/init"
 cp contrib/testkernel/arm64run "$root/etc/testrun"
 printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"

@@ -3,6 +3,7 @@ package process
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -82,6 +83,9 @@ func TestHostileNames(t *testing.T) {
 // hold starts a holder that has files open from descriptor 3 on.
 func (r *rig) hold(paths []string) *holder {
 	r.t.Helper()
+	if _, err := exec.LookPath("bash"); err != nil { // other shells know descriptors up to 9 only
+		r.t.Skip(err)
+	}
 	var script strings.Builder
 	for i, p := range paths {
 		fmt.Fprintf(&script, "exec %d<>'%s'\n", 3+i, strings.ReplaceAll(p, "'", `'\''`))

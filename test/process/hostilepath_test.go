@@ -223,7 +223,7 @@ func TestTargetMountsOverTheLayer(t *testing.T) {
 	same(t, before, h.snapshot())
 
 	g = r.inject(h, r.data, "io error=EIO op=fsync ttl=1m")
-	h.inside("umount", "--lazy", r.data)
+	h.inside("umount", "-l", r.data)
 	h.is("ok below", "cat %s", file)
 	h.is("EIO", "fsync f") // it is open on the layer
 	r.recover(g)

@@ -40,7 +40,7 @@ func TestSharedVolumeIsTakenOff(t *testing.T) {
 			g := r.inject(h, filepath.Join(r.data, below), "io error=EIO op=fsync ttl=1m")
 			h.is("EIO", "fsync f")
 			for range 2 { // the layer, and what it is on
-				_ = exec.Command("nsenter", "--target", strconv.Itoa(h.pid()), "--mount", "umount", "--lazy", r.data).Run() // none left to take off
+				_ = exec.Command("nsenter", "--target", strconv.Itoa(h.pid()), "--mount", "umount", "-l", r.data).Run() // none left to take off
 			}
 			r.recover(g)
 			h.is("ok", "fsync f")

@@ -92,7 +92,7 @@ func TestMountsMadeOnTheLayer(t *testing.T) {
 	if left := onLayer(t, h.pid(), r.data); left != "" {
 		t.Errorf("on a mount that is gone: %s", left)
 	}
-	h.inside("umount", "--lazy", r.data+"/d/late")
+	h.inside("umount", "-l", r.data+"/d/late")
 	h.is("ok late", "cat %s/d/late/f", r.data)
 }
 
