@@ -11,7 +11,7 @@ import (
 // The C program with every kind of object and every kind of blocking call goes through moves: nothing about them changes.
 func TestEveryKindOfObjectIsMoved(t *testing.T) {
 	bin := buildTarget(t)
-	for _, args := range [][]string{{"hold"}, {"files", "300", "32"}, {"seccomp"}} {
+	for _, args := range [][]string{{"hold"}, {"files", manyFiles(), "32"}, {"seccomp"}} {
 		t.Run(args[0], func(t *testing.T) {
 			r := newRig(t)
 			p := r.program(t, bin, append([]string{args[0], r.data}, args[1:]...)...)
