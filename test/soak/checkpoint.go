@@ -50,7 +50,8 @@ func (s *soak) check(ctx context.Context, phase int, last bool) {
 		for _, k := range s.notDone() {
 			s.find("a kind of step that did nothing: %s", k)
 		}
-		if slices.ContainsFunc(s.targets, func(t *target) bool { return t.faulty != "" }) && s.sum.of(faultsSeen) == 0 {
+		// The layers of a short run may have come off before one was due.
+		if s.o.length >= time.Minute && slices.ContainsFunc(s.targets, func(t *target) bool { return t.faulty != "" }) && s.sum.of(faultsSeen) == 0 {
 			s.find("no fault came to a program that expects some")
 		}
 	}

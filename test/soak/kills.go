@@ -130,7 +130,7 @@ func (s *soak) goOn(ctx context.Context, p lab.OwnProcess, before []keeper.Graft
 // swapper is at work for a graft, an ungraft or a change of rules.
 func killingInTheMiddle(role string) func(*soak, context.Context, step) error {
 	return func(s *soak, ctx context.Context, st step) error {
-		for range tries {
+		for range 4 * tries { // a command may need no swapper, or that may have ended when its time comes
 			if killed, err := s.killInTheMiddle(ctx, st.draw, role); killed || err != nil {
 				return err
 			}
