@@ -29,12 +29,12 @@ type lockOwner struct {
 // takeRemains takes the remains of a graft's layer from the holder, unless they were taken. Where there is no holder any more, there are none.
 func (k *keeper) takeRemains(h *held) {
 	k.mu.Lock()
-	taken := h.remains != nil
+	taken, here := h.remains != nil, maps.Clone(h.adopted)
 	k.mu.Unlock()
 	if taken {
 		return
 	}
-	r, err := k.remainsOf(h.ID)
+	r, err := k.remainsOf(h.ID, here)
 	if err != nil {
 		k.o.Logger.Warn("what the dead server had open is not all there: what has no path any more, and locks, may be lost", "graft", h.ID, "err", err)
 	}
@@ -46,7 +46,8 @@ func (k *keeper) takeRemains(h *held) {
 	}
 }
 
-func (k *keeper) remainsOf(id string) (*remains, error) {
+// remainsOf takes all but the descriptions that are here, by handle: of many open files there may not be room for both.
+func (k *keeper) remainsOf(id string, here map[uint64]int) (*remains, error) {
 	r := &remains{files: map[uint64]int{}}
 	e, there, err := k.left()
 	l := e.layer(id)
@@ -90,6 +91,9 @@ func (k *keeper) remainsOf(id string) (*remains, error) {
 		}
 	}
 	for _, f := range left.Files {
+		if _, is := here[f.Handle]; is {
+			continue
+		}
 		if fd, ok := take(f.FD); ok {
 			r.files[f.Handle] = fd
 		}
