@@ -134,10 +134,7 @@ func (r *reader) answer(n int) []byte {
 func (r *reader) answerAgain(n int, s *ledgerSlot) []byte {
 	h := r.header()
 	if s.phase.Load() == phaseAnswered {
-		if length := s.length; length >= uint32(headerSize) && length <= answerBytes {
-			b := r.out[:length]
-			copy(b, s.answer[:])
-			(*fuse.OutHeader)(unsafe.Pointer(&b[0])).Unique = h.Unique
+		if b := s.kept(r.out, h); b != nil {
 			return b
 		}
 		s.phase.Store(phaseBooked)
@@ -146,6 +143,16 @@ func (r *reader) answerAgain(n int, s *ledgerSlot) []byte {
 	b := r.guarded(n)
 	forget()
 	return r.settle(s, b)
+}
+
+// kept puts the answer that is booked into b, as one to the request; nil: it is not kept.
+func (s *ledgerSlot) kept(b []byte, h *fuse.InHeader) []byte {
+	if s.length < uint32(headerSize) || s.length > answerBytes {
+		return nil
+	}
+	b = b[:copy(b, s.answer[:s.length])]
+	(*fuse.OutHeader)(unsafe.Pointer(&b[0])).Unique = h.Unique
+	return b
 }
 
 // settle books the answer to a request of which something is booked.

@@ -1,7 +1,6 @@
 package fusefs
 
 import (
-	"bytes"
 	"fmt"
 	"time"
 	"unsafe"
@@ -87,27 +86,18 @@ func (u *Unanswered) each(device int, f func(request []byte)) error {
 		return err
 	}
 	defer func() { _ = unix.Munmap(buf) }()
-	for slot := uint16(1); uint64(slot) < u.rooms.head.mark; slot++ {
-		h, ok := u.rooms.lastRead(slot)
-		if !ok || !awaitsAnswer(&h) {
-			continue
-		}
-		unique := h.Unique &^ resentMark // which a server may have put there that has followed another
-		left, err := unanswered(device, unique)
-		if err != nil {
-			return fmt.Errorf("ask the kernel for request %d: %w", unique, err)
-		}
-		if !left {
-			continue
-		}
+	return u.rooms.eachUnanswered(device, func(slot uint16, h *fuse.InHeader) error {
 		n, err := unix.Pread(u.rooms.requests, buf[:h.Length], int64(slot)*requestRoom+int64(requestStart))
-		if err != nil || n != int(h.Length) {
-			return fmt.Errorf("read request %d: %d of %d bytes, %w", unique, n, h.Length, err)
+		if err != nil {
+			return fmt.Errorf("read request %d: %w", h.Unique, err)
 		}
-		(*fuse.InHeader)(unsafe.Pointer(&buf[0])).Unique = unique
+		if n != int(h.Length) {
+			return fmt.Errorf("read request %d: %d of %d bytes", h.Unique, n, h.Length)
+		}
+		(*fuse.InHeader)(unsafe.Pointer(&buf[0])).Unique &^= resentMark
 		f(buf[:n])
-	}
-	return nil
+		return nil
+	})
 }
 
 // kept gives the answer that is booked of a request; begun: done may find out that it was done.
@@ -119,24 +109,25 @@ func (u *Unanswered) kept(h *fuse.InHeader) (answer []byte, begun bool) {
 	if s == nil || s.opcode != h.Opcode {
 		return nil, false
 	}
-	switch phase := s.phase.Load(); {
-	case phase == phaseBegun:
+	switch s.phase.Load() {
+	case phaseBegun:
 		return nil, true
-	case phase != phaseAnswered || s.length < uint32(headerSize) || s.length > answerBytes:
-		return nil, false
+	case phaseAnswered:
+		answer = s.kept(make([]byte, answerBytes), h)
 	}
-	b := bytes.Clone(s.answer[:s.length])
-	(*fuse.OutHeader)(unsafe.Pointer(&b[0])).Unique = h.Unique
-	if givesName(h.Opcode) && len(b) >= headerSize+int(unsafe.Sizeof(fuse.EntryOut{})) {
-		keepAttributes((*fuse.EntryOut)(unsafe.Pointer(&b[headerSize])))
+	if givesName(h.Opcode) && len(answer) >= headerSize+int(unsafe.Sizeof(fuse.EntryOut{})) {
+		keepAttributes((*fuse.EntryOut)(unsafe.Pointer(&answer[headerSize])))
 	}
-	return b, false
+	return answer, false
 }
 
 // done gives the whole answer to a request that was begun, and done; nil: it was not, or may be done twice.
 func (u *Unanswered) done(request []byte, description func(handle uint64) (int, bool)) []byte {
 	h := part[fuse.InHeader](request)
 	s := u.booked[h.Unique&^resentMark]
+	if int(h.Opcode) < len(fixed) && len(request) < int(fixed[h.Opcode]) {
+		return nil
+	}
 	if h.Opcode == opWrite {
 		return u.appended(request, s, description)
 	}
@@ -180,10 +171,7 @@ func keepAttributes(e *fuse.EntryOut) { e.SetAttrTimeout(standInTime) }
 // made answers for what makes a name, if it was made. The kernel gets a node that nobody will serve, as long as the layer is there.
 func (u *Unanswered) made(request []byte, dir *node, s *ledgerSlot) []byte {
 	h := part[fuse.InHeader](request)
-	name, kind, id := "", uint32(0), uint64(madeNodes)|h.Unique&^resentMark
-	if size := fixed[h.Opcode]; len(request) < int(size) {
-		return nil
-	}
+	name, kind, id := nameIn(request[fixed[h.Opcode]:]), uint32(0), uint64(madeNodes)|h.Unique&^resentMark
 	switch h.Opcode {
 	case opMknod:
 		in := part[fuse.MknodIn](request)
@@ -199,7 +187,6 @@ func (u *Unanswered) made(request []byte, dir *node, s *ledgerSlot) []byte {
 	case opLink:
 		id = part[fuse.LinkIn](request).Oldnodeid
 	}
-	name = nameIn(request[fixed[h.Opcode]:])
 	if h.Opcode == opLink {
 		if s.object == (inodeID{}) || at(dir, name) != s.object {
 			return nil
@@ -230,18 +217,11 @@ const madeNodes = 1 << 62
 // renamed answers for a rename that was done.
 func renamed(request []byte, dir, newDir *node, s *ledgerSlot) []byte {
 	h := part[fuse.InHeader](request)
-	size, flags := fixed[h.Opcode], uint32(0)
+	flags := uint32(0)
 	if h.Opcode == opRename2 {
-		in := part[fuse.RenameIn](request)
-		if in == nil {
-			return nil
-		}
-		flags = in.Flags
+		flags = part[fuse.RenameIn](request).Flags
 	}
-	if len(request) < int(size) {
-		return nil
-	}
-	name, newName, ok := namesIn(request[size:])
+	name, newName, ok := namesIn(request[fixed[h.Opcode]:])
 	if !ok || !s.moved(dir, name, newDir, newName, flags) {
 		return nil
 	}
@@ -269,9 +249,6 @@ func (u *Unanswered) attributeSet(request []byte, n *node) []byte {
 // appended answers for a write that has appended. What is missing of it, because a kill has cut it, its caller is told to write.
 func (u *Unanswered) appended(request []byte, s *ledgerSlot, description func(handle uint64) (int, bool)) []byte {
 	in := part[fuse.WriteIn](request)
-	if in == nil {
-		return nil
-	}
 	fd, ok := description(in.Fh)
 	if !ok {
 		return nil

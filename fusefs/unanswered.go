@@ -35,40 +35,52 @@ func unanswered(device int, unique uint64) (bool, error) {
 	return false, err
 }
 
+// eachUnanswered calls f for each slot in whose room is a request that the kernel waits for, with the request's header.
+func (l *ledger) eachUnanswered(device int, f func(slot uint16, h *fuse.InHeader) error) error {
+	for slot := uint16(1); uint64(slot) < l.head.mark; slot++ {
+		h, ok := l.lastRead(slot)
+		if !ok || !awaitsAnswer(&h) {
+			continue
+		}
+		unique := h.Unique &^ resentMark // which a server may have put there that has followed another
+		left, err := unanswered(device, unique)
+		if err != nil {
+			return fmt.Errorf("ask the kernel for request %d: %w", unique, err)
+		}
+		if !left {
+			continue
+		}
+		if err := f(slot, &h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // takeUp makes readers of what another server had read and not answered. They answer that first when they are
 // activated. What else that one had booked was answered, or its caller is gone.
 func (l *Layer) takeUp() ([]*reader, error) {
 	b := l.ledger
 	var all []*reader
-	fail := func(err error) ([]*reader, error) {
-		for _, r := range all {
-			r.drop()
-		}
-		return nil, err
-	}
-	for slot := uint16(1); uint64(slot) < b.head.mark; slot++ {
-		h, ok := b.lastRead(slot)
-		unique := h.Unique &^ resentMark
-		if !ok || !awaitsAnswer(&h) {
-			continue
-		}
-		left, err := unanswered(l.device.fd, unique)
-		switch {
-		case errors.Is(err, unix.ENODEV): // the connection has ended: who reads will find so
-			return all, nil
-		case err != nil:
-			return fail(fmt.Errorf("ask the kernel for request %d: %w", unique, err))
-		case !left:
-			continue
-		}
+	err := b.eachUnanswered(l.device.fd, func(slot uint16, h *fuse.InHeader) error {
 		r, err := l.device.readerOf(slot)
 		if err != nil {
-			return fail(err)
+			return err
 		}
 		r.left = int(h.Length)
 		r.header().Unique |= resentMark
 		r.begin(h.Unique) // its interrupt may be the first that is read
 		all = append(all, r)
+		return nil
+	})
+	switch {
+	case errors.Is(err, unix.ENODEV): // the connection has ended: who reads will find so
+		return all, nil
+	case err != nil:
+		for _, r := range all {
+			r.drop()
+		}
+		return nil, err
 	}
 	for _, r := range all {
 		b.own(r.slot)
