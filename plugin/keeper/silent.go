@@ -96,20 +96,28 @@ func (c *Client) fallsSilent(ctx context.Context, key string) bool {
 // silent looks at a keeper that did not answer.
 func (c *Client) silent(key string, d time.Duration) *SilentError {
 	e := &SilentError{Key: key, For: d}
-	if conn, err := wire.DialUnix(c.dir().socket(key)); err == nil {
-		if u, ok := conn.(*net.UnixConn); ok {
-			if peer, err := wire.PeerOf(u); err == nil {
-				e.PID = peer.PID // who called listen(2), see unix(7)
-			}
-		}
-		_ = conn.Close() // it only told who listens
-	}
+	e.PID, _ = c.listener(key)
 	if e.PID == 0 {
 		e.Why = "its process cannot be seen from here; what it had to say is in " + c.dir().log(key)
 		return e
 	}
 	e.Why = whyStill(e.PID) + fmt.Sprintf(". Its faults end with their ttl; `kill -KILL %d` ends them at once and has its layers taken off", e.PID)
 	return e
+}
+
+// listener is the process that listens for a keeper's callers.
+func (c *Client) listener(key string) (pid int, ok bool) {
+	conn, err := wire.DialUnix(c.dir().socket(key))
+	if err != nil {
+		return 0, false
+	}
+	defer func() { _ = conn.Close() }() // it only tells who listens
+	u, ok := conn.(*net.UnixConn)
+	if !ok {
+		return 0, false
+	}
+	peer, err := wire.PeerOf(u)
+	return peer.PID, err == nil // who called listen(2), see unix(7)
 }
 
 // whyStill says why a process does nothing, and what makes it go on.

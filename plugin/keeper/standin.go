@@ -19,9 +19,7 @@ func (k *keeper) standIn(layers []*held) {
 	var waits sync.WaitGroup
 	for _, h := range layers {
 		waits.Add(1)
-		if !k.standInFor(h, waits.Done) {
-			waits.Done()
-		}
+		k.standInFor(h, waits.Done)
 	}
 	settled := make(chan struct{})
 	go func() {
@@ -35,19 +33,21 @@ func (k *keeper) standIn(layers []*held) {
 	}
 }
 
-// standInFor has somebody stand in for the server of one layer, who calls settled when what that one had in work is answered.
-func (k *keeper) standInFor(h *held, settled func()) bool {
+// standInFor has somebody stand in for the server of one layer, if that can be. settled is called when what that one had in work is answered, as far as it is.
+func (k *keeper) standInFor(h *held, settled func()) {
 	k.takeRemains(h)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if h.device < 0 {
-		return false
+		settled()
+		return
 	}
 	// Its own duplicates: the graft may be forgotten while it reads.
 	fds, err := dupAll(h.device, h.backing)
 	if err != nil {
 		k.o.Logger.Error("stand in for the dead server", "graft", h.ID, "err", err)
-		return false
+		settled()
+		return
 	}
 	unanswered := h.remains.unanswered
 	h.remains.unanswered = nil
@@ -56,7 +56,6 @@ func (k *keeper) standInFor(h *held, settled func()) bool {
 		Device: fds[0], Backing: fds[1], Unanswered: unanswered, NoResend: os.Getenv("FAULTGRAFT_TEST_NO_RESEND") != "", Logger: k.o.Logger,
 		Swapper: k.isSwapper, Description: func(handle uint64) (int, bool) { return k.duplicate(h, handle) },
 	}).Run(settled)
-	return true
 }
 
 // isSwapper tells whether a thread is one of the swapper's.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
-	"github.com/faultgraft/faultgraft/plugin/wire"
 	"golang.org/x/sys/unix"
 )
 
@@ -74,16 +72,9 @@ func (c *Client) listening() (pids []int, err error) {
 		return nil, err
 	}
 	for _, k := range keys {
-		conn, err := wire.DialUnix(c.dir().socket(k))
-		if err != nil {
-			continue
+		if pid, ok := c.listener(k); ok {
+			pids = append(pids, pid)
 		}
-		if unixConn, ok := conn.(*net.UnixConn); ok {
-			if peer, err := wire.PeerOf(unixConn); err == nil {
-				pids = append(pids, peer.PID)
-			}
-		}
-		_ = conn.Close() // nothing was asked
 	}
 	return pids, nil
 }
