@@ -91,10 +91,15 @@ func TestAuditOfSeveralProcesses(t *testing.T) {
 	if files, err := filepath.Glob(a.File + ".*"); err != nil || len(files) < 5 {
 		t.Errorf("it was not rotated: %v, %v", files, err)
 	}
-	for _, e := range auditLines(t, filepath.Join(dir, "events.jsonl")) {
-		if e.Type != EventGraft {
+	// By its reader: a writer that finds another one in the middle of a line ends it, which may leave an empty line.
+	events := 0
+	if err := ReadEvents(t.Context(), dir, false, func(e Event) error {
+		if events++; e.Type != EventGraft { // EventLost for a line that is torn
 			t.Errorf("%+v", e)
 		}
+		return nil
+	}); err != nil || events != writers*each {
+		t.Errorf("%d events of %d: %v", events, writers*each, err)
 	}
 }
 
