@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"unicode"
@@ -229,28 +230,46 @@ func hasDouble(seg []cell) bool {
 	return false
 }
 
-// splitGlobs cuts a list at its commas: those outside of {} and [] that have no
-// backslash before them. It gives the byte offsets of the parts.
+// splitGlobs cuts a list at its commas. It gives the byte offsets of the parts.
 func splitGlobs(s string) (parts [][2]int) {
-	from, depth, class := 0, 0, false
-	for i := 0; i < len(s); i++ {
-		switch c := s[i]; {
-		case c == '\\':
-			i++
-		case class:
-			class = c != ']'
-		case c == '[':
-			class = true
-		case c == '{':
-			depth++
-		case c == '}':
-			depth--
-		case c == ',' && depth <= 0:
-			parts = append(parts, [2]int{from, i})
-			from = i + 1
-		}
+	from := 0
+	for i := range outermost(s, ',') {
+		parts = append(parts, [2]int{from, i})
+		from = i + 1
 	}
 	return append(parts, [2]int{from, len(s)})
+}
+
+// cutSegment cuts a canonical glob at its first slash.
+func cutSegment(glob string) (seg, rest string, more bool) {
+	for i := range outermost(glob, '/') {
+		return glob[:i], glob[i+1:], true
+	}
+	return glob, "", false
+}
+
+// outermost yields the byte offsets at which a separator stands outside of {} and []
+// and has no backslash before it.
+func outermost(s string, separator byte) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		depth, class := 0, false
+		for i := 0; i < len(s); i++ {
+			switch c := s[i]; {
+			case c == '\\':
+				i++
+			case class:
+				class = c != ']'
+			case c == '[':
+				class = true
+			case c == '{':
+				depth++
+			case c == '}':
+				depth--
+			case c == separator && depth <= 0 && !yield(i):
+				return
+			}
+		}
+	}
 }
 
 // EscapeGlob gives the glob that matches exactly this path.

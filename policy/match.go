@@ -72,28 +72,6 @@ func (f *IOFault) Touches(dir string) bool {
 	return true
 }
 
-// cutSegment cuts a canonical glob at the first slash outside of {} and [].
-func cutSegment(glob string) (seg, rest string, more bool) {
-	depth, class := 0, false
-	for i := 0; i < len(glob); i++ {
-		switch c := glob[i]; {
-		case c == '\\':
-			i++
-		case class:
-			class = c != ']'
-		case c == '[':
-			class = true
-		case c == '{':
-			depth++
-		case c == '}':
-			depth--
-		case c == '/' && depth == 0:
-			return glob[:i], glob[i+1:], true
-		}
-	}
-	return glob, "", false
-}
-
 // GraftPath gives the path that a layer must be over for a glob to take effect:
 // the directories before the first special character, or the path itself when
 // the glob has none. /data/** and /data/*.db give /data, /data/a.db gives
