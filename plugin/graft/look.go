@@ -215,8 +215,10 @@ func descendsFrom(pid int, pids []int) bool {
 	return false
 }
 
-func cgroupOf(pid int) string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+func cgroupOf(pid int) string { return cgroupOfThread(pid, strconv.Itoa(pid)) }
+
+func cgroupOfThread(pid int, thread string) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/cgroup", pid, thread))
 	if err != nil {
 		return "" // it has ended
 	}

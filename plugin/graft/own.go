@@ -1,8 +1,12 @@
 package graft
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/faultgraft/faultgraft/plugin/holder"
@@ -51,11 +55,11 @@ func newOwn() (o own, err error) {
 }
 
 // has tells faultgraft's processes, whatever version they are of, from those that may be the target's. exe is what the process runs.
-// What a program can give itself, its arguments, counts only for root outside of containers. A privileged container that shares
+// What a program can give itself, its name and its arguments, counts only for root outside of containers. A privileged container that shares
 // the host's process ids is told by its mount namespace and its parents; what is root there, and gets rid of both, could kill the real ones as well.
 func (o own) has(pid int, exe inode, t Target) bool {
 	if exe != o.exe {
-		if job, _ := Job(pid); job == "" {
+		if job, _ := Job(pid); job == "" && !runsFaultgraft(pid) {
 			return false
 		}
 		if uid, ok := userOf(pid); !ok || uid != 0 {
@@ -68,6 +72,47 @@ func (o own) has(pid int, exe inode, t Target) bool {
 		}
 	}
 	return (t.Tree || !t.inNamespace(pid)) && !descendsFrom(pid, []int{t.PID})
+}
+
+// isNow is has, of what the process runs at this moment.
+func (o own) isNow(pid int, t Target) bool {
+	exe, err := identifyOf(pid, "exe")
+	return err == nil && o.has(pid, exe, t)
+}
+
+// runsFaultgraft tells by its name that a process is an agent or a command: who looks for layers that nobody serves has one open meanwhile.
+func runsFaultgraft(pid int) bool {
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return err == nil && isFaultgraft(exe)
+}
+
+func isFaultgraft(exe string) bool {
+	base := strings.TrimSuffix(filepath.Base(exe), " (deleted)")          // replaced by an upgrade
+	return base == "faultgraft" || strings.HasSuffix(base, "-faultgraft") // NRI plugins are called NN-NAME
+}
+
+// remainder tells that a process whose first thread has ended is what is left of one of ours that was killed: a thread waits where no signal
+// ends it, and may be the one that works in the target's mount namespace (see namespace). Its cgroup is that of whoever started it.
+func remainder(pid int, t Target) bool {
+	if _, err := identify(fmt.Sprintf("/proc/%d/ns/mnt", pid)); err == nil || errors.Is(err, os.ErrPermission) {
+		return false
+	}
+	o, err := newOwn()
+	if err != nil {
+		return false
+	}
+	exe, err := identifyOf(pid, "exe")
+	if err != nil || exe != o.exe {
+		return false
+	}
+	pids, err := identifyOf(pid, "ns/pid")
+	if err != nil || pids != o.pids || descendsFrom(pid, []int{t.PID}) {
+		return false
+	}
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err == nil && slices.ContainsFunc(tasks, func(task os.DirEntry) bool { // not the first one: of a thread that has ended some cgroups are not shown
+		return task.Name() != strconv.Itoa(pid) && cgroupOfThread(pid, task.Name()) == cgroupOf(os.Getpid())
+	})
 }
 
 // userOf gives the effective user of a process, as this one sees it.

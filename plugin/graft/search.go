@@ -14,17 +14,25 @@ import (
 // look at all takes longer than all the rest. An object that comes to another
 // process in that moment is for a later pass.
 func swapEverywhere(ctx context.Context, t Target, o tracer.Options) (*tracer.Report, error) {
+	ours, err := newOwn()
+	if err != nil {
+		return nil, err
+	}
 	have := map[int]bool{}
+	// A process that was listed may have become one of ours by the time that it has an object: a command that was just about to be
+	// executed, and looks for layers that nobody serves. So that is asked once more, for each list.
+	others := map[int]bool{}
 	match := o.Match
 	o.Match = func(ob *tracer.Object) bool {
-		if !match(ob) {
+		if !match(ob) || !others[ob.PID] && ours.isNow(ob.PID, t) {
 			return false
 		}
-		have[ob.PID] = true
+		have[ob.PID], others[ob.PID] = true, true
 		return true
 	}
 	all := true
 	o.Processes = func() ([]int, error) {
+		clear(others)
 		if all {
 			all = false
 			return reachableProcesses(t)

@@ -81,7 +81,7 @@ func CheckTarget(pid int) (Target, error) {
 	}
 	base := strings.TrimSuffix(filepath.Base(exe), " (deleted)") // replaced by an upgrade
 	switch {
-	case exe == self, base == "faultgraft", strings.HasSuffix(base, "-faultgraft"): // NRI plugins are called NN-NAME
+	case exe == self, isFaultgraft(exe):
 		return t, refuse("it is faultgraft itself")
 	case base == "containerd" || strings.HasPrefix(base, "containerd-shim") || base == "dockerd":
 		return t, refuse("it is " + base + ", which runs the containers")
@@ -124,7 +124,7 @@ func (t Target) namespaceFile() string {
 
 func (t Target) inNamespace(pid int) bool {
 	ns, err := identifyOf(pid, "ns/mnt")
-	return err == nil && ns.ino == t.MountNS // a process that ended meanwhile is in no namespace
+	return err == nil && ns.ino == t.MountNS && !remainder(pid, t) // a process that ended meanwhile is in no namespace
 }
 
 // listPasses bounds how often the processes are listed again because there were new ones.
