@@ -25,7 +25,8 @@ directory. --all does that too.
 
 Where a keeper was killed, another one takes its layers off. --all waits until that can be
 asked (30 s at most), and --purge until no process of the state directory is left; each
-says who it waited for in vain.
+says who it waited for in vain. A server whose keeper was killed may serve a layer on that
+is off and still used: nothing is to be taken off there, and both say so.
 
 A layer that nobody serves may still have a keeper that is about to take it off, also one
 of another state directory: --orphans leaves it alone and says so, and --all does where
@@ -126,7 +127,12 @@ func (r *recovery) grafts() (ids []string) {
 
 // late recovers what only those have who follow killed keepers, and did not listen yet.
 func (r *recovery) late(done []string) {
-	r.fail(r.g.keepers().AwaitFollowers(r.c.Context()))
+	alone, err := r.g.keepers().AwaitFollowers(r.c.Context())
+	r.fail(err)
+	for _, pid := range alone {
+		_, err := fmt.Fprintf(r.c.ErrOrStderr(), "lingers: process %d (server): %s\n", pid, keeper.Lingers)
+		r.fail(err)
+	}
 	for _, id := range r.grafts() {
 		if !slices.Contains(done, id) {
 			r.recover(id)

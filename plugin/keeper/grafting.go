@@ -269,14 +269,14 @@ func (k *keeper) recover(id, why, who string) (Graft, error) {
 	k.mu.Lock()
 	h.Reason = why
 	k.mu.Unlock()
-	k.settle(h, rep)
+	used := k.settle(h, rep)
 	atUngraft.Pass("settled")
 	k.mu.Lock()
 	g := h.Graft
 	g.Rules, g.Report, g.Pause = h.status, rep, pauseOf(rep)
 	k.mu.Unlock()
-	if g.State == StateLingering {
-		why += "; " + g.Reason
+	if used != "" {
+		why += "; " + used
 	}
 	k.log(Event{Type: EventUngraft, Graft: id, Path: g.Path, By: g.Origin, Who: who, PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: why})
 	atUngraft.Pass("logged")

@@ -42,8 +42,8 @@ func (k *keeper) end(id string, wait time.Duration) (lingers bool) {
 }
 
 // settle ends a graft whose layer has been taken off, or keeps what is left of it
-// until it is not used any more.
-func (k *keeper) settle(h *held, rep *graft.Report) {
+// until it is not used any more. It says by whom it is used still; empty: by nobody.
+func (k *keeper) settle(h *held, rep *graft.Report) (used string) {
 	k.mu.Lock()
 	release := []int{h.mount, h.bottom, h.peer} // a mount of the layer is a user of it
 	h.mount, h.bottom, h.peer = -1, -1, -1
@@ -60,16 +60,20 @@ func (k *keeper) settle(h *held, rep *graft.Report) {
 	}
 	lingers := k.end(h.ID, wait)
 	k.mu.Lock()
-	if !lingers || h.unused || k.o.Inherit != "" { // the server that a keeper inherits waits by itself
+	if lingers && !h.unused {
+		used = users(rep)
+	}
+	if used == "" || k.o.Inherit != "" { // the server that a keeper inherits waits by itself
 		k.mu.Unlock()
 		k.forget(h)
-		return
+		return used
 	}
-	h.State, h.Reason = StateLingering, users(rep)
+	h.State, h.Reason = StateLingering, used
 	k.mu.Unlock()
 	if h.timer != nil {
 		h.timer.Stop()
 	}
+	return used
 }
 
 // dropAdopted lets go of the originals, and of what a dead server had open: the target has it again.

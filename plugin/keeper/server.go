@@ -76,6 +76,9 @@ func RunServer(o ServerOptions) error {
 		}
 	}
 	_, lingering := s.split()
+	if len(lingering) > 0 {
+		s.sayAlone()
+	}
 	for _, l := range lingering {
 		o.Logger.Warn("nobody waits for the end of a layer that is off and still used, but this server", "graft", l.call.Layer)
 		<-l.unused

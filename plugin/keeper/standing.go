@@ -22,6 +22,21 @@ type standing struct {
 	pid, parent int
 	job         string // see graft.Job
 	listens     bool   // a keeper that can be asked
+	alone       bool   // a server without a keeper, with layers that are off, see aloneName
+}
+
+// Lingers says of such a server what it waits for.
+const Lingers = "it serves on what was taken off and is still used, without rules, and ends with the last user, which `faultgraft events` names"
+
+// aloneName is what a server is called that has no keeper any more, nor will: its layers are off, and it waits for their last users. Whoever looks at
+// it from outside sees that by nothing else.
+const aloneName = "fgraft-lingers"
+
+// sayAlone gives this server that name.
+func (s *server) sayAlone() {
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/comm", os.Getpid()), []byte(aloneName), 0); err != nil { // proc_pid_comm(5)
+		s.o.Logger.Warn("recover --all will not know that this server has nothing to be taken off", "err", err)
+	}
 }
 
 const (
@@ -59,7 +74,7 @@ func (c *Client) standing() ([]standing, error) {
 		if s.job, _ = graft.Job(pid); s.job == "" || err != nil {
 			continue // it has ended
 		}
-		s.parent = stat.PPID
+		s.parent, s.alone = stat.PPID, s.job == "server" && stat.Comm == aloneName
 		all = append(all, s)
 	}
 	return all, nil
@@ -98,13 +113,13 @@ func (c *Client) isHolder(pid int) bool {
 	return err == nil && strings.HasPrefix(link, stateDir(path).keepers()+"/") // perhaps removed since
 }
 
-// unheard are those for which no keeper listens.
+// unheard are those for which no keeper listens, and one is to come.
 func unheard(all []standing) (out []standing) {
 	for _, s := range all {
 		// A keeper has its server and holders for children, but for one that was started by a server or a holder.
 		heard := slices.ContainsFunc(all, func(k standing) bool {
 			return k.listens && (k.pid == s.pid || k.pid == s.parent || k.parent == s.pid)
-		})
+		}) || s.alone
 		if !heard && s.job == "holder" { // of a server that has a keeper
 			heard = slices.ContainsFunc(all, func(o standing) bool { return o.pid == s.parent && o.job == "server" })
 		}
@@ -116,16 +131,24 @@ func unheard(all []standing) (out []standing) {
 }
 
 // AwaitFollowers waits until all who stand by layers can be asked through a keeper that listens, or have ended. The error names those
-// that are not so far in time.
-func (c *Client) AwaitFollowers(ctx context.Context) error {
-	return c.awaitStanding(ctx, func(all []standing) ([]standing, time.Duration) { return unheard(all), followWait },
-		"is about to take layers off, or to end, and there is no keeper yet that could be asked for them")
+// that are not so far in time. alone are servers that go on without a keeper: nothing of theirs is to be taken off.
+func (c *Client) AwaitFollowers(ctx context.Context) (alone []int, err error) {
+	err = c.awaitStanding(ctx, func(all []standing) ([]standing, time.Duration) {
+		alone = nil
+		for _, s := range all {
+			if s.alone {
+				alone = append(alone, s.pid)
+			}
+		}
+		return unheard(all), followWait
+	}, "is about to take layers off, or to end, and there is no keeper yet that could be asked for them")
+	return alone, err
 }
 
 // Purge waits for the processes of the state directory to end and removes it. Whoever has taken the layers off is about to.
 func (c *Client) Purge(ctx context.Context) error {
 	err := c.awaitStanding(ctx, func(all []standing) ([]standing, time.Duration) {
-		if slices.ContainsFunc(all, func(s standing) bool { return s.listens }) {
+		if slices.ContainsFunc(all, func(s standing) bool { return s.listens || s.alone }) {
 			return all, endWait
 		}
 		return all, followWait
@@ -156,7 +179,11 @@ func (c *Client) awaitStanding(ctx context.Context, left func([]standing) ([]sta
 		if time.Since(begin) > patience {
 			var errs []error
 			for _, s := range who {
-				errs = append(errs, fmt.Errorf("process %d (%s) %s: %s", s.pid, s.job, complaint, whyStill(s.pid)))
+				why := whyStill(s.pid)
+				if s.alone {
+					why = Lingers
+				}
+				errs = append(errs, fmt.Errorf("process %d (%s) %s: %s", s.pid, s.job, complaint, why))
 			}
 			return errors.Join(errs...)
 		}

@@ -115,7 +115,8 @@ func TestGraftBeforeTheFollowerListens(t *testing.T) {
 	l.asBefore()
 }
 
-// Without a keeper, a server goes on with a layer that was taken off and is still used: nothing is purged that it would make anew.
+// Without a keeper, a server goes on with a layer that was taken off and is still used: recover has nothing to do there, and says so; nothing is
+// purged that it would make anew.
 func TestPurgeWhileAServerGoesOnAlone(t *testing.T) {
 	t.Parallel()
 	bin := buildTarget(t)
@@ -135,9 +136,16 @@ func TestPurgeWhileAServerGoesOnAlone(t *testing.T) {
 			t.Fatalf("the keeper that took the layer off does not end: %q%s", r.leftovers(), r.logs())
 		}
 	}
+	words := fmt.Sprintf("process %d (server)", server)
+	if out, err := r.command("recover", "--all").CombinedOutput(); err != nil || !strings.Contains(string(out), "lingers: "+words) {
+		t.Errorf("recover --all: %s, %v; want %q", out, err, words)
+	}
+	if out, err := r.run("events"); err != nil || !strings.Contains(out, "served without rules as long as it is used") {
+		t.Errorf("events: %s, %v", out, err)
+	}
 	out, err := r.run("recover", "--all", "--purge")
-	if want := fmt.Sprintf("process %d (server)", server); err == nil || !strings.Contains(err.Error(), want) {
-		t.Errorf("recover --all --purge: %s, %v; want %q", out, err, want)
+	if err == nil || !strings.Contains(err.Error(), words+" still runs: it serves on") {
+		t.Errorf("recover --all --purge: %s, %v; want %q", out, err, words)
 	}
 	if got := q.do("take"); got != "ok" {
 		t.Errorf("what is left on the layer does not work: the target says %q", got)
