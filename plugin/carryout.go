@@ -213,7 +213,7 @@ func (r *reconciler) remembered(c *Container, rules []policy.Rule) []appliedRule
 }
 
 func (r *reconciler) inject(ctx context.Context, c *Container, req keeper.Request) (keeper.Graft, error) {
-	gctx, cancel := context.WithTimeout(ctx, graftTimeout)
+	gctx, cancel := context.WithTimeout(ctx, keeper.Patience)
 	defer cancel()
 	g, err := r.grafter.Inject(gctx, c.Target(), req)
 	atApply.Pass("grafted")
@@ -231,7 +231,7 @@ func (r *reconciler) inject(ctx context.Context, c *Container, req keeper.Reques
 // update changes the rules of a graft in place. Those that stay are the keeper's to
 // know: it has their seeds and their clocks.
 func (r *reconciler) update(ctx context.Context, c *Container, u ruleChange) (keeper.Graft, error) {
-	gctx, cancel := context.WithTimeout(ctx, graftTimeout)
+	gctx, cancel := context.WithTimeout(ctx, keeper.Patience)
 	defer cancel()
 	g, err := r.grafter.Update(gctx, u.graft.ID, keeper.Change{Rules: u.rules, Origin: c.originOf(u.rules[0])})
 	atApply.Pass("changed")
@@ -253,7 +253,7 @@ func (r *reconciler) recoverAll(ctx context.Context, c *Container, grafts []keep
 	var errs []error
 	for _, g := range grafts {
 		r.at(c, StateReverting)
-		gctx, cancel := context.WithTimeout(ctx, graftTimeout)
+		gctx, cancel := context.WithTimeout(ctx, keeper.Patience)
 		off, err := r.grafter.Ungraft(gctx, g.ID)
 		atApply.Pass("recovered")
 		cancel()

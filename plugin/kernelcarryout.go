@@ -189,7 +189,7 @@ func (r *reconciler) appliedKernel(rule policy.Rule, applied []appliedRule, sinc
 
 func (r *reconciler) armFor(ctx context.Context, c *Container, cgroup kernel.Cgroup, rule policy.Rule, age time.Duration) error {
 	rule.EnsureSeed(rand.Uint64)
-	ctx, cancel := context.WithTimeout(ctx, graftTimeout)
+	ctx, cancel := context.WithTimeout(ctx, armTimeout)
 	defer cancel()
 	_, err := r.faults.arm(ctx, armSpec{target: c.Target(), cgroup: cgroup, rule: rule, age: max(age, 0), origin: c.originOf(rule)})
 	if err != nil {

@@ -52,9 +52,22 @@ type node struct {
 	refuse  error                                     // what Inject says
 	broken  error                                     // what List says, beside what it returns
 	onGraft func(t keeper.Target, req keeper.Request) // called outside the lock
+	given   map[string]time.Duration                  // for how long who asked last would have waited, by method
+}
+
+// waited notes how long a call may take.
+func (n *node) waited(ctx context.Context, method string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.given == nil {
+		n.given = map[string]time.Duration{}
+	}
+	end, _ := ctx.Deadline()
+	n.given[method] = time.Until(end)
 }
 
 func (n *node) Inject(ctx context.Context, t keeper.Target, req keeper.Request) (keeper.Graft, error) {
+	n.waited(ctx, "Inject")
 	if n.onGraft != nil {
 		n.onGraft(t, req)
 	}
@@ -113,7 +126,8 @@ func (n *node) List(context.Context) ([]keeper.Graft, error) {
 	return n.live(), n.broken
 }
 
-func (n *node) Update(_ context.Context, id string, c keeper.Change) (keeper.Graft, error) {
+func (n *node) Update(ctx context.Context, id string, c keeper.Change) (keeper.Graft, error) {
+	n.waited(ctx, "Update")
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.live()
@@ -139,7 +153,8 @@ func (n *node) Update(_ context.Context, id string, c keeper.Change) (keeper.Gra
 	return keeper.Graft{}, fmt.Errorf("%w: %s", keeper.ErrNoGraft, id)
 }
 
-func (n *node) Ungraft(_ context.Context, id string) (keeper.Graft, error) {
+func (n *node) Ungraft(ctx context.Context, id string) (keeper.Graft, error) {
+	n.waited(ctx, "Ungraft")
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for i, g := range n.grafts {

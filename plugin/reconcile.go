@@ -19,8 +19,6 @@ const (
 	workers       = 16
 	lookupTimeout = 5 * time.Second
 	listTimeout   = 5 * time.Second
-	// graftTimeout bounds one Inject or Recover whole; the target stands still for a small part of it only.
-	graftTimeout = 30 * time.Second
 	// maxAttempts bounds how often a graft of one task is tried; the pause between doubles from the first.
 	maxAttempts       = 6
 	defaultFirstRetry = 500 * time.Millisecond

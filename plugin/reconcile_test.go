@@ -44,6 +44,26 @@ func TestLabelGivesGraftOnce(t *testing.T) {
 	}
 }
 
+// A graft that takes long, because there are many files or the machine is busy, is waited for as long as its keeper lets it take: a keeper
+// takes back what was made for somebody who has hung up.
+func TestSlowGraftsAreWaitedFor(t *testing.T) {
+	b := newBench(t, &node{}, t.TempDir(), nil)
+	for _, rules := range []map[string]string{
+		{"wal.faultgraft.io": dataRule},
+		{"wal.faultgraft.io": dataRule, "more.faultgraft.io": "io error=ENOSPC op=write path=/data/** ttl=5m"},
+		nil,
+	} {
+		c := labelled("a", rules)
+		b.reg.put(c)
+		b.settle(t, c.Key)
+	}
+	for _, method := range []string{"Inject", "Update", "Ungraft"} {
+		if got := b.node.given[method]; got < keeper.Patience-time.Minute {
+			t.Errorf("%s may take %v, and its keeper gives it %v", method, got, keeper.Patience)
+		}
+	}
+}
+
 func TestContainerWithoutRulesAsksNobody(t *testing.T) {
 	b := newBench(t, &node{}, t.TempDir(), nil)
 	c := labelled("a", map[string]string{"app": "pg"})

@@ -21,6 +21,10 @@ const (
 	swapperLook = time.Second
 )
 
+// Patience bounds a whole graft, ungraft or change of rules for who asks for one and cannot wait for ever: a swap, and another one that undoes it. The
+// keeper gives a swapper up that hangs, and Client a keeper that does; who hangs up before has it undone although it comes on.
+const Patience = 2 * swapperLongest
+
 // progress counts what a swapper has done: objects looked at, files made, calls, steps.
 type progress struct {
 	file *os.File
