@@ -100,6 +100,9 @@ func (b *batch) run() error {
 		for j, a := range c.args {
 			binary.LittleEndian.PutUint64(w[8+8*j:], a)
 		}
+		if c.nr != callStore {
+			binary.LittleEndian.PutUint64(w[callBytes-8:], notMade)
+		}
 	}
 	if table+uint64(len(calls)) > r.stage-r.scratch {
 		return fmt.Errorf("batch of %d bytes for a region of %d", len(image), r.stage-r.scratch)
@@ -140,6 +143,7 @@ func (r *remote) order(n int, table uint64) error {
 	var msg [16]byte
 	binary.LittleEndian.PutUint64(msg[:], uint64(n))
 	binary.LittleEndian.PutUint64(msg[8:], table)
+	r.doing = doing{calls: n, table: r.scratch + table}
 	if err := r.tell(msg[:]); err != nil {
 		return r.lostContact(err)
 	}
@@ -170,7 +174,7 @@ func (r *remote) drain() error {
 
 func (r *remote) message() (left int, err error) {
 	var msg [8]byte
-	w := wait{answer: true, socket: r.control, pulse: r.e.pulse}
+	w, late := wait{answer: true, socket: r.control, pulse: r.e.pulse}, lateness{r: r}
 	for looks := 0; ; w.rest() {
 		n, _, err := unix.Recvfrom(r.control, msg[:], unix.MSG_DONTWAIT)
 		if err == nil && n == len(msg) {
@@ -183,7 +187,7 @@ func (r *remote) message() (left int, err error) {
 			continue
 		}
 		looks++
-		if took := w.took(); r.stuck(took) {
+		if took := w.took(); late.stuck(took) {
 			return 0, fmt.Errorf("thread %d (%s) did not finish its calls within %v: a file system does not answer when a file is closed, or is very slow", r.t.tid, r.p.comm, took.Round(time.Second))
 		}
 		if looks%frozenLooks == 0 {

@@ -29,25 +29,9 @@ type remote struct {
 	calls   int
 	unread  int       // replies that nobody has waited for
 	told    time.Time // when it was given the last batch
-	placed  bool      // the thread's registers point into our code
-	lender  *remote   // has the page mapped that the code is in, nil: it is in slack
-}
-
-// batchTimeout bounds how long a thread may take for one batch. A close or a
-// page fault in it can wait for a file system.
-const batchTimeout = 10 * time.Second
-
-// closeTimeout bounds how long it may wait for the server of a FUSE file system, which it does in a close and in nothing else
-// that we have it do: the other threads of the process stand still meanwhile.
-const closeTimeout = 2 * time.Second
-
-// stuck reports that the thread has taken too long for what it was told to do.
-func (r *remote) stuck(took time.Duration) bool {
-	if took <= closeTimeout || took > batchTimeout {
-		return took > batchTimeout
-	}
-	b, err := readProc(procPath(r.t.tid, "wchan"))
-	return err == nil && string(b) == "request_wait_answer" // fs/fuse/dev.c
+	doing   doing
+	placed  bool    // the thread's registers point into our code
+	lender  *remote // has the page mapped that the code is in, nil: it is in slack
 }
 
 // bootTimeout bounds how long the code may take to get ready.
@@ -240,6 +224,7 @@ func (r *remote) passSignal(ws syscall.WaitStatus) syscall.Signal {
 
 // wait waits for the thread to stop or to end.
 func (r *remote) wait() (syscall.WaitStatus, error) {
+	late := lateness{r: r}
 	for w := (wait{pulse: r.e.pulse}); ; w.rest() {
 		ws, none, err := waitThread(r.t.tid)
 		if err != nil || !none && (ws.Exited() || ws.Signaled()) {
@@ -250,7 +235,7 @@ func (r *remote) wait() (syscall.WaitStatus, error) {
 			return ws, nil
 		}
 		long := w.long()
-		if long && r.stuck(w.took()) {
+		if long && late.stuck(w.took()) {
 			return ws, notStopping(r.t.tid, w.took())
 		}
 		if long && ended(r.t.tid) { // a leader is not reported before all its threads are

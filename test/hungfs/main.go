@@ -7,6 +7,7 @@
 //	  hang closes               closes of files do
 //	  hang attributes           questions for attributes do
 //	  slow lookups              each look-up of a name takes half a second
+//	  slow closes               each close of a file takes a tenth
 //	  go                        they go on
 //
 // Each line is answered by "ok". With the end of its input it goes on with what hangs, and unmounts.
@@ -42,9 +43,9 @@ func run(folder, point string) error {
 	if err := syscall.Stat(folder, &st); err != nil {
 		return fmt.Errorf("stat %s: %w", folder, err)
 	}
-	g, closes, attributes, lookups := &gate{}, &gate{}, &gate{}, new(atomic.Bool)
+	g, closes, attributes, lookups, slow := &gate{}, &gate{}, &gate{}, new(atomic.Bool), new(atomic.Bool)
 	data := &fs.LoopbackRoot{Path: folder, Dev: uint64(st.Dev)}
-	root := &node{LoopbackNode: &fs.LoopbackNode{RootData: data}, gate: g, closes: closes, attributes: attributes, slowLookups: lookups}
+	root := &node{LoopbackNode: &fs.LoopbackNode{RootData: data}, gate: g, closes: closes, attributes: attributes, slowLookups: lookups, slowCloses: slow}
 	data.RootNode = root
 	server, err := fs.Mount(point, root, &fs.Options{MountOptions: fuse.MountOptions{AllowOther: true, DirectMount: true, FsName: "hungfs", Name: "hungfs"}})
 	if err != nil {
@@ -57,6 +58,7 @@ func run(folder, point string) error {
 		closes.set(in.Text() == "hang closes")
 		attributes.set(in.Text() == "hang attributes")
 		lookups.Store(in.Text() == "slow lookups")
+		slow.Store(in.Text() == "slow closes")
 		fmt.Println("ok")
 	}
 	g.set(false)
@@ -95,7 +97,7 @@ func (g *gate) pass() {
 type node struct {
 	*fs.LoopbackNode
 	gate, closes, attributes *gate
-	slowLookups              *atomic.Bool
+	slowLookups, slowCloses  *atomic.Bool
 }
 
 var (
@@ -106,7 +108,7 @@ var (
 )
 
 func (n *node) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
-	return &node{LoopbackNode: ops.(*fs.LoopbackNode), gate: n.gate, closes: n.closes, attributes: n.attributes, slowLookups: n.slowLookups}
+	return &node{LoopbackNode: ops.(*fs.LoopbackNode), gate: n.gate, closes: n.closes, attributes: n.attributes, slowLookups: n.slowLookups, slowCloses: n.slowCloses}
 }
 
 func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
@@ -127,12 +129,13 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 		return nil, 0, e
 	}
 	// Nothing may come from the kernel's cache.
-	return &file{FileHandle: f, gate: n.gate, closes: n.closes}, how&^uint32(fuse.FOPEN_PASSTHROUGH) | fuse.FOPEN_DIRECT_IO, 0
+	return &file{FileHandle: f, gate: n.gate, closes: n.closes, slowCloses: n.slowCloses}, how&^uint32(fuse.FOPEN_PASSTHROUGH) | fuse.FOPEN_DIRECT_IO, 0
 }
 
 type file struct {
 	fs.FileHandle
 	gate, closes *gate
+	slowCloses   *atomic.Bool
 }
 
 var (
@@ -154,6 +157,9 @@ func (f *file) Write(ctx context.Context, data []byte, off int64) (uint32, sysca
 
 func (f *file) Flush(ctx context.Context) syscall.Errno {
 	f.closes.pass()
+	if f.slowCloses.Load() {
+		time.Sleep(100 * time.Millisecond)
+	}
 	return f.FileHandle.(fs.FileFlusher).Flush(ctx)
 }
 

@@ -46,6 +46,40 @@ func TestSlowSwapperGoesOn(t *testing.T) {
 	fs.stop()
 }
 
+// A file system that takes its time for each close, but answers, does not fail an exchange by how many files there are. Descriptors in a row are closed
+// and filled again, those far apart are exchanged one by one.
+func TestSlowClosesAreWaitedFor(t *testing.T) {
+	t.Parallel()
+	const files = 30
+	for name, first := range map[string]int{"in a row": 10, "far apart": 1000} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			fs := r.hungfs(r.data)
+			step := 1 + first/100
+			script := ""
+			for i := range files {
+				script += fmt.Sprintf("exec %d<>%s; ", first+i*step, r.write(fmt.Sprint("f", i), "0123456789"))
+			}
+			h := r.startWith("unshare", "--mount", "--propagation", "private", "bash", "-c", script+"exec "+binaries.holder)
+			fs.ok("slow closes")
+			out, err := r.run("inject", "--pid", fmt.Sprint(h.pid()), "--path", r.data, "-o", "json", "io error=EIO op=fsync ttl=5m")
+			fs.ok("go")
+			if err != nil {
+				t.Fatalf("inject: %q, %v%s", out, err, r.logs())
+			}
+			if n := strings.Count(out, `"kind": "descriptor"`); n != files {
+				t.Errorf("%d of %d files were moved: %s", n, files, out)
+			}
+			if out, err := r.run("recover", "--all"); err != nil {
+				t.Errorf("recover: %q, %v", out, err)
+			}
+			h.stop()
+			fs.stop()
+		})
+	}
+}
+
 // One that hangs before the target is stopped is ended, and nothing is changed.
 func TestHungSwapperIsEnded(t *testing.T) {
 	t.Parallel()

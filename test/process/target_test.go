@@ -38,7 +38,7 @@ func (p *program) check() {
 	}
 }
 
-// manyFiles are 300, but fewer on a machine that is emulated: to close so many may take its server longer than a batch of closes has (closeTimeout in tracer).
+// manyFiles are 300, but fewer on a machine that is emulated: to close so many may take its server longer than a batch has (batchTimeout in tracer).
 func manyFiles() string {
 	if stopDeadline() != nil {
 		return "50"
