@@ -282,6 +282,7 @@ func (a *agent) run(ctx context.Context, body func(context.Context) error) error
 		}
 		a.log.Info("the agent runs", "pid", os.Getpid(), "stateDir", a.opts.StateDir)
 		wg.Go(func() { watch.run(ctx) })
+		wg.Go(func() { a.followOrphans(ctx) })
 		wg.Go(func() { a.loop.ledger.run(ctx) })
 		if a.listener != nil {
 			wg.Go(func() { a.listener.run(ctx) })

@@ -17,7 +17,7 @@ const firstFD = 3
 func processLogger() *slog.Logger { return slog.New(slog.NewTextHandler(os.Stderr, nil)) }
 
 // newKeeperCommand, newServerCommand and newSwapCommand are the processes that
-// stand by a target; faultgraft starts them itself.
+// stand by a target, and newOrphansCommand one of the agent's; faultgraft starts them itself.
 func newKeeperCommand(g *global) *cobra.Command {
 	o := keeper.Options{Ready: firstFD, Version: version, Logger: processLogger()}
 	c := &cobra.Command{
@@ -67,6 +67,15 @@ func newSwapCommand() *cobra.Command {
 	c.Flags().BoolVar(&server, "server", false, "")
 	c.Flags().BoolVar(&closes, "closes", false, "") // for a swapper: see keeper.RunCloser
 	return c
+}
+
+func newOrphansCommand(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use: "orphans", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return keeper.RunOrphans(c.Context(), g.stateDir, c.OutOrStdout())
+		},
+	}
 }
 
 func newPluginCommand(g *global) *cobra.Command {

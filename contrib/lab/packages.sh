@@ -43,9 +43,10 @@ check() {
       command_from nsenter util-linux
       ;;
     test) c_compiler ;; # -race and the C programs that tests graft onto
-    suites) # other people's tests that run against the layer; without them those are skipped
+    suites) # other people's tests, of the layer and of the unit; without them those are skipped
       command_from stress-ng stress-ng
       command_from fio fio
+      command_from systemd-analyze systemd
       ;;
     bench)
       c_compiler

@@ -145,11 +145,7 @@ func (c *Client) start(ctx context.Context, key string, t Target) error {
 		return err
 	}
 	defer func() { _ = r.Close() }()
-	exe := c.Executable
-	if exe == "" {
-		exe = "/proc/self/exe"
-	}
-	cmd := exec.Command(exe, "keeper", "--state-dir", string(dir), "--target", string(target))
+	cmd := exec.Command(c.executable(), "keeper", "--state-dir", string(dir), "--target", string(target))
 	cmd.Args[0] = "faultgraft"
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.Stdout, cmd.Stderr = log, log
@@ -186,6 +182,8 @@ func (c *Client) start(ctx context.Context, key string, t Target) error {
 	said, _ := os.ReadFile(dir.log(key)) // what there is of it goes into the error
 	return fmt.Errorf("the keeper did not start: %w: %s", err, lastLine(said))
 }
+
+func (c *Client) executable() string { return cmp.Or(c.Executable, "/proc/self/exe") }
 
 func lastLine(b []byte) string {
 	b = bytes.TrimSpace(b)
