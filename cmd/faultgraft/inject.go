@@ -48,6 +48,9 @@ lists the fields of a rule.
 Over a path that has a graft already the rules are added to that one, without
 stopping the target; see also faultgraft update.
 
+The processes that serve the layer stay in the control group of whoever calls this; where
+that is killed as a whole, the agent or "faultgraft recover --orphans" takes the layer off.
+
 What takes the layer off later has the same --deadline; where it fails with one that is
 shorter than 2s, it is tried once more at once, with 2s.
 

@@ -9,9 +9,21 @@ import (
 	"github.com/faultgraft/faultgraft/test/vm"
 )
 
+// setClock sets the machine's clock, which is done in the emulated one only.
+func setClock(t *testing.T, by time.Duration) {
+	t.Helper()
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME, &now); err != nil {
+		t.Fatal(err)
+	}
+	then := unix.NsecToTimeval(now.Nano() + int64(by))
+	if err := unix.Settimeofday(&then); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // The machine's clock is set, back and forth, while faults are in force: each ends when its ttl is over, not a day later and not
-// at once. It can only be set in the emulated machine, whose kernel has no kcmp(2), without which nothing is grafted: that the
-// start of a layer's rules does not go by the time of day shows plugin/keeper TestStartOfRulesTravels.
+// at once.
 func TestClockIsSet(t *testing.T) {
 	vm.Need(t)
 	n := startNode(t)
@@ -24,19 +36,8 @@ func TestClockIsSet(t *testing.T) {
 		failed := count(c.output(), noMemory)
 		await(t, "mount prints "+noMemory, func() bool { return count(c.output(), noMemory) > failed })
 	}
-	set := func(by time.Duration) {
-		t.Helper()
-		var now unix.Timespec
-		if err := unix.ClockGettime(unix.CLOCK_REALTIME, &now); err != nil {
-			t.Fatal(err)
-		}
-		then := unix.NsecToTimeval(now.Nano() + int64(by))
-		if err := unix.Settimeofday(&then); err != nil {
-			t.Fatal(err)
-		}
-	}
 	inject("15s")
-	set(-24 * time.Hour)
+	setClock(t, -24*time.Hour)
 	await(t, "the fault has ended", func() bool { return len(n.ps()) == 0 })
 	awaitMounts(t, c) // what failed before is printed by then
 	failed := count(c.output(), noMemory)
@@ -45,14 +46,40 @@ func TestClockIsSet(t *testing.T) {
 		t.Errorf("%d mounts failed after the fault's end", now-failed)
 	}
 	inject("1h")
-	set(48 * time.Hour)
+	setClock(t, 48*time.Hour)
 	failed = count(c.output(), noMemory)
 	await(t, "mounts fail still", func() bool { return count(c.output(), noMemory) > failed+1 })
 	if all := n.ps(); len(all) != 1 {
 		t.Errorf("ps: %+v", all)
 	}
-	set(-24 * time.Hour) // in all it is as it was
+	setClock(t, -24*time.Hour) // in all it is as it was
 	if all := n.ps(); len(all) != 1 {
 		t.Errorf("ps: %+v", all)
 	}
+}
+
+// The same with a layer, on kernels that have what a graft needs.
+func TestClockIsSetUnderALayer(t *testing.T) {
+	vm.NeedDebian(t)
+	s := startStoppable(t, "clock-layer")
+	inject := func(ttl string) {
+		t.Helper()
+		if out, err := s.faultgraft("inject", "--pid", itoa(s.pid()), "--path", "/data", "io error=EIO op=fsync ttl="+ttl); err != nil {
+			t.Fatalf("inject: %v: %s", err, out)
+		}
+	}
+	inject("30s")
+	s.is("EIO", "fsync data")
+	setClock(t, -24*time.Hour)
+	await(t, "the fault has ended", func() bool { return len(s.layers()) == 0 })
+	s.whole("ok", "ok")
+	inject("1h")
+	setClock(t, 48*time.Hour)
+	s.whole("EIO", "ok")
+	s.active()
+	setClock(t, -24*time.Hour) // in all it is as it was
+	s.whole("EIO", "ok")
+	s.active()
+	s.recover()
+	s.whole("ok", "ok")
 }
