@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/moby/sys/mountinfo"
+	"github.com/faultgraft/faultgraft/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -77,10 +77,11 @@ func parseProcCgroup(text string) (string, error) {
 // inode number 1 (fs/kernfs/dir.c, kernfs_create_root); what is mounted with
 // another one is a part.
 func hierarchy() (string, error) {
-	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup2"))
+	mounts, err := mountinfo.Own()
 	if err != nil {
 		return "", fmt.Errorf("look for the cgroup v2 hierarchy: %w", err)
 	}
+	mounts = slices.DeleteFunc(mounts, func(m *mountinfo.Info) bool { return m.FSType != "cgroup2" })
 	for _, m := range mounts {
 		var st unix.Stat_t
 		if unix.Stat(m.Mountpoint, &st) == nil && st.Ino == 1 {

@@ -1,12 +1,13 @@
 package tracer
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
 	"os"
 	"path"
 	"strings"
+
+	"github.com/faultgraft/faultgraft/mountinfo"
 )
 
 // A process in a frozen cgroup (a paused container) cannot run our code. One of
@@ -56,8 +57,8 @@ func (f *freezer) check(pid int, comm string) error {
 		if !f.read {
 			f.read = true
 			// Not of /proc/self: the main thread may be one that went to a target's mount namespace.
-			if info, err := os.ReadFile("/proc/thread-self/mountinfo"); err == nil {
-				f.mounts = parseCgroupMounts(info)
+			if mounts, err := mountinfo.Own(); err == nil {
+				f.mounts = cgroupMounts(mounts)
 			}
 		}
 		frozen = f.frozen(text)
@@ -133,23 +134,13 @@ func belowRoot(root, cgroup string) (string, bool) {
 	return path.Join("/", rest), ok && (rest == "" || rest[0] == '/')
 }
 
-// parseCgroupMounts finds cgroup2 and the freezer of version 1 in /proc/PID/mountinfo (proc_pid_mountinfo(5)).
-func parseCgroupMounts(text []byte) (all []cgroupMount) {
-	s := bufio.NewScanner(bytes.NewReader(text))
-	s.Buffer(nil, 1<<20)
-	for s.Scan() {
-		left, right, ok := strings.Cut(s.Text(), " - ")
-		f, g := strings.Fields(left), strings.Fields(right)
-		if !ok || len(f) < 5 || len(g) < 3 {
-			continue
-		}
-		v1 := g[0] == "cgroup" && strings.Contains(","+g[2]+",", ",freezer,")
-		if g[0] == "cgroup2" || v1 {
-			all = append(all, cgroupMount{v2: !v1, root: unescapeOctal(f[3]), point: unescapeOctal(f[4])})
+// cgroupMounts finds cgroup2 and the freezer of version 1 among mounts.
+func cgroupMounts(mounts []*mountinfo.Info) (all []cgroupMount) {
+	for _, m := range mounts {
+		v1 := m.FSType == "cgroup" && strings.Contains(","+m.VFSOptions+",", ",freezer,")
+		if m.FSType == "cgroup2" || v1 {
+			all = append(all, cgroupMount{v2: !v1, root: m.Root, point: m.Mountpoint})
 		}
 	}
 	return all
 }
-
-// unescapeOctal undoes what mountinfo does to blanks and backslashes.
-var unescapeOctal = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace

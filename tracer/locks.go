@@ -3,10 +3,9 @@ package tracer
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
-	"github.com/moby/sys/mountinfo"
+	"github.com/faultgraft/faultgraft/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -36,14 +35,9 @@ func (s *scanner) fileSystem(pid int, mount uint64) string {
 		return t
 	}
 	s.types[mount] = ""
-	f, err := os.Open(procPath(pid, "mountinfo"))
+	all, err := mountinfo.Of(pid)
 	if err != nil {
 		return "" // the slower way does without
-	}
-	defer func() { _ = f.Close() }() // read only
-	all, err := mountinfo.GetMountsFromReader(f, nil)
-	if err != nil {
-		return ""
 	}
 	for _, m := range all {
 		s.types[uint64(m.ID)] = m.FSType

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/moby/sys/mountinfo"
+	"github.com/faultgraft/faultgraft/mountinfo"
 	"golang.org/x/sys/unix"
 )
 

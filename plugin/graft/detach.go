@@ -153,6 +153,12 @@ func (d *detachment) enter() (err error) {
 	if d.ns, err = enterNamespace(d.Target.namespaceFile()); err != nil {
 		return err
 	}
+	if !d.off {
+		// They are read again in the stop, and what cannot be done then is better known before.
+		if _, err := readMounts(d.ns.tid); err != nil {
+			return fmt.Errorf("nothing was stopped, and the layer stays: %w", err)
+		}
+	}
 	if err := d.enterRoot(); err != nil {
 		return err
 	}

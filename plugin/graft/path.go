@@ -7,7 +7,7 @@ import (
 	"path"
 	"strings"
 
-	"github.com/moby/sys/mountinfo"
+	"github.com/faultgraft/faultgraft/mountinfo"
 	"golang.org/x/sys/unix"
 )
 

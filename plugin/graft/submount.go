@@ -3,21 +3,15 @@ package graft
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path"
 
-	"github.com/moby/sys/mountinfo"
+	"github.com/faultgraft/faultgraft/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
 // readMounts lists the mounts that a thread's root directory leads to.
 func readMounts(tid int) ([]*mountinfo.Info, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", tid))
-	if err != nil {
-		return nil, fmt.Errorf("read the mounts of process %d: %w", tid, err)
-	}
-	defer func() { _ = f.Close() }() // only read
-	mounts, err := mountinfo.GetMountsFromReader(f, nil)
+	mounts, err := mountinfo.Of(tid)
 	if err != nil {
 		return nil, fmt.Errorf("read the mounts of process %d: %w", tid, err)
 	}

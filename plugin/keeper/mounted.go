@@ -7,8 +7,8 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/faultgraft/faultgraft/mountinfo"
 	"github.com/faultgraft/faultgraft/plugin/graft"
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,7 +42,7 @@ func (w *mountWatch) read() error {
 	if _, err := w.file.Seek(0, 0); err != nil {
 		return fmt.Errorf("%s: %w", w.file.Name(), err)
 	}
-	mounts, err := mountinfo.GetMountsFromReader(w.file, nil)
+	mounts, err := mountinfo.Read(w.file)
 	if err != nil {
 		return fmt.Errorf("%s: %w", w.file.Name(), err)
 	}
