@@ -3,8 +3,6 @@ package keeper
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -14,6 +12,7 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/fusefs"
+	"github.com/faultgraft/faultgraft/test/requests"
 )
 
 // A target that does operations without end, on names as long as they get, does not fill the
@@ -205,58 +204,7 @@ func TestHostileRequests(t *testing.T) {
 	srv := &http.Server{Handler: k.routes(), ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 16 << 10}
 	go func() { _ = srv.Serve(l) }()
 	defer func() { _ = srv.Close() }()
-	var idle []net.Conn
-	defer func() {
-		for _, c := range idle {
-			_ = c.Close()
-		}
-	}()
-	for i := range 200 { // they begin, and say no more
-		c, err := net.Dial("unix", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		idle = append(idle, c)
-		_, _ = io.WriteString(c, []string{"", "G", "GET / HTTP/1.1\r\nHost: x\r\n", "POST /v1/grafts HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{\"path\":"}[i%4])
-	}
-	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
-		return net.Dial("unix", l.Addr().String())
-	}}}
-	defer client.CloseIdleConnections()
-	for name, c := range map[string]struct{ method, path, body string }{
-		"not JSON":      {"POST", "/v1/grafts", "\x00\xff"},
-		"half":          {"POST", "/v1/grafts", `{"path":"/`},
-		"other field":   {"POST", "/v1/grafts", `{"path":"/x","shell":"rm"}`},
-		"wrong type":    {"POST", "/v1/grafts", `{"path":["/x"]}`},
-		"too large":     {"POST", "/v1/grafts", `{"path":"` + strings.Repeat("x", 5<<20) + `"}`},
-		"deep":          {"POST", "/v1/grafts", strings.Repeat("[", 20000)},
-		"path as id":    {"DELETE", "/v1/grafts/..%2f..%2f..%2fetc%2fpasswd", ""},
-		"NUL in the id": {"DELETE", "/v1/grafts/%00", ""},
-		"long id":       {"DELETE", "/v1/grafts/" + strings.Repeat("g", 8000), ""},
-		"huge header":   {"GET", "/v1/grafts?" + strings.Repeat("x", 1<<20), ""},
-		"rules of none": {"PUT", "/v1/grafts/g-0/rules", `{}`},
-		"method":        {"TRACE", "/v1/grafts", ""},
-		"elsewhere":     {"GET", "/../../etc/passwd", ""},
-	} {
-		req, err := http.NewRequest(c.method, "http://keeper"+c.path, strings.NewReader(c.body))
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		resp, err := client.Do(req)
-		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("%s: no answer", name)
-		}
-		if err != nil {
-			continue // hung up on
-		}
-		_ = resp.Body.Close()
-		if resp.StatusCode < 300 || resp.StatusCode >= 500 {
-			t.Errorf("%s: %s", name, resp.Status)
-		}
-	}
-	resp, err := client.Get("http://keeper/v1/grafts")
-	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("afterwards: %v, %v", resp, err)
-	}
-	_ = resp.Body.Close()
+	all := requests.Hostile("/v1/grafts", "path", "/v1/grafts/")
+	all["rules of none"] = requests.Request{Method: "PUT", Path: "/v1/grafts/g-0/rules", Body: `{}`}
+	requests.Refused(t, l.Addr().String(), all, "/v1/grafts")
 }
