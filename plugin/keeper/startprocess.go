@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"sync/atomic"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
@@ -20,6 +21,9 @@ var errNotStarted = errors.New("no process can be started now, because a file sy
 
 // starting has whoever starts a process, also one that was given up and has not come out of its execve yet: Go starts one at a time.
 var starting = make(chan struct{}, 1)
+
+// overdue: it was given up.
+var overdue atomic.Bool
 
 // awaitExec waits until a child has come out of its execve, or has ended. Go takes it for started when its end of a pipe is closed, which happens in
 // the middle: files are closed in the order of their numbers, and the one that hangs may have a higher one. The new program's arguments are
@@ -37,9 +41,13 @@ func awaitExec(pid int) {
 	}
 }
 
-// startProcess is cmd.Start for a process that may have copies of the target's files. One that comes late is killed.
+// startProcess is cmd.Start for a process that may have copies of the target's files. One that comes late is killed. While that has not come out
+// of its execve nobody waits for it once more: the waits of many callers, one after the other, would be as long as there are callers.
 func startProcess(cmd *exec.Cmd) error {
 	late := time.After(startPatience)
+	if overdue.Load() {
+		return errNotStarted
+	}
 	select {
 	case starting <- struct{}{}:
 	case <-late:
@@ -59,11 +67,13 @@ func startProcess(cmd *exec.Cmd) error {
 		return err
 	case <-late:
 	}
+	overdue.Store(true)
 	go func() {
 		if <-started == nil {
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait() // killed
 		}
+		overdue.Store(false)
 		<-starting
 	}()
 	return errNotStarted
