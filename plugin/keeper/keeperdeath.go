@@ -18,17 +18,18 @@ import (
 
 // closeAfter closes the connection with a keeper that is killed and does not come to its end: where a file system does not answer the
 // close of one of its files, its sockets are not closed either (exit_files comes before exit_task_work in do_exit, kernel/exit.c, and a
-// last fput is work of the task; Linux 6.18), and nothing can be polled for. over ends it.
+// last fput is work of the task; Linux 6.18), and nothing can be polled for. The keeper, a parent or child of this process, is there when it is called. over ends it.
 func closeAfter(over <-chan struct{}, keeper int, conn *wire.Conn) {
 	look := time.NewTicker(time.Second)
 	defer look.Stop()
+	begun, _ := graft.ReadStat(keeper) // if it has ended already, it is found so below
 	for {
 		select {
 		case <-over:
 			return
 		case <-look.C:
 		}
-		if s, err := graft.ReadStat(keeper); errors.Is(err, os.ErrNotExist) || err == nil && s.Ending() {
+		if s, err := graft.ReadStat(keeper); errors.Is(err, os.ErrNotExist) || err == nil && (s.Ending() || s.StartTime != begun.StartTime) {
 			_ = conn.Close()
 			return
 		}
