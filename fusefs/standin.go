@@ -42,7 +42,18 @@ type StandIn struct {
 
 	// Answers for which what lies below has to be asked: to what the dead server had in work, and to what came later.
 	again, later sync.WaitGroup
+	// Who asks, by what for. One that waits for a file system that hangs is a thread, and Go ends a process with 10,000 of them
+	// (runtime/debug.SetMaxThreads): there may be as many questions for attributes as callers.
+	roots, pages, booked crew
 }
+
+// How many may ask at a time. What was booked is as much as the dead server had in work, each for another file; pages are as much as the kernel has in
+// the background at a time, see MaxBackground.
+const (
+	rootAskers   = 1
+	pageAskers   = 64
+	bookedAskers = 1000
+)
 
 // Run answers until the connection ends (ENODEV). settled is called, by another goroutine, when all that the dead server had in
 // work and had done is answered: before, the connection should not be aborted.
@@ -114,7 +125,58 @@ func (s *StandIn) serve(request []byte, asides *sync.WaitGroup) {
 		return
 	}
 	own := bytes.Clone(request)
-	asides.Go(func() { s.send(s.ask(own)) }) // which may hang; closes may not wait for it
+	crew, most := s.askers(own)
+	asides.Add(1)
+	crew.do(most, func() { // which may hang; closes may not wait for it
+		defer asides.Done()
+		s.send(s.ask(own))
+	})
+}
+
+// askers are those for a request, and how many there may be.
+func (s *StandIn) askers(request []byte) (c *crew, most int) {
+	switch part[fuse.InHeader](request).Opcode {
+	case opGetattr:
+		return &s.roots, rootAskers
+	case opWrite:
+		if in := part[fuse.WriteIn](request); in != nil && in.WriteFlags&fuse.WRITE_CACHE != 0 {
+			return &s.pages, pageAskers
+		}
+	}
+	return &s.booked, bookedAskers
+}
+
+// crew does what may hang.
+type crew struct {
+	mu      sync.Mutex
+	waiting []func()
+	working int
+}
+
+// do has one of at most so many do it, in its turn.
+func (c *crew) do(most int, f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiting = append(c.waiting, f)
+	if c.working < most {
+		c.working++
+		go c.work()
+	}
+}
+
+func (c *crew) work() {
+	for {
+		c.mu.Lock()
+		if len(c.waiting) == 0 {
+			c.working--
+			c.mu.Unlock()
+			return
+		}
+		f := c.waiting[0]
+		c.waiting = c.waiting[1:]
+		c.mu.Unlock()
+		f()
+	}
 }
 
 func (s *StandIn) send(answer []byte) {
