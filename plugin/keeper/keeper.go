@@ -107,6 +107,7 @@ type held struct {
 	closed  map[uint64]bool // handles that were released before their original came
 	stoodIn bool            // see standIn; guarded by the keeper's mu
 	remains *remains        // of the dead server, for who takes the layer off without one; guarded by the keeper's mu
+	taking  sync.Mutex      // held while they are taken
 	request Request
 	rules   []activeRule // in force; guarded by the keeper's swap
 	timer   *time.Timer  // ends the graft with its last rule

@@ -28,6 +28,8 @@ type lockOwner struct {
 
 // takeRemains takes the remains of a graft's layer from the holder, unless they were taken. Where there is no holder any more, there are none.
 func (k *keeper) takeRemains(h *held) {
+	h.taking.Lock() // who takes the layer off, and who sees to the dead server, may come at once
+	defer h.taking.Unlock()
 	k.mu.Lock()
 	taken, here := h.remains != nil, maps.Clone(h.adopted)
 	k.mu.Unlock()
@@ -128,4 +130,12 @@ func (h *held) descriptions() map[uint64]int {
 	all := maps.Clone(h.remains.files)
 	maps.Copy(all, h.adopted)
 	return all
+}
+
+// description is the one of descriptions that a file of the layer stands for. The caller holds k.mu.
+func (h *held) description(handle uint64) (fd int, ok bool) {
+	if fd, ok = h.adopted[handle]; !ok && h.remains != nil {
+		fd, ok = h.remains.files[handle]
+	}
+	return fd, ok
 }

@@ -73,7 +73,7 @@ func (k *keeper) isSwapper(tid int) bool {
 func (k *keeper) duplicate(h *held, handle uint64) (int, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	fd, ok := h.descriptions()[handle]
+	fd, ok := h.description(handle)
 	if !ok {
 		return -1, false
 	}
