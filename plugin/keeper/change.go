@@ -169,16 +169,16 @@ func (k *keeper) comingOff(path string) error {
 
 // changeRules does it, once more if the server died meanwhile and another follows it.
 func (k *keeper) changeRules(h *held, c Change, who string) (Graft, error) {
-	if err := k.served(); err != nil {
+	server, err := k.serving()
+	if err != nil {
 		return Graft{}, fmt.Errorf("change the rules of graft %s: %w", h.ID, err)
 	}
-	server := k.settled()
 	if k.without(h, server) {
 		return Graft{}, fmt.Errorf("graft %s: its server has died, and the layer is being taken off", h.ID)
 	}
 	g, err := k.changeRulesOn(server, h, c, who)
 	if err != nil && !server.alive() {
-		if next := k.settled(); !k.without(h, next) {
+		if next, nerr := k.serving(); nerr == nil && !k.without(h, next) {
 			return k.changeRulesOn(next, h, c, who)
 		}
 	}
@@ -212,8 +212,8 @@ func (k *keeper) changeRulesOn(server *serverClient, h *held, c Change, who stri
 			atChange.Pass("united")
 			rep, err = k.cover(h, server, c.Limits)
 		}
-		if err != nil && !server.alive() {
-			return fail(err) // one that follows it has the rules of before
+		if err != nil && !server.alive() || errors.Is(err, ErrStopped) {
+			return fail(err) // one that follows it has the rules of before; after a stop there are none
 		}
 		if err != nil {
 			return fail(errors.Join(err, k.setRules(server, h, was, now)))
@@ -258,6 +258,14 @@ func checkRules(rules []policy.Rule) error {
 
 // setRules tells the server; start is for those that it does not have yet.
 func (k *keeper) setRules(s *serverClient, h *held, rules []activeRule, start time.Time) error {
+	h.ruling.Lock() // a stop ends what was set before it, and nothing is set after it
+	defer h.ruling.Unlock()
+	k.mu.Lock()
+	halted := h.halted
+	k.mu.Unlock()
+	if halted != nil {
+		return halted
+	}
 	return s.call(callRules, rulesCall{Layer: h.ID, Rules: plain(rules), Start: start}, nil)
 }
 

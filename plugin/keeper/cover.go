@@ -39,31 +39,45 @@ func (k *keeper) coverSoon(h *held) {
 	}
 	h.covering = true
 	go func() {
-		k.swap.Lock()
-		defer k.swap.Unlock()
+		for range maxFollowed {
+			server := k.settled() // before swap is taken: others are not to wait for that
+			if !k.coverNow(h, server) {
+				return
+			}
+		}
 		k.mu.Lock()
 		h.covering = false
-		active := h.State == StateActive
 		k.mu.Unlock()
-		server := k.settled()
-		if !active || k.without(h, server) {
-			return
-		}
-		limits := h.request.Limits
-		limits.RequireAll = false // nobody asked for it now
-		rep, err := k.cover(h, server, limits)
-		if err != nil {
-			k.o.Logger.Error("move files that were renamed to where a rule is", "graft", h.ID, "err", err)
-			k.log(Event{Type: EventRules, Graft: h.ID, Path: h.Path, Message: "files that were renamed to where a rule is are not under it: " + err.Error()})
-			return
-		}
-		if len(rep.Swapped) > 0 {
-			k.log(Event{
-				Type: EventRules, Graft: h.ID, Path: h.Path, PauseMs: pauseOf(rep).PauseMs, LongestPauseMs: pauseOf(rep).LongestPauseMs,
-				Message: fmt.Sprintf("renamed to where a rule is: %d objects moved again, %d processes stopped", len(rep.Swapped), len(rep.Stopped)),
-			})
-		}
 	}()
+}
+
+// coverNow does it, and reports that the server has died meanwhile, so that it is to be done with the next one.
+func (k *keeper) coverNow(h *held, server *serverClient) (again bool) {
+	k.swap.Lock()
+	defer k.swap.Unlock()
+	k.mu.Lock()
+	active := h.State == StateActive
+	again = active && server != nil && !server.alive() && (k.server != server || !isClosed(server.handled))
+	h.covering = again
+	k.mu.Unlock()
+	if !active || again || k.without(h, server) {
+		return again
+	}
+	limits := h.request.Limits
+	limits.RequireAll = false // nobody asked for it now
+	rep, err := k.cover(h, server, limits)
+	if err != nil {
+		k.o.Logger.Error("move files that were renamed to where a rule is", "graft", h.ID, "err", err)
+		k.log(Event{Type: EventRules, Graft: h.ID, Path: h.Path, Message: "files that were renamed to where a rule is are not under it: " + err.Error()})
+		return false
+	}
+	if len(rep.Swapped) > 0 {
+		k.log(Event{
+			Type: EventRules, Graft: h.ID, Path: h.Path, PauseMs: pauseOf(rep).PauseMs, LongestPauseMs: pauseOf(rep).LongestPauseMs,
+			Message: fmt.Sprintf("renamed to where a rule is: %d objects moved again, %d processes stopped", len(rep.Swapped), len(rep.Stopped)),
+		})
+	}
+	return false
 }
 
 // lastClose is how long the server may take to hear of the last close of files that were moved.

@@ -60,7 +60,7 @@ func (k *keeper) inject(req Request, who string) (Graft, error) {
 		k.mu.Lock()
 		h.State, h.Reason = StateFailed, err.Error()
 		k.mu.Unlock()
-		k.later(h.ID, "its graft failed")
+		k.later(h, "its graft failed")
 		return Graft{}, err
 	}
 	if err != nil {
@@ -85,38 +85,57 @@ func (k *keeper) graft(h *held, who string) (Graft, error) {
 	rep, err := k.runSwapper(h, job{
 		Graft: h.ID, Target: k.place, Path: h.request.Path, Limits: h.request.Limits,
 	})
-	if err == nil {
-		atGraft.Pass("swapped")
-		h.left = graft.LeftBelow(rep)
-		start := time.Now()
-		h.rules = activate(h.request.Rules, start)
-		if err = k.setRules(server, h, h.rules, start); err == nil {
-			atGraft.Pass("rules")
-			var again *graft.Report
-			again, err = k.cover(h, server, h.request.Limits)
-			rep.Add(again)
-			atGraft.Pass("covered")
-		}
-		if err != nil {
-			err = errors.Join(err, k.rollBack(h))
-		}
-	}
 	if err != nil {
 		return Graft{}, err
 	}
+	atGraft.Pass("swapped")
+	h.left = graft.LeftBelow(rep)
+	g, err := k.begin(h, server, rep)
+	if err != nil {
+		if rerr := k.rollBack(h); rerr != nil {
+			return Graft{}, errors.Join(err, rerr)
+		}
+		return Graft{}, fmt.Errorf("%w; the layer was taken off again, nothing is changed", err)
+	}
+	atGraft.Pass("active")
+	k.log(Event{Type: EventGraft, Graft: h.ID, Path: h.Path, By: h.Origin, Who: who, Rules: texts(h.rules), PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: fmt.Sprintf("%d objects swapped, %d left, %d processes stopped", len(rep.Swapped), len(rep.Skipped), len(rep.Stopped))})
+	atGraft.Pass("logged")
+	return g, nil
+}
+
+// begin puts the rules of a graft in force whose layer is on, unless the node was stopped meanwhile.
+func (k *keeper) begin(h *held, server *serverClient, rep *graft.Report) (Graft, error) {
+	if err := CheckStopped(k.o.StateDir); err != nil {
+		return Graft{}, err
+	}
+	start := time.Now()
+	h.rules = activate(h.request.Rules, start)
+	if err := k.setRules(server, h, h.rules, start); err != nil {
+		return Graft{}, err
+	}
+	atGraft.Pass("rules")
+	again, err := k.cover(h, server, h.request.Limits)
+	if err != nil {
+		return Graft{}, err
+	}
+	rep.Add(again)
+	atGraft.Pass("covered")
 	status, err := server.status(h.ID)
 	if err != nil {
 		k.o.Logger.Warn("read the rules", "graft", h.ID, "err", err)
 	}
+	if err := CheckStopped(k.o.StateDir); err != nil {
+		return Graft{}, err
+	}
 	k.mu.Lock()
+	defer k.mu.Unlock()
+	if h.halted != nil {
+		return Graft{}, h.halted
+	}
 	h.State, h.Pause, h.status = StateActive, pauseOf(rep), status
 	h.timer = time.AfterFunc(time.Until(lastEnd(h.rules)), func() { k.expire(h) })
 	g := h.Graft
 	g.Rules, g.Report = status, rep
-	k.mu.Unlock()
-	atGraft.Pass("active")
-	k.log(Event{Type: EventGraft, Graft: h.ID, Path: h.Path, By: h.Origin, Who: who, Rules: texts(h.rules), PauseMs: h.PauseMs, LongestPauseMs: h.LongestPauseMs, Message: fmt.Sprintf("%d objects swapped, %d left, %d processes stopped", len(rep.Swapped), len(rep.Skipped), len(rep.Stopped))})
-	atGraft.Pass("logged")
 	return g, nil
 }
 
@@ -128,7 +147,10 @@ func (k *keeper) detachJob(h *held) job {
 
 // rollBack takes the layer of a graft off that did not come to its end.
 func (k *keeper) rollBack(h *held) error {
-	server := k.settled()
+	server, err := k.serving()
+	if err != nil {
+		return fmt.Errorf("%w: %w", errLeft, err)
+	}
 	j := k.detachJob(h)
 	if j.Dead = k.without(h, server); !j.Dead {
 		if err := server.call(callRules, rulesCall{Layer: h.ID, Start: time.Now()}, nil); err != nil {
@@ -150,7 +172,9 @@ func (k *keeper) detach(h *held, j job, server *serverClient) (*graft.Report, er
 	}
 	k.o.Logger.Warn("take the layer off within the deadline of its graft", "graft", h.ID, "deadline", j.Deadline, "err", err, "tried again with", graft.DefaultDeadline)
 	j.Deadline = graft.DefaultDeadline
-	server = k.settled()
+	if server, err = k.serving(); err != nil {
+		return nil, err
+	}
 	j.Dead = k.without(h, server)
 	return k.detachWithin(h, &j, server)
 }
@@ -162,125 +186,13 @@ func (k *keeper) detachWithin(h *held, j *job, server *serverClient) (*graft.Rep
 		if err == nil || j.Dead || server.alive() {
 			break
 		}
-		server = k.settled() // it died meanwhile
+		if server, err = k.serving(); err != nil { // it died meanwhile
+			break
+		}
 		j.Dead = k.without(h, server)
 		rep, err = k.runSwapper(h, *j)
 	}
 	return rep, err
-}
-
-// retry is how long an ungraft that failed waits for its next try.
-const retry = 5 * time.Second
-
-// timeUp is why a graft comes off whose rules have all ended.
-const timeUp = "its time is up"
-
-// expire takes a graft off whose rules have all ended.
-func (k *keeper) expire(h *held) { k.takeOff(h.ID, timeUp) }
-
-// undo takes back what an asker got who has gone.
-func (k *keeper) undo(g Graft) {
-	if len(g.Added) == 0 {
-		k.takeOff(g.ID, "whoever asked for it has hung up")
-		return
-	}
-	if _, err := k.change(g.ID, Change{Keep: true, Drop: g.Added, Origin: g.Origin}, ""); err != nil && !errors.Is(err, errNoGraft) {
-		k.o.Logger.Error("end the rules of who hung up", "graft", g.ID, "err", err)
-	}
-}
-
-// takeOff recovers a graft that nobody waits for; recover sees to it that a failure is tried again.
-func (k *keeper) takeOff(id, why string) {
-	_, err := k.recover(id, why, "")
-	if errors.Is(err, errNotYet) {
-		return
-	}
-	if err != nil && !errors.Is(err, errNoGraft) {
-		k.o.Logger.Error("take the layer off", "graft", id, "err", err, "next try", retry)
-		return
-	}
-	k.endIfIdle()
-}
-
-// later tries again to take a graft off.
-func (k *keeper) later(id, why string) {
-	time.AfterFunc(retry, func() { k.takeOff(id, why) })
-}
-
-// recover takes one graft off. who asked for it; empty: nobody did.
-func (k *keeper) recover(id, why, who string) (Graft, error) {
-	k.swap.Lock()
-	defer k.swap.Unlock()
-	k.mu.Lock()
-	h := k.grafts[id]
-	if h == nil {
-		k.mu.Unlock()
-		return Graft{}, fmt.Errorf("%w: %s", errNoGraft, id)
-	}
-	if why == timeUp && h.State == StateActive {
-		if time.Now().Before(lastEnd(h.rules)) {
-			k.mu.Unlock()
-			return Graft{}, errNotYet // and a timer for these
-		}
-		k.log(Event{Type: EventExpired, Graft: h.ID, Path: h.Path})
-	}
-	was := h.State
-	if was != StateLingering {
-		h.State = StateReverting
-	}
-	k.mu.Unlock()
-	atUngraft.Pass("reverting")
-	failed := func(err error) (Graft, error) {
-		k.mu.Lock()
-		h.State, h.Reason = StateFailed, err.Error()
-		k.mu.Unlock()
-		k.later(id, why) // its rules have ended: nobody wants a layer without them
-		return Graft{}, err
-	}
-	if err := k.served(); err != nil && was != StateLingering {
-		return failed(err)
-	}
-	server := k.settled()
-	dead := k.without(h, server)
-	if !dead {
-		// The faults end first: sleepers wake up, and the swap itself is never hit.
-		if err := k.endRules(server, h); err != nil {
-			k.o.Logger.Warn("end the rules", "graft", id, "err", err)
-			if k.lost(server, err) {
-				server = k.settled()
-				dead = k.without(h, server)
-			}
-		}
-	}
-	atUngraft.Pass("quiet")
-	j := k.detachJob(h)
-	j.Dead = dead
-	rep, err := k.detach(h, j, server)
-	atUngraft.Pass("swapped")
-	if err != nil && was == StateLingering && !j.Dead {
-		if !k.becameUnused(h) {
-			return Graft{}, err // it lingers on
-		}
-		rep, err = &graft.Report{}, nil
-	}
-	if err != nil {
-		return failed(err)
-	}
-	k.mu.Lock()
-	h.Reason = why
-	k.mu.Unlock()
-	used := k.settle(h, rep)
-	atUngraft.Pass("settled")
-	k.mu.Lock()
-	g := h.Graft
-	g.Rules, g.Report, g.Pause = h.status, rep, pauseOf(rep)
-	k.mu.Unlock()
-	if used != "" {
-		why += "; " + used
-	}
-	k.log(Event{Type: EventUngraft, Graft: id, Path: g.Path, By: g.Origin, Who: who, PauseMs: g.PauseMs, LongestPauseMs: g.LongestPauseMs, Message: why})
-	atUngraft.Pass("logged")
-	return g, nil
 }
 
 // endRules ends the faults of a graft, and keeps what they have counted. A server that does not answer is not waited for twice.
@@ -346,9 +258,13 @@ func (k *keeper) forget(h *held) {
 
 // letGo closes what was held for a graft that is not on the list any more.
 func (k *keeper) letGo(h *held) {
-	if h.timer != nil {
-		h.timer.Stop()
+	k.mu.Lock()
+	for _, t := range []*time.Timer{h.timer, h.again} {
+		if t != nil {
+			t.Stop()
+		}
 	}
+	k.mu.Unlock()
 	for _, fd := range []int{h.device, h.mount, h.backing, h.bottom, h.peer} {
 		if fd >= 0 {
 			_ = unix.Close(fd)

@@ -111,6 +111,10 @@ type held struct {
 	request Request
 	rules   []activeRule // in force; guarded by the keeper's swap
 	timer   *time.Timer  // ends the graft with its last rule
+	attempt *attempt     // to take it off, under way; nil: none; guarded by the keeper's mu
+	again   *time.Timer  // tries once more to take it off; guarded by the keeper's mu
+	halted  error        // why it gets no rules any more: an ErrStopped; guarded by the keeper's mu
+	ruling  sync.Mutex   // held while the server is given rules, or they are ended by a stop
 	status  []RuleStatus // the last that was seen
 	faults  []FaultCount // the last that was seen
 	// swapping: a swapper moves objects onto the layer, and originals of files that are closed meanwhile may still come.
@@ -344,10 +348,9 @@ func (k *keeper) log(e Event) {
 
 // running returns the server, started when there is none.
 func (k *keeper) running() (*serverClient, error) {
-	if err := k.served(); err != nil {
+	if _, err := k.serving(); err != nil {
 		return nil, err
 	}
-	k.settled()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.server != nil && k.server.alive() {

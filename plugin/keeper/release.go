@@ -44,7 +44,10 @@ func (k *keeper) release(id string, r Release) (Released, error) {
 	if r.Rule != "" && !slices.Contains(known, r.Rule) {
 		return Released{}, fmt.Errorf("graft %s has no rule %q; its rules are %s", id, r.Rule, strings.Join(known, ", "))
 	}
-	server := k.settled()
+	server, err := k.serving()
+	if err != nil {
+		return Released{}, fmt.Errorf("graft %s: no rule holds anything now: %w", id, err)
+	}
 	if k.without(h, server) {
 		return Released{}, fmt.Errorf("graft %s: its server has died, and the layer is being taken off", id)
 	}

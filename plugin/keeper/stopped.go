@@ -148,28 +148,23 @@ type stopCall struct {
 }
 
 // stopAll ends the faults of all layers first, without waiting for a swap that is
-// at work, and then takes the layers off.
+// at work, and then takes the layers off. Where there is no server, there are no faults, and the next one gets none.
 func (k *keeper) stopAll(c stopCall, who string) []Graft {
-	server := k.settled()
+	why := (&Stopped{Reason: c.Reason, Since: time.Now()}).Err()
 	k.mu.Lock()
-	ids := []string{}
-	for id, h := range k.grafts {
+	server := k.server // those are marked before one that follows is there, or it is seen here
+	var all []*held
+	for _, h := range k.grafts {
 		if h.State != StateLingering { // off already, and without rules
-			ids = append(ids, id)
+			h.halted = why
+			all = append(all, h)
 		}
 	}
 	k.mu.Unlock()
-	if server != nil && server.alive() {
-		var wg sync.WaitGroup
-		for _, id := range ids {
-			wg.Go(func() {
-				err := server.call(callRules, rulesCall{Layer: id, Start: time.Now()}, nil)
-				if err != nil && !strings.Contains(err.Error(), "no layer of graft") { // it may not be there yet
-					k.o.Logger.Warn("end the rules", "graft", id, "err", err)
-				}
-			})
-		}
-		wg.Wait()
+	k.halt(server, all)
+	ids := []string{}
+	for _, h := range all {
+		ids = append(ids, h.ID)
 	}
 	out := []Graft{}
 	for _, id := range ids {
@@ -184,6 +179,25 @@ func (k *keeper) stopAll(c stopCall, who string) []Graft {
 	}
 	k.endIfIdle()
 	return out
+}
+
+// halt ends the faults of grafts that were stopped. What gives them rules meanwhile has done so before, or does not.
+func (k *keeper) halt(server *serverClient, all []*held) {
+	if server == nil || !server.alive() {
+		return
+	}
+	var wg sync.WaitGroup
+	for _, h := range all {
+		wg.Go(func() {
+			h.ruling.Lock()
+			defer h.ruling.Unlock()
+			err := server.call(callRules, rulesCall{Layer: h.ID, Start: time.Now()}, nil)
+			if err != nil && !strings.Contains(err.Error(), "no layer of graft") { // it may not be there yet
+				k.o.Logger.Warn("end the rules", "graft", h.ID, "err", err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // failed is a graft that could not be taken off.

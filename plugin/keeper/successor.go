@@ -87,11 +87,11 @@ func (k *keeper) returnClaim() {
 	}
 }
 
-// rulesToRestore are those that a graft has to have; none for one that is coming off.
+// rulesToRestore are those that a graft has to have; none for one that is coming off, or was stopped.
 func (k *keeper) rulesToRestore(h *held) []policy.Rule {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if h.State != StateActive {
+	if h.State != StateActive || h.halted != nil {
 		return nil
 	}
 	return plain(h.rules)

@@ -90,25 +90,29 @@ func (k *keeper) block(why error) (first bool) {
 	return first
 }
 
-// served waits as settled does, but fails as soon as it is seen that no server can be started for now: whoever asks for something gets words.
-func (k *keeper) served() error {
-	for end := time.Now().Add(settleDeadline); time.Now().Before(end); {
+// serving waits as settled does, but fails as soon as it is seen that no server can be started for now: whoever asks for something gets words.
+func (k *keeper) serving() (*serverClient, error) {
+	for end := time.Now().Add(settleDeadline); ; {
 		k.mu.Lock()
 		s, blocked := k.server, k.blocked
 		k.mu.Unlock()
-		if s == nil || s.alive() {
-			return nil
-		}
-		if blocked != nil {
-			return fmt.Errorf("the server has died, and calls on the layer wait for another: %w", blocked)
+		switch {
+		case s == nil || s.alive() || time.Now().After(end):
+			return s, nil
+		case blocked != nil:
+			return nil, fmt.Errorf("the server has died: no fault is in force, and calls on the layer wait for another: %w", blocked)
 		}
 		select {
 		case <-s.handled:
-			return nil
+			k.mu.Lock()
+			same := k.server == s
+			k.mu.Unlock()
+			if same {
+				return s, nil
+			}
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	return nil
 }
 
 // without: the layer of a graft has to be taken off without a server.
@@ -266,10 +270,15 @@ func (k *keeper) canBeFollowed() error {
 func (k *keeper) took(s *serverClient, e estate, message string) {
 	k.mu.Lock()
 	k.server, s.since = s, time.Now()
+	var halted []*held
 	for _, h := range k.grafts {
 		h.Takeovers++
+		if h.halted != nil {
+			halted = append(halted, h)
+		}
 	}
 	k.mu.Unlock()
+	k.halt(s, halted) // a stop that came when it had their rules already has not found it
 	go k.watchServer(s)
 	k.reap(e)
 	k.log(Event{Type: EventServer, Message: message})

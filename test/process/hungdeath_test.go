@@ -119,3 +119,50 @@ func (x *hungCloses) awaitOthersOnly() {
 	}
 	x.t.Errorf("grafts: %+v%s", l, x.logs())
 }
+
+// The server is killed, and the node is stopped: that ends with words, although nobody can follow the server. When the file system answers, what
+// waited goes on without faults.
+func TestStopWithoutAServerWhereClosesHang(t *testing.T) {
+	x := newHungCloses(t)
+	g := x.inject(x.h, x.data, "io error=EIO op=fsync ttl=5m")
+	x.h.is("EIO", "fsync f")
+	x.fs.ok("hang closes")
+	server := x.serverOf(x.keeperOf(x.h))
+	if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for syscall.Kill(server, 0) == nil { // its keeper reaps it
+		time.Sleep(10 * time.Millisecond)
+	}
+	waits := x.h.begin("fsync f")
+	for _, c := range []struct {
+		args  []string
+		words []string
+	}{
+		{[]string{"release", g.ID}, []string{"no rule holds anything", "does not answer when a file is closed"}},
+		{[]string{"stop", "--all", "--reason", "a test"}, []string{g.ID, "no fault is in force", "does not answer when a file is closed"}},
+	} {
+		cmd := x.command(c.args...)
+		var out strings.Builder
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		err := ended(cmd)
+		for _, w := range c.words {
+			if err == nil || !strings.Contains(out.String(), w) {
+				t.Errorf("%q: %v: %s; want %q%s", c.args, err, out.String(), w, x.logs())
+			}
+		}
+	}
+	x.other.is("ok", "fsync q") // it is stopped, too
+	x.fs.ok("go")
+	if got := <-waits; got != "ok" {
+		t.Errorf("a call that waited while the node was stopped: %q", got)
+	}
+	x.awaitOff(time.Minute, "the layer does not come off by itself")
+	if out, err := x.run("release"); err != nil {
+		t.Errorf("release: %q, %v", out, err)
+	}
+	x.end()
+}
