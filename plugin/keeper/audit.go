@@ -197,5 +197,12 @@ func CheckAudit(dir string) error {
 	if err != nil {
 		return fmt.Errorf("audit log: %w", err)
 	}
-	return f.Close()
+	var space unix.Statfs_t
+	if err = unix.Fstatfs(int(f.Fd()), &space); err == nil && space.Blocks > 0 && space.Bfree == 0 { // what is free for root
+		err = fmt.Errorf("%s: %w", a.File, unix.ENOSPC)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("audit log: %w", err)
+	}
+	return nil
 }
