@@ -50,12 +50,18 @@ func newServerCommand(g *global) *cobra.Command {
 }
 
 func newSwapCommand() *cobra.Command {
-	var server, closes bool
+	var server, closes, asks, orphan bool
 	c := &cobra.Command{
 		Use: "swap", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			if closes {
-				return keeper.RunCloser(os.Stdin, os.NewFile(firstFD, "tell"))
+			tell := func() *os.File { return os.NewFile(firstFD, "tell") }
+			switch {
+			case closes:
+				return keeper.RunCloser(os.Stdin, tell())
+			case asks:
+				return keeper.RunAsker(os.Stdin, tell())
+			case orphan:
+				return keeper.RunOrphanTaker(os.Stdin, tell())
 			}
 			o := keeper.SwapperOptions{Progress: firstFD, Keeper: firstFD + 1, Server: -1}
 			if server {
@@ -66,6 +72,8 @@ func newSwapCommand() *cobra.Command {
 	}
 	c.Flags().BoolVar(&server, "server", false, "")
 	c.Flags().BoolVar(&closes, "closes", false, "") // for a swapper: see keeper.RunCloser
+	c.Flags().BoolVar(&asks, "asks", false, "")     // see keeper.RunAsker
+	c.Flags().BoolVar(&orphan, "orphan", false, "") // see keeper.RunOrphanTaker
 	return c
 }
 

@@ -181,13 +181,17 @@ func (r *recovery) tookOff(gr keeper.Graft) {
 // orphans takes away what processes left that were killed; own says that a layer of
 // this state directory comes off also where its keeper lives.
 func (r *recovery) orphans(own bool) {
-	off, left, err := r.g.keepers().RecoverOrphans(r.c.Context(), own)
+	is, err := r.g.keepers().RecoverOrphans(r.c.Context(), own)
 	r.fail(err)
-	for _, l := range left {
+	for _, l := range is.Left {
 		_, err := fmt.Fprintln(r.c.ErrOrStderr(), l)
 		r.fail(err)
 	}
-	for _, gr := range off {
+	for _, l := range is.Passed {
+		_, err := fmt.Fprintln(r.c.ErrOrStderr(), l)
+		r.fail(err)
+	}
+	for _, gr := range is.Off {
 		r.tookOff(gr)
 	}
 	over, err := r.g.direct().Sweep()

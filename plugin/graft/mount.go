@@ -207,21 +207,29 @@ func (l *Layer) abort() error {
 	return abortConnection(l.Info.Dev)
 }
 
-// abortConnection ends the FUSE connection of the superblock with that device
-// number: its requests return ECONNABORTED. The control file system is mounted
-// nowhere for it, only opened (fuse.rst, "Control filesystem").
-func abortConnection(dev uint64) error {
+// openControl opens the FUSE control file system, which is mounted nowhere for it (fuse.rst, "Control filesystem").
+func openControl() (int, error) {
 	fs, err := unix.Fsopen("fusectl", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return fmt.Errorf("fsopen fusectl: %w", err)
+		return -1, fmt.Errorf("fsopen fusectl: %w", err)
 	}
 	defer func() { _ = unix.Close(fs) }()
 	if err := fsconfig(fs, unix.FSCONFIG_CMD_CREATE, "", ""); err != nil {
-		return err
+		return -1, err
 	}
 	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("fsmount fusectl: %w", err)
+		return -1, fmt.Errorf("fsmount fusectl: %w", err)
+	}
+	return mount, nil
+}
+
+// abortConnection ends the FUSE connection of the superblock with that device
+// number: its requests return ECONNABORTED.
+func abortConnection(dev uint64) error {
+	mount, err := openControl()
+	if err != nil {
+		return err
 	}
 	defer func() { _ = unix.Close(mount) }()
 	name := fmt.Sprintf("%d/abort", unix.Minor(dev))

@@ -134,11 +134,26 @@ func Jobs(want func(pid int, job, stateDir string) bool) ([]int, error) {
 	}
 	return looks.filter(all, func(pid int) bool {
 		job, dir := Job(pid)
-		if job == "" || !want(pid, job, dir) {
+		if job == "" {
 			return false
 		}
 		uid, ok := userOf(pid)
 		ns, err := identifyOf(pid, "ns/mnt")
-		return ok && uid == 0 && err == nil && ns == ours
+		// Asked at last: it may walk the process's paths, and a container's can lead to a file system that never answers.
+		return ok && uid == 0 && err == nil && ns == ours && want(pid, job, dir)
 	}), nil
+}
+
+// OfTheHost tells that a process is root's and in this process's namespaces of process ids and users, as keepers are and no usual container is.
+func OfTheHost(pid int) bool {
+	if uid, ok := userOf(pid); !ok || uid != 0 {
+		return false
+	}
+	for _, link := range []string{"ns/pid", "ns/user"} {
+		ours, err := identify("/proc/self/" + link)
+		if its, ierr := identifyOf(pid, link); err != nil || ierr != nil || its != ours {
+			return false
+		}
+	}
+	return true
 }

@@ -33,12 +33,12 @@ type RecoveredOrphans struct {
 // RunOrphans is the process of RecoverOrphansElsewhere: it writes a RecoveredOrphans.
 func RunOrphans(ctx context.Context, stateDir string, out io.Writer) error {
 	c := &Client{StateDir: stateDir}
-	off, left, err := c.RecoverOrphans(ctx, false)
-	done := RecoveredOrphans{Off: off}
-	for _, l := range left {
+	is, err := c.RecoverOrphans(ctx, false)
+	done := RecoveredOrphans{Off: is.Off, Left: is.Passed}
+	for _, l := range is.Left {
 		done.Left = append(done.Left, l.String())
 	}
-	if err == nil && len(left) == 0 { // else the folders tell that there is more to do
+	if err == nil && len(is.Left) == 0 { // else the folders tell that there is more to do
 		_, err = Sweep(stateDir)
 	}
 	return errors.Join(err, json.NewEncoder(out).Encode(done))

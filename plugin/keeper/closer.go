@@ -2,11 +2,10 @@ package keeper
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"strings"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
@@ -17,28 +16,17 @@ const closePatience = 2 * time.Second
 
 // closeElsewhere is a graft.Closer: another process closes, and is left behind where it waits for ever.
 func closeElsewhere(files []graft.OpenFile) (closed int, err error) {
-	var list strings.Builder
+	var list bytes.Buffer
 	for _, f := range files {
 		fmt.Fprintln(&list, f.PID, f.FD)
 	}
-	r, w, err := os.Pipe()
+	e, err := startErrand("/proc/self/exe", "--closes", &list)
 	if err != nil {
 		return 0, err
 	}
-	defer func() { _ = r.Close() }()
-	cmd := exec.Command("/proc/self/exe", "swap", "--closes")
-	cmd.Stdin, cmd.ExtraFiles = strings.NewReader(list.String()), []*os.File{w}
-	err = cmd.Start()
-	_ = w.Close()
-	if err != nil {
-		return 0, fmt.Errorf("start a process: %w", err)
-	}
-	defer func() {
-		_ = cmd.Process.Kill()         // it has ended, or does when the file system answers
-		go func() { _ = cmd.Wait() }() // which nobody waits for
-	}()
-	for patience, answers := startPatience, bufio.NewReader(r); closed < len(files); patience = closePatience {
-		if err := r.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	defer e.leave()
+	for patience, answers := startPatience, bufio.NewReader(e.answers); closed < len(files); patience = closePatience {
+		if err := e.answers.SetReadDeadline(time.Now().Add(patience)); err != nil {
 			return closed, err
 		}
 		switch b, err := answers.ReadByte(); {

@@ -57,7 +57,8 @@ func (c *Client) guards(o graft.Orphan) ([]Guard, error) {
 		g := Guard{PID: pid}
 		for at, depth := pid, 0; at > 1 && depth < 4 && g.StateDir == ""; depth++ { // the others descend from a keeper
 			_, g.StateDir = graft.Job(at)
-			g.own = g.StateDir != "" && same(fmt.Sprintf("/proc/%d/root%s", at, g.StateDir), string(c.dir()))
+			// A container's path may lead to a file system that never answers.
+			g.own = g.StateDir != "" && graft.OfTheHost(at) && same(fmt.Sprintf("/proc/%d/root%s", at, g.StateDir), string(c.dir()))
 			s, err := graft.ReadStat(at)
 			if err != nil {
 				break
