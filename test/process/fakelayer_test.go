@@ -167,7 +167,7 @@ func TestFakeLayersThatHang(t *testing.T) {
 			for _, f := range append(fakes, others...) {
 				f.end()
 			}
-			_ = <-done
+			t.Logf("freed, it ends with %v", <-done)
 		}
 		for _, n := range named {
 			if strings.Count(stderr.String(), fmt.Sprintf("over %q of process", n)) != 1 {
