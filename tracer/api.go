@@ -133,6 +133,8 @@ type Description struct {
 type Replacement struct {
 	FD  int
 	Err error
+	// Lender, if it is not nil, has FD open instead of this process, for a Descriptor alone.
+	Lender *Lender
 }
 
 // ReplaceAtOnce is how many descriptions ReplaceAll is called for at most: as many as can be sent in one message (SCM_MAX_FD, include/net/scm.h), and
@@ -267,6 +269,9 @@ type Options struct {
 	// swapped, or when it cannot be told whether one matches, instead of reporting
 	// it. Executable maps are never swapped and do not count.
 	RequireAll bool
+	// RequireRoom has the swap fail, while nothing is changed, when this process may not have as many files open as it takes (EMFILE, ENFILE).
+	// Else what it could not open is left as it is, and reported.
+	RequireRoom bool
 	// Together stops all processes at once. Else those that share nothing are
 	// stopped one group after another, so that each stands still only for its own
 	// exchange. What makes a group: open file descriptions, descriptor tables or

@@ -155,7 +155,7 @@ func (x *transaction) settle(over *atomic.Bool) error {
 			return
 		}
 		at.begun[i].Store(true)
-		failed[i] = x.settleOne(items[i])
+		failed[i] = items[i].withNew(func(fd int) error { return x.settleOne(items[i], fd) })
 		at.done[i].Store(true)
 	})
 	if i := slices.IndexFunc(failed, func(err error) bool { return err != nil }); i >= 0 {
@@ -164,9 +164,9 @@ func (x *transaction) settle(over *atomic.Bool) error {
 	return nil
 }
 
-func (x *transaction) settleOne(it *item) error {
+func (x *transaction) settleOne(it *item, fd int) error {
 	if x.o.Settle != nil {
-		if err := x.o.Settle(&it.Description, it.repl); err != nil {
+		if err := x.o.Settle(&it.Description, fd); err != nil {
 			return err
 		}
 	}
@@ -175,10 +175,10 @@ func (x *transaction) settleOne(it *item) error {
 	}
 	var err error
 	if x.o.InUse {
-		err = it.lookAtNew()
+		err = it.lookAtNew(fd)
 	}
 	if err == nil {
-		err = it.carryOver()
+		err = it.carryOver(fd)
 	}
 	if err != nil {
 		it.err = err

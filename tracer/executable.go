@@ -37,6 +37,9 @@ func (s *scanner) scanExecutable(pid, tid int) (*place, error) {
 			if err == nil {
 				return &place{obj: o, item: it}, nil
 			}
+			if s.o.RequireRoom && noRoom(err) {
+				return nil, err
+			}
 			if !gone(err) {
 				s.skip(o, err.Error())
 			}
@@ -73,7 +76,7 @@ func (j *job) changeExecutable(b *batch, which pick) ([]int, error) {
 	if j.mem == nil || j.mem.exe == nil {
 		return nil, nil
 	}
-	fd := j.dirs[which(j.mem.exe.item)]
+	fd := j.dirs[which(j.mem.exe.item).fd]
 	layout, err := memoryLayout(j.t.tid, j.brk, fd)
 	if err != nil {
 		if gone(err) {

@@ -147,7 +147,7 @@ func (s *scanner) close() {
 	var fds []int
 	for _, it := range s.items {
 		fds = append(fds, it.file)
-		if it.repl >= 0 {
+		if it.repl >= 0 && it.lender == nil {
 			fds = append(fds, it.repl)
 		}
 	}

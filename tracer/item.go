@@ -10,9 +10,10 @@ import (
 // item is a Description with what goes in its place.
 type item struct {
 	Description
-	file    int    // -1 until it is opened
-	repl    int    // -1 until Replace gave it
-	fresh   manner // of repl, when it was given
+	file    int     // -1 until it is opened
+	repl    int     // -1 until Replace gave it
+	lender  *Lender // who has repl open; nil: this process
+	fresh   manner  // of repl, when it was given
 	asked   bool
 	err     error // why there is none
 	noFlags bool  // O_PATH: no offset, no flags to copy

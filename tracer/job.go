@@ -41,17 +41,17 @@ type job struct {
 }
 
 // pick says which file goes in: the new one, or in a rollback the old one.
-type pick func(*item) int
+type pick func(*item) file
 
-func newFile(it *item) int { return it.repl }
-func oldFile(it *item) int { return it.file }
+func newFile(it *item) file { return file{it.repl, it.lender} }
+func oldFile(it *item) file { return file{it.file, nil} }
 
 // scratch estimates the memory for the largest batch, bytes.
 func (j *job) scratch() uint64 {
 	calls, messages := 256, 8
 	if j.table != nil {
 		calls += 4*len(j.table.slots) + 3*len(j.locks)
-		messages += len(j.table.slots)/maxRights + 1
+		messages += len(j.table.slots)/atOnce(j.table.slots) + 1
 		if n := len(j.table.slots); n > 0 {
 			calls += 2 * (j.table.slots[n-1].fd + 1) // holes that may be plugged
 		}
@@ -213,8 +213,8 @@ func (j *job) sendFiles(which pick, cwd int) error {
 	}
 	var files []int
 	for _, p := range places {
-		if p != nil && !slices.Contains(files, which(p.item)) {
-			files = append(files, which(p.item))
+		if p != nil && !slices.Contains(files, which(p.item).fd) {
+			files = append(files, which(p.item).fd)
 		}
 	}
 	if j.fs != nil && cwd >= 0 {
@@ -301,14 +301,14 @@ func (j *job) changeDirs(b *batch, which pick) []dirCall {
 	if p := j.fs.root; p != nil {
 		dot := b.bytes([]byte(".\x00"))
 		d := dirCall{place: p}
-		d.calls = append(d.calls, call(unix.SYS_FCHDIR, uint64(j.dirs[which(p.item)])), call(unix.SYS_CHROOT, dot))
+		d.calls = append(d.calls, call(unix.SYS_FCHDIR, uint64(j.dirs[which(p.item).fd])), call(unix.SYS_CHROOT, dot))
 		if j.fs.cwd == nil { // back to where it was
 			d.calls = append(d.calls, call(unix.SYS_FCHDIR, uint64(j.dirs[j.cwd])))
 		}
 		r = append(r, d)
 	}
 	if p := j.fs.cwd; p != nil {
-		r = append(r, dirCall{p, []int{call(unix.SYS_FCHDIR, uint64(j.dirs[which(p.item)]))}})
+		r = append(r, dirCall{p, []int{call(unix.SYS_FCHDIR, uint64(j.dirs[which(p.item).fd]))}})
 	}
 	return r
 }
@@ -338,7 +338,8 @@ func (j *job) verify(self int, which pick) error {
 	same := make([]bool, len(j.table.slots))
 	spread(len(same), func(i int) {
 		s := j.table.slots[i]
-		same[i] = kcmp(j.t.tid, self, kcmpFile, s.fd, which(s.item)) == 0
+		f := which(s.item)
+		same[i] = kcmp(j.t.tid, f.holder(self), kcmpFile, s.fd, f.fd) == 0
 	})
 	if i := slices.Index(same, false); i >= 0 {
 		if j.r.dying() {

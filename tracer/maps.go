@@ -26,7 +26,7 @@ func (j *job) stageMaps(which pick) error {
 	for part := range slices.Chunk(j.mem.maps, maxRights) {
 		var files []int
 		for _, m := range part {
-			if f := which(m.item); !slices.Contains(files, f) { // one new file for all maps of one old
+			if f := which(m.item).fd; !slices.Contains(files, f) { // one new file for all maps of one old
 				files = append(files, f)
 			}
 		}
@@ -37,7 +37,7 @@ func (j *job) stageMaps(which pick) error {
 		b := j.r.batch()
 		for _, m := range part {
 			n := m.line.end - m.line.start
-			fd := temps[slices.Index(files, which(m.item))]
+			fd := temps[slices.Index(files, which(m.item).fd)]
 			b.add(unix.SYS_MMAP, at, n, uint64(m.line.prot), m.flags(), uint64(fd), m.line.offset)
 			j.maps = append(j.maps, stagedMap{m, at})
 			at += n

@@ -23,10 +23,13 @@ func (x *transaction) replace() error {
 			return fmt.Errorf("%d replacements for %d files", len(given), len(items))
 		}
 		for i, it := range items {
-			if it.repl, it.err = given[i].FD, given[i].Err; it.err != nil {
+			if it.repl, it.lender, it.err = given[i].FD, given[i].Lender, given[i].Err; it.err != nil {
 				it.repl = -1
 			} else {
-				it.err = it.lookAtNew()
+				it.err = it.withNew(it.lookAtNew)
+			}
+			if x.o.RequireRoom && noRoom(it.err) {
+				return fmt.Errorf("a file for %s: %w", &items[i].Holders[0], it.err)
 			}
 		}
 		if i := slices.IndexFunc(items, func(it *item) bool { return it.err != nil }); i >= 0 && x.o.RequireAll {

@@ -254,7 +254,7 @@ func (s *scanner) look(g *getter, dir, fd int, link string) (*slot, error) {
 	}
 	file, err := g.get(fd)
 	if err != nil {
-		if gone(err) {
+		if gone(err) || s.o.RequireRoom && noRoom(err) {
 			return nil, err
 		}
 		s.skip(o, err.Error())
@@ -328,6 +328,9 @@ func (s *scanner) scanFS(pid, tid int) (*fsInfo, error) {
 		if err != nil {
 			if gone(err) {
 				return f, nil
+			}
+			if s.o.RequireRoom && noRoom(err) {
+				return nil, err
 			}
 			s.skip(o, err.Error())
 			continue

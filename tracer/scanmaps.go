@@ -125,6 +125,9 @@ func (s *scanner) scanMaps(pid, tid int, locked string, remember bool) (*memory,
 			if gone(err) {
 				continue
 			}
+			if s.o.RequireRoom && noRoom(err) {
+				return nil, err
+			}
 			s.skip(p.obj, err.Error())
 			continue
 		}

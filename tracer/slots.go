@@ -74,8 +74,9 @@ func (j *job) refillSlots(b *batch, slots []*slot, used *numberSet, which pick) 
 			b.add(unix.SYS_DUP3, uint64(j.r.theirs[0]), uint64(fd), unix.O_CLOEXEC)
 		}
 	}
-	for part := range slices.Chunk(slots, maxRights) {
-		var fds, files []int
+	for part := range slices.Chunk(slots, atOnce(slots)) {
+		var fds []int
+		var files []file
 		cloexec := 0
 		for _, s := range part {
 			fds = append(fds, s.fd)
@@ -85,7 +86,7 @@ func (j *job) refillSlots(b *batch, slots []*slot, used *numberSet, which pick) 
 			}
 		}
 		closeRuns(b, fds)
-		if err := j.r.send(files); err != nil {
+		if err := j.r.sendAll(files); err != nil {
 			return err
 		}
 		if cloexec == len(part) {
@@ -106,8 +107,9 @@ func (j *job) refillSlots(b *batch, slots []*slot, used *numberSet, which pick) 
 // exchangeSlots replaces slots by dup3 from temporary numbers, which are the
 // lowest that are free.
 func (j *job) exchangeSlots(b *batch, slots []*slot, used *numberSet, which pick) error {
-	for part := range slices.Chunk(slots, maxRights) {
-		var temps, files []int
+	for part := range slices.Chunk(slots, atOnce(slots)) {
+		var temps []int
+		var files []file
 		next := 0
 		for _, s := range part {
 			for used.has(next) {
@@ -117,7 +119,7 @@ func (j *job) exchangeSlots(b *batch, slots []*slot, used *numberSet, which pick
 			files = append(files, which(s.item))
 			next++
 		}
-		if err := j.r.send(files); err != nil {
+		if err := j.r.sendAll(files); err != nil {
 			return err
 		}
 		b.receive(len(part), unix.MSG_CMSG_CLOEXEC, b.control(len(part)))

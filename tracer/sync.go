@@ -46,11 +46,11 @@ func (it *item) manner(fd int) (m manner, err error) {
 }
 
 // lookAtNew takes note of what the new description is like. That need not wait for the stop where nobody but us has it.
-func (it *item) lookAtNew() (err error) {
+func (it *item) lookAtNew(fd int) (err error) {
 	if it.Kind != Descriptor {
 		return nil
 	}
-	if it.fresh, err = it.manner(it.repl); err != nil {
+	if it.fresh, err = it.manner(fd); err != nil {
 		return fmt.Errorf("the new file: %w", err)
 	}
 	return nil
@@ -58,7 +58,7 @@ func (it *item) lookAtNew() (err error) {
 
 // carryOver gives the new open file description what the old one has beside its
 // file. Both are ours; all that use the old one are stopped.
-func (it *item) carryOver() error {
+func (it *item) carryOver(fd int) error {
 	if it.Kind != Descriptor {
 		return nil
 	}
@@ -74,17 +74,17 @@ func (it *item) carryOver() error {
 		return nil
 	}
 	if old.flags&settableFlags != flags&settableFlags {
-		if _, err := unix.FcntlInt(uintptr(it.repl), unix.F_SETFL, flags&^settableFlags|old.flags&settableFlags); err != nil {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags&^settableFlags|old.flags&settableFlags); err != nil {
 			return fmt.Errorf("set flags %#o of the new file: %w", old.flags&settableFlags, err)
 		}
 	}
-	if err := it.carryOffset(&old); err != nil {
+	if err := it.carryOffset(&old, fd); err != nil {
 		return err
 	}
-	return it.carryOwner(&old)
+	return it.carryOwner(&old, fd)
 }
 
-func (it *item) carryOffset(old *manner) error {
+func (it *item) carryOffset(old *manner, fd int) error {
 	if errors.Is(old.seek, syscall.ESPIPE) {
 		return nil
 	}
@@ -94,11 +94,11 @@ func (it *item) carryOffset(old *manner) error {
 	err := it.fresh.seek
 	if err == nil && it.fresh.offset != old.offset {
 		if it.Mode&unix.S_IFMT == unix.S_IFDIR {
-			if err := readOnce(it.repl); err != nil {
+			if err := readOnce(fd); err != nil {
 				return err
 			}
 		}
-		_, err = unix.Seek(it.repl, old.offset, unix.SEEK_SET)
+		_, err = unix.Seek(fd, old.offset, unix.SEEK_SET)
 	}
 	if err != nil {
 		return fmt.Errorf("set offset %d of the new file: %w", old.offset, err)
@@ -134,14 +134,14 @@ const (
 )
 
 // carryOwner copies owner and signal of asynchronous I/O (F_SETOWN, F_SETSIG).
-func (it *item) carryOwner(old *manner) error {
+func (it *item) carryOwner(old *manner, fd int) error {
 	if old.owner != it.fresh.owner && (old.owner.pid != 0 || it.fresh.owner.pid != 0) {
-		if _, _, e := unix.Syscall(unix.SYS_FCNTL, uintptr(it.repl), fSetOwnEx, uintptr(unsafe.Pointer(&old.owner))); e != 0 && !errors.Is(e, syscall.ESRCH) { // ESRCH: the owner has ended
+		if _, _, e := unix.Syscall(unix.SYS_FCNTL, uintptr(fd), fSetOwnEx, uintptr(unsafe.Pointer(&old.owner))); e != 0 && !errors.Is(e, syscall.ESRCH) { // ESRCH: the owner has ended
 			return fmt.Errorf("set owner of asynchronous I/O to %d: %w", old.owner.pid, e)
 		}
 	}
 	if old.signal != it.fresh.signal {
-		if _, err := unix.FcntlInt(uintptr(it.repl), fSetSig, old.signal); err != nil {
+		if _, err := unix.FcntlInt(uintptr(fd), fSetSig, old.signal); err != nil {
 			return fmt.Errorf("set signal of asynchronous I/O to %d: %w", old.signal, err)
 		}
 	}
