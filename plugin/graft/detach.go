@@ -23,12 +23,10 @@ type DetachOptions struct {
 	Server Server
 	// Left is what the graft could not put onto the layer, by LeftBelow.
 	Left []tracer.Object
-	// Adopted are the descriptions that files of the layer stand for: the originals, and what the server had open for later ones. Only needed when the server is dead.
-	Adopted []AdoptedDescription
+	// Remains are what the dead server had open. Only needed when it is dead.
+	Remains Remains
 	// Locks are the POSIX locks that the dead server had below for processes.
 	Locks []LeftLocks
-	// Objects are what the dead server had open of what lies under the layer (O_PATH), as far as it may have no path any more.
-	Objects []int
 	// HandleIoctl is the ioctl(2) request by which the layer tells the handle of an open file; 0: the server is dead, and nobody tells in its stead.
 	HandleIoctl uint
 	// Deadline bounds how long the target may be stopped; 0 means DefaultDeadline. There is no other limit: a layer has to come off.
@@ -45,7 +43,7 @@ type DetachOptions struct {
 // takes the layer off. On an error the layer is as it was, unless the error says
 // otherwise. Rules must have been taken away before.
 func Detach(ctx context.Context, o DetachOptions) (*Report, error) {
-	d := &detachment{DetachOptions: o, rep: &Report{}, procFD: -1, groupFD: -1, sample: -1, off: o.Layer.Mount < 0}
+	d := &detachment{DetachOptions: o, remnants: newRemnants(o.Remains), rep: &Report{}, procFD: -1, groupFD: -1, sample: -1, off: o.Layer.Mount < 0}
 	if d.Deadline == 0 {
 		d.Deadline = DefaultDeadline
 	}
@@ -57,7 +55,7 @@ func Detach(ctx context.Context, o DetachOptions) (*Report, error) {
 	}
 	defer d.release()
 	if err := d.run(ctx); err != nil {
-		return nil, fmt.Errorf("ungraft %s from pid %d: %w", o.Layer.Info.Path, o.Target.PID, err)
+		return nil, fmt.Errorf("ungraft %s from pid %d: %w", o.Layer.Info.Path, o.Target.PID, d.remnants.whatFor(err))
 	}
 	return d.rep, nil
 }
@@ -72,7 +70,7 @@ type detachment struct {
 	// lockless: no POSIX lock is held through the layer; asked for each file, that would cost more than all the rest
 	lockless bool
 	locked   map[uint64]bool // inode numbers with POSIX locks
-	used     map[uint64]bool
+	remnants *remnants
 	settling sync.Mutex // two settle at a time
 	stores   stores
 	copies   map[uint64]bool // mounts on a layer over "/" that are copies of others
@@ -95,7 +93,8 @@ func (d *detachment) run(ctx context.Context) error {
 		},
 	}
 	if d.Server == nil {
-		swap.ReplaceAll, swap.Replace = nil, d.rescue
+		swap.ReplaceAll = d.rescueAll
+		swap.RequireRoom = d.Remains.Lender != nil // what is left would be on a layer that nobody answers
 		swap.Locks, swap.OwnLocks, swap.Locked = d.leftLocks, nil, nil
 		swap.GuardLocks, swap.LocksElsewhere, swap.LockLost = d.passLeftLocks, true, d.lockLost
 		swap.Together = true // once the connection is aborted, nobody must run who has files of it

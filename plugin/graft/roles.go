@@ -107,6 +107,18 @@ type LayerInfo struct {
 // Root: the layer lies over the target's root directory.
 func (i LayerInfo) Root() bool { return i.Path == "/" }
 
+// Remains are what a dead server had open, in the table of another process: of a target with many files this one has no room for them,
+// beside what that has open.
+type Remains struct {
+	Lender *tracer.Lender // nil: there are none
+	// Descriptions are what files of the layer stand for, by handle: the originals, and what the server had open for later ones.
+	Descriptions map[uint64]int
+	// Objects are what it had open of what lies under the layer (O_PATH), as far as it may have no path any more.
+	Objects []int
+	// Keep leaves files that this process opened with the lender, for as long as the swap takes, and gives their numbers there.
+	Keep func(files []int) (numbers []int, err error)
+}
+
 // AdoptedDescription is an original description that a handle of the layer wraps.
 type AdoptedDescription struct {
 	Handle uint64

@@ -40,13 +40,13 @@ const (
 	callKeepLocks   = "keep locks"   // bool -> bool
 	callMoved       = "moved"        // nodes of retired files
 	// swapper to keeper
-	callJob       = "job"       // -> job, fds: mount, backing[, the other mount of one over "/"][, peer group], none for an attach
-	callLayer     = "layer"     // graft.LayerInfo, fds: device, mount, backing[, the other mount of one over "/"][, peer group]
-	callAdopted   = "adopted"   // []uint64 (handles), fds: the descriptions, in that order
-	callOriginals = "originals" // int (offset) -> []uint64 (handles), fds
-	callObjects   = "objects"   // int (offset) -> fds: what a dead server had open of objects below (O_PATH)
-	callOwners    = "owners"    // int (offset) -> []lockOwner, fds: descriptions with their locks
-	callResult    = "result"    // result
+	callJob     = "job"     // -> job, fds: mount, backing[, the other mount of one over "/"][, peer group], none for an attach
+	callLayer   = "layer"   // graft.LayerInfo, fds: device, mount, backing[, the other mount of one over "/"][, peer group]
+	callAdopted = "adopted" // []uint64 (handles), fds: the descriptions, in that order
+	callRemains = "remains" // -> remainsAnswer: what a dead server had open
+	callKeep    = "keep"    // fds: files that the swapper opened -> []int: their numbers here
+	callOwners  = "owners"  // int (offset) -> []lockOwner, fds: descriptions with their locks
+	callResult  = "result"  // result
 )
 
 // callDeadline bounds calls that do no I/O on the target's files.
@@ -152,6 +152,13 @@ type job struct {
 	// Reswap are the files of the layer to move, instead of a graft or an ungraft.
 	Reswap []graft.RetiredFile `json:"reswap,omitempty"`
 	Layer  graft.LayerInfo     `json:"layer"`
+}
+
+// remainsAnswer are descriptors of the keeper, of what a dead server had open. They stay what they are as long as the swapper is at work.
+type remainsAnswer struct {
+	Keeper       int            `json:"keeper"` // its process id
+	Descriptions map[uint64]int `json:"descriptions"`
+	Objects      []int          `json:"objects"`
 }
 
 type result struct {

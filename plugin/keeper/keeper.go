@@ -103,9 +103,11 @@ type held struct {
 	peer    int
 	adopted map[uint64]int  // originals by handle; guarded by the keeper's mu
 	closed  map[uint64]bool // handles that were released before their original came
-	stoodIn bool            // see standIn; guarded by the keeper's mu
-	remains *remains        // of the dead server, for who takes the layer off without one; guarded by the keeper's mu
-	taking  sync.Mutex      // held while they are taken
+	// lent: a swapper goes by the numbers of what is in adopted and remains; guarded by the keeper's mu.
+	lent    bool
+	stoodIn bool       // see standIn; guarded by the keeper's mu
+	remains *remains   // of the dead server, for who takes the layer off without one; guarded by the keeper's mu
+	taking  sync.Mutex // held while they are taken
 	request Request
 	rules   []activeRule // in force; guarded by the keeper's swap
 	timer   *time.Timer  // ends the graft with its last rule
@@ -137,6 +139,9 @@ func (h *held) adopt(handle uint64, fd int) {
 
 // released lets go of an original whose file saw its last close.
 func (h *held) released(handle uint64) {
+	if h.lent {
+		return // its number would be another file's; all go when the layer is off
+	}
 	if fd, ok := h.adopted[handle]; ok {
 		delete(h.adopted, handle)
 		_ = unix.Close(fd)

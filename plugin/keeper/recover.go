@@ -126,7 +126,11 @@ func (k *keeper) try(h *held, a *attempt) (Graft, error) {
 		k.mu.Lock()
 		h.State, h.Reason = StateFailed, err.Error()
 		why := a.why
+		waits := was != StateFailed && was != StateLingering && k.server != nil && !k.server.alive()
 		k.mu.Unlock()
+		if waits {
+			k.log(Event{Type: EventServer, Graft: h.ID, Path: h.Path, Message: fmt.Sprintf("calls on the layer of the dead server wait until it is off, which is tried every %v: %v", retry, err)})
+		}
 		k.later(h, why) // its rules have ended: nobody wants a layer without them
 		return Graft{}, err
 	}

@@ -87,11 +87,6 @@ func (k *keeper) remainsOf(id string, here map[uint64]int) (*remains, error) {
 		}
 		return fd, err == nil
 	}
-	for _, n := range left.Objects {
-		if fd, ok := take(n); ok {
-			r.objects = append(r.objects, fd)
-		}
-	}
 	for _, f := range left.Files {
 		if _, is := here[f.Handle]; is {
 			continue
@@ -103,6 +98,12 @@ func (k *keeper) remainsOf(id string, here map[uint64]int) (*remains, error) {
 	for _, o := range left.Owners {
 		if fd, ok := take(o.FD); ok {
 			r.owners = append(r.owners, lockOwner{PID: o.PID, Ino: o.Ino, file: fd})
+		}
+	}
+	// Last, should there be no room for all: most have a path.
+	for _, n := range left.Objects {
+		if fd, ok := take(n); ok {
+			r.objects = append(r.objects, fd)
 		}
 	}
 	return r, errors.Join(errs...)

@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -95,6 +93,7 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 		}
 	}
 	broke := conn.Serve(d.handle)
+	defer func() { wire.CloseAll(d.kept) }() // the target has them, or its old ones
 	if broke != nil {
 		k.o.Logger.Warn("connection with the swapper broke", "err", broke)
 		_ = conn.Close() // it waits for an answer, and hears by this that none comes
@@ -194,6 +193,7 @@ type deskOfSwapper struct {
 	job    job
 	server *serverClient
 	result *result
+	kept   []int // what the swapper has opened, and has no room for
 }
 
 func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
@@ -221,21 +221,14 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 		}
 		d.job.points().Pass("adopted")
 		return nil, nil, nil
-	case callOriginals:
-		var from int
-		if err := r.Decode(&from); err != nil {
-			return nil, nil, err
-		}
-		return d.originals(from)
-	case callObjects:
-		var from int
-		if err := r.Decode(&from); err != nil {
-			return nil, nil, err
-		}
+	case callRemains:
 		d.k.mu.Lock()
 		defer d.k.mu.Unlock()
-		fds, err := dupAll(page(h.remains.objects, from)...)
-		return nil, fds, err
+		h.lent = true
+		return remainsAnswer{Keeper: os.Getpid(), Descriptions: h.descriptions(), Objects: h.remains.objects}, nil, nil
+	case callKeep:
+		d.kept = append(d.kept, r.FDs...)
+		return r.FDs, nil, nil
 	case callOwners:
 		var from int
 		if err := r.Decode(&from); err != nil {
@@ -262,20 +255,6 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 		wire.CloseAll(r.FDs)
 		return nil, nil, fmt.Errorf("keeper: unknown call %q of a swapper", r.Method)
 	}
-}
-
-// originals hands out a page of the descriptions that files of the layer stand for, in the order of their handles.
-func (d *deskOfSwapper) originals(from int) (any, []int, error) {
-	d.k.mu.Lock()
-	defer d.k.mu.Unlock()
-	all := d.h.descriptions()
-	handles := page(slices.Sorted(maps.Keys(all)), from)
-	var fds []int
-	for _, handle := range handles {
-		fds = append(fds, all[handle])
-	}
-	fds, err := dupAll(fds...)
-	return handles, fds, err
 }
 
 // page is what of a list goes into one answer.

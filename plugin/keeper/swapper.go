@@ -155,8 +155,7 @@ func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 	if err != nil {
 		return nil, err
 	}
-	var adopted []graft.AdoptedDescription
-	var objects []int
+	var remains graft.Remains
 	var locks []graft.LeftLocks
 	handle := uint(fusefs.IoctlHandle)
 	if j.Dead {
@@ -164,8 +163,6 @@ func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 		if !j.StoodIn {
 			handle = 0
 		}
-		objects = k.objects()
-		defer func() { wire.CloseAll(objects) }()
 		if locks, err = k.locks(); err != nil {
 			return nil, err
 		}
@@ -174,17 +171,13 @@ func detach(j job, k keeperLink, server graft.Server, fds []int) (*graft.Report,
 				_ = unix.Close(l.File) // a duplicate
 			}
 		}()
-		if adopted, err = k.originals(); err != nil {
+		if remains, err = k.remains(); err != nil {
 			return nil, err
 		}
-		defer func() {
-			for _, a := range adopted {
-				_ = unix.Close(a.File)
-			}
-		}()
+		defer remains.Lender.Close()
 	}
 	return graft.Detach(context.Background(), graft.DetachOptions{
-		ID: j.Graft, Target: j.Target, Layer: l, Server: server, Adopted: adopted, Objects: objects, Locks: locks, Left: j.Left, HandleIoctl: handle,
+		ID: j.Graft, Target: j.Target, Layer: l, Server: server, Remains: remains, Locks: locks, Left: j.Left, HandleIoctl: handle,
 		Deadline: j.Deadline, Step: j.step(k), Progress: k.at.on, Hung: endHung,
 	})
 }
@@ -231,37 +224,22 @@ func (k keeperLink) Adopted(all []graft.AdoptedDescription) error {
 	return nil
 }
 
-func (k keeperLink) originals() ([]graft.AdoptedDescription, error) {
-	var all []graft.AdoptedDescription
-	for {
-		var handles []uint64
-		fds, err := k.call(callOriginals, len(all), &handles)
-		if err != nil {
-			return nil, err
-		}
-		if len(handles) == 0 {
-			return all, nil
-		}
-		if len(handles) != len(fds) {
-			wire.CloseAll(fds)
-			return nil, fmt.Errorf("swapper: %d originals with %d descriptors", len(handles), len(fds))
-		}
-		for i, h := range handles {
-			all = append(all, graft.AdoptedDescription{Handle: h, File: fds[i]})
-		}
+// remains are what the dead server had open, as far as the keeper could get it from its holder.
+func (k keeperLink) remains() (graft.Remains, error) {
+	var a remainsAnswer
+	if _, err := k.call(callRemains, nil, &a); err != nil {
+		return graft.Remains{}, err
 	}
+	l, err := tracer.NewLender(a.Keeper)
+	if err != nil {
+		return graft.Remains{}, fmt.Errorf("swapper: %w", err)
+	}
+	return graft.Remains{Lender: l, Descriptions: a.Descriptions, Objects: a.Objects, Keep: k.keep}, nil
 }
 
-// objects are what the dead server had open of objects below, as far as its holder still has it: without, what has lost its name stays
-// on the layer, and is reported.
-func (k keeperLink) objects() (all []int) {
-	for {
-		fds, err := k.call(callObjects, len(all), nil)
-		if err != nil || len(fds) == 0 {
-			return all
-		}
-		all = append(all, fds...)
-	}
+func (k keeperLink) keep(files []int) (numbers []int, err error) {
+	_, err = k.call(callKeep, nil, &numbers, files...)
+	return numbers, err
 }
 
 // locks are the POSIX locks that the dead server had for processes.
