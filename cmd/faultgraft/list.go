@@ -51,7 +51,11 @@ func newPsCommand(g *global) *cobra.Command {
 		Long: `List the grafts and kernel faults on this node, with how often each rule matched and
 fired, and the containers whose labels were refused, with the reason; then the
 policies with their targets. With -o json or yaml the list has the faults only; with
---policies it has the policies only.`,
+--policies it has the policies only.
+
+A keeper that does not answer, and a server whose keeper was killed and for which no other
+one listens after 10 s, are named on standard error, and the status is 1: what they
+have is missing in the list.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := g.checkOutput(); err != nil {
@@ -67,7 +71,7 @@ policies with their targets. With -o json or yaml the list has the faults only; 
 			if onlyPolicies {
 				return errors.Join(printPolicies(c.OutOrStdout(), known), perr)
 			}
-			grafts, err := g.keepers().List(c.Context())
+			grafts, err := g.listGrafts(c.Context())
 			faults, kerr := g.kernelFaults(c.Context())
 			refused, rerr := g.refused(c.Context())
 			err = errors.Join(err, kerr, rerr)
@@ -88,6 +92,16 @@ policies with their targets. With -o json or yaml the list has the faults only; 
 	c.Flags().BoolVar(&onlyPolicies, "policies", false, "list the policies and their targets, not the faults")
 	g.outputFlag(c)
 	return c
+}
+
+// listGrafts lists the grafts of all keepers. The error names those of whose grafts nothing is known.
+func (g *global) listGrafts(ctx context.Context) ([]keeper.Graft, error) {
+	unheard := g.keepers().Unheard(ctx)
+	grafts, err := g.keepers().List(ctx)
+	if grafts == nil {
+		return nil, err // it is not known which keepers there are
+	}
+	return grafts, errors.Join(err, unheard)
 }
 
 // sayStopped adds that the node is stopped, if it is.

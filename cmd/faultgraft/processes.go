@@ -19,20 +19,27 @@ func processLogger() *slog.Logger { return slog.New(slog.NewTextHandler(os.Stder
 // newKeeperCommand, newServerCommand and newSwapCommand are the processes that
 // stand by a target, and newOrphansCommand one of the agent's; faultgraft starts them itself.
 func newKeeperCommand(g *global) *cobra.Command {
-	o := keeper.Options{Ready: firstFD, Version: version, Logger: processLogger()}
+	o := keeper.Options{Version: version, Logger: processLogger()}
+	var target, inherit string // they name the target, for who looks at processes
 	c := &cobra.Command{
 		Use: "keeper", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			o.StateDir = g.stateDir
-			if o.Inherit != "" || o.Follow != "" {
-				o.Ready = -1
+			o.Ready = -1
+			switch {
+			case target != "":
+				o.Ready, o.Target = firstFD, firstFD+1
+			case inherit != "":
+				o.Inherit = firstFD
 			}
 			return keeper.Run(c.Context(), o)
 		},
 	}
-	c.Flags().StringVar(&o.Target, "target", "", "")
-	c.Flags().StringVar(&o.Inherit, "inherit", "", "")
+	c.Flags().StringVar(&target, "target", "", "")
+	c.Flags().StringVar(&inherit, "inherit", "", "")
 	c.Flags().StringVar(&o.Follow, "follow", "", "")
+	c.MarkFlagsOneRequired("target", "inherit", "follow")
+	c.MarkFlagsMutuallyExclusive("target", "inherit", "follow")
 	return c
 }
 

@@ -37,7 +37,7 @@ func hold(w *will) {
 	generation, guard := w.claimed, w.guard
 	for {
 		await(guard)
-		if !claim(w, generation) || generation == '9' {
+		if !claim(w, generation) || generation == LastGeneration {
 			exit(0)
 		}
 		generation++

@@ -48,8 +48,11 @@ type Options struct {
 	Env       []string
 }
 
-// FirstGeneration is what is in the claim's pipe until a successor was started. The last one is '9'.
-const FirstGeneration byte = '1'
+// FirstGeneration is what is in the claim's pipe until a successor was started. With the last one no holder starts another.
+const (
+	FirstGeneration byte = '1'
+	LastGeneration  byte = '9'
+)
 
 // NewClaim makes the pipe, with the claim in it.
 func NewClaim() (Claim, error) {

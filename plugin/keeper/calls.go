@@ -25,6 +25,7 @@ const (
 	callEstate  = "estate"  // -> byte (generation of the claim), fds: the memory of its estate
 	callRestore = "restore" // -> []restoredLayer: of the dead server that it follows
 	callResume  = "resume"  // -> resumed
+	callInherit = "inherit" // inheritCall -> inheritance, fds: of its layers; by a keeper that the server has started
 	callEnd     = "end"     // endCall -> bool (lingers): let go of a layer that was taken off
 	// server to keeper, on a pair of its own
 	callNews = "news" // []newsCall

@@ -131,10 +131,11 @@ func (c *Client) start(ctx context.Context, key string, t Target) error {
 	}
 	t.Labels = shownLabels(t.Labels)
 	atClient.Pass("folder")
-	target, err := json.Marshal(t)
+	target, err := targetFile(t)
 	if err != nil {
 		return err
 	}
+	defer func() { _ = target.Close() }()
 	log, err := os.OpenFile(dir.log(key), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("keeper's log: %w", err)
@@ -145,9 +146,9 @@ func (c *Client) start(ctx context.Context, key string, t Target) error {
 		return err
 	}
 	defer func() { _ = r.Close() }()
-	cmd := exec.Command(c.executable(), "keeper", "--state-dir", string(dir), "--target", string(target))
+	cmd := exec.Command(c.executable(), "keeper", "--state-dir", string(dir), "--target", key) // for who looks at processes: the rest is in the file
 	cmd.Args[0] = "faultgraft"
-	cmd.ExtraFiles = []*os.File{w}
+	cmd.ExtraFiles = []*os.File{w, target}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
 	// A session of its own: what ends the daemon's or the user's terminal does not reach it.

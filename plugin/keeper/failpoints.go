@@ -24,6 +24,9 @@ var (
 	// Of a server that follows a dead one. "layer" and "taken" are passed for each layer.
 	atFollow = failpoint.Of("server follow", "started", "holder", "layer", "taken", "restored", "rules", "claimed", "ended", "only", "resumed")
 
+	// Of a server whose keeper was killed: another one asks for what there is to take off, and has it.
+	atInherit = failpoint.Of("server inherit", "page", "taken")
+
 	// Of a server that serves: it was asked to release what hangs.
 	atServe = failpoint.Of("server", "release")
 

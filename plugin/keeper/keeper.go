@@ -2,7 +2,6 @@ package keeper
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,11 +19,11 @@ import (
 // Options say how the keeper process is started.
 type Options struct {
 	StateDir string
-	// Target is JSON of a Target; Inherit is what a server whose keeper died hands to the next. One of the three is set.
+	// Target is a descriptor of what targetFile makes; Inherit is that of the connection with a server whose keeper died. 0 is none;
+	// one of the three is set.
+	Target, Inherit int
 	// Follow is what the holder of a dead server says whose keeper died too: a descriptor's number and a generation, see package holder.
-	Target  string
-	Inherit string
-	Follow  string
+	Follow string
 	// Ready is a descriptor to which one line is written once the keeper listens, or what went wrong; -1 for none.
 	Ready int
 	// Version is this build's, for whoever asks.
@@ -159,20 +158,19 @@ func (h *held) released(handle uint64) {
 func (k *keeper) start() error {
 	var legacy inheritance
 	var left estate
-	if k.o.Inherit != "" {
-		var err error
-		if legacy, err = decodeInheritance(k.o.Inherit); err != nil {
-			return err
-		}
+	var err error
+	switch {
+	case k.inherits():
+		legacy, err = k.askLegacy()
 		k.target = legacy.Target
-	} else if k.o.Follow != "" {
-		var err error
-		if left, err = k.openEstate(); err != nil {
-			return err
-		}
+	case k.o.Follow != "":
+		left, err = k.openEstate()
 		k.target, legacy.Place = left.Target, left.Place
-	} else if err := json.Unmarshal([]byte(k.o.Target), &k.target); err != nil {
-		return fmt.Errorf("keeper: target: %w", err)
+	default:
+		k.target, err = readTarget(k.o.Target)
+	}
+	if err != nil {
+		return err
 	}
 	t, err := graft.CheckTarget(k.target.PID)
 	switch {
@@ -219,8 +217,8 @@ func (k *keeper) start() error {
 	k.listen = func() error { return k.http.Serve(l) }
 	atStart.Pass("listening")
 	switch {
-	case k.o.Inherit != "":
-		return k.inherit(legacy)
+	case k.inherits():
+		k.inherit(legacy)
 	case k.o.Follow != "":
 		return k.takeEstate(left)
 	}
@@ -228,7 +226,10 @@ func (k *keeper) start() error {
 }
 
 // takesOff: this keeper follows one that died, and is there to take its layers off.
-func (k *keeper) takesOff() bool { return k.o.Inherit != "" || k.o.Follow != "" }
+func (k *keeper) takesOff() bool { return k.inherits() || k.o.Follow != "" }
+
+// inherits: it was started by the server of the one that died.
+func (k *keeper) inherits() bool { return k.o.Inherit > 0 }
 
 // holdNamespace keeps the target's mount namespace open: the layer can be taken
 // off when no process is left in it, and the namespace's inode number is given
@@ -264,7 +265,7 @@ func (k *keeper) run(ctx context.Context) error {
 	first := time.AfterFunc(idle, k.endIfIdle)
 	defer first.Stop()
 	switch {
-	case k.o.Inherit != "":
+	case k.inherits():
 		go k.recoverAll("its keeper died")
 	case k.o.Follow != "":
 		go k.followBoth()

@@ -2,7 +2,6 @@ package keeper
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -177,19 +176,4 @@ func TestPurge(t *testing.T) {
 	if err := Purge(dir); err != nil {
 		t.Errorf("purged twice: %v", err)
 	}
-}
-
-func FuzzInheritance(f *testing.F) {
-	f.Add(`{"layers":[{"graft":"g","fds":2}]}`)
-	f.Add(`[]`)
-	f.Fuzz(func(t *testing.T, s string) {
-		i, err := decodeInheritance(s)
-		if err != nil {
-			return
-		}
-		text, err := i.encode()
-		if err != nil || !json.Valid([]byte(text)) {
-			t.Errorf("%q: %q, %v", s, text, err)
-		}
-	})
 }

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
+	"github.com/faultgraft/faultgraft/plugin/holder"
 	"github.com/faultgraft/faultgraft/plugin/wire"
-	"golang.org/x/sys/unix"
 )
 
 // What a server does when its keeper has died: it ends the faults, and has another keeper take the layers off.
@@ -71,6 +71,65 @@ func (s *server) abandon(orphans []*servedLayer) error {
 	return s.replaceKeeper(orphans)
 }
 
+// legacy is what another keeper is to take off.
+type legacy struct {
+	layers []*servedLayer
+	asked  bool // it has asked for it
+	taken  bool // it has all of it
+}
+
+// errNotTaken: keepers that this server starts cannot take its layers over, and whoever follows it can find them without it.
+var errNotTaken = errors.New("server: no keeper can take its layers over: it ends, and its holder has another one do that")
+
+// maxNotTaken is how many keepers may fail so in a row.
+const maxNotTaken = 3
+
+// leave has keepers take the layers off that are on, one after another where they die. err is why the first one is no more.
+//
+// It goes on as long as it takes: the target works meanwhile, without faults, and would see ENOTCONN without this server. Where no
+// process can be started at all, or none can have the state directory, the holder can do no better, and tries a few times only. What
+// it can do without is the handing over: with that failing, the layers are left to it.
+func (s *server) leave(err error) error {
+	notTaken := 0
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
+		orphans, _ := s.split()
+		if len(orphans) == 0 {
+			return err
+		}
+		s.o.Logger.Warn("the keeper has died: no more faults, its layers are taken off", "layers", len(orphans), "err", err)
+		if err = s.abandon(orphans); err == nil {
+			continue
+		}
+		if notTaken++; !errors.Is(err, errNotTaken) {
+			notTaken = 0
+		}
+		if notTaken >= maxNotTaken && s.followable() {
+			return err
+		}
+		time.Sleep(wait)
+	}
+}
+
+// followable: the holder would have another process serve all layers of this one.
+func (s *server) followable() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.succession
+	if p == nil || p.holder == nil || !p.holder.Alive() || p.generation >= holder.LastGeneration {
+		return false
+	}
+	left, err := p.file.read()
+	if err != nil {
+		return false
+	}
+	for id, l := range s.layers {
+		if l.state == nil || left.layer(id) == nil {
+			return false
+		}
+	}
+	return true
+}
+
 // replaceKeeper starts a keeper that takes layers off, and answers it until it ends.
 func (s *server) replaceKeeper(orphans []*servedLayer) error {
 	own, theirs, err := wire.Pair()
@@ -78,38 +137,19 @@ func (s *server) replaceKeeper(orphans []*servedLayer) error {
 		return err
 	}
 	defer func() { _ = own.Close() }()
-	files := []*os.File{theirs}
-	given := func() {
-		for _, f := range files {
-			_ = f.Close()
-		}
-		files = nil
-	}
-	defer given()
-	var legacy inheritance
-	for _, l := range orphans {
-		legacy.Target, legacy.Place = l.call.Target, l.call.Place
-		legacy.Layers = append(legacy.Layers, inheritedLayer{Graft: l.call.Layer, Info: l.call.Info, FDs: len(l.keep)})
-		for _, fd := range l.keep {
-			d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-			if err != nil {
-				return fmt.Errorf("server: %w", err)
-			}
-			files = append(files, os.NewFile(uintptr(d), "layer"))
-		}
-	}
-	arg, err := legacy.encode()
-	if err != nil {
-		return err
-	}
-	cmd := exec.Command("/proc/self/exe", "keeper", "--state-dir", s.o.StateDir, "--inherit", arg)
-	cmd.ExtraFiles = files
+	heir := &legacy{layers: orphans}
+	s.mu.Lock()
+	s.legacy = heir
+	s.mu.Unlock()
+	cmd := exec.Command("/proc/self/exe", "keeper", "--state-dir", s.o.StateDir, "--inherit", keyOf(orphans[0].call.Place)) // for who looks at processes
+	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	err = cmd.Start()
+	_ = theirs.Close() // the process has its own
+	if err != nil {
 		return fmt.Errorf("server: start another keeper: %w", err)
 	}
-	given()
 	s.newGuard(cmd.Process.Pid)
 	over := make(chan struct{})
 	defer close(over)
@@ -118,6 +158,11 @@ func (s *server) replaceKeeper(orphans []*servedLayer) error {
 	werr := cmd.Wait()
 	if err == nil {
 		err = werr
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if exit := (*exec.ExitError)(nil); errors.As(werr, &exit) && exit.Exited() && heir.asked && !heir.taken { // not one that was killed
+		return fmt.Errorf("%w (%w)", errNotTaken, err)
 	}
 	return err
 }

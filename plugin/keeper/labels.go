@@ -5,9 +5,8 @@ import (
 	"slices"
 )
 
-// maxShownLabels is how many bytes of labels a keeper is told of its target. It gets them as an
-// argument, of which the kernel takes 128 KiB (MAX_ARG_STRLEN, include/uapi/linux/binfmts.h), and annotations
-// can be longer than that: a container must not get out of its faults by a long one. In JSON a byte can become six.
+// maxShownLabels is how many bytes of labels a keeper is told of its target. Annotations can be much longer, and it
+// holds them as long as it lives and tells them with each of its grafts.
 const maxShownLabels = 16 << 10
 
 // shownLabels are those of a target that are shown with its grafts, in the order of their keys as long as there is room.

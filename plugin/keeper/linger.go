@@ -63,7 +63,7 @@ func (k *keeper) settle(h *held, rep *graft.Report) (used string) {
 	if lingers && !h.unused {
 		used = users(rep)
 	}
-	if used == "" || k.o.Inherit != "" { // the server that a keeper inherits waits by itself
+	if used == "" || k.inherits() { // the server that a keeper inherits waits by itself
 		k.mu.Unlock()
 		k.forget(h)
 		return used

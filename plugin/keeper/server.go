@@ -65,15 +65,8 @@ func RunServer(o ServerOptions) error {
 	if err := s.decide(); err != nil {
 		return err
 	}
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
-		orphans, _ := s.split()
-		if len(orphans) == 0 {
-			break
-		}
-		o.Logger.Warn("the keeper has died: no more faults, its layers are taken off", "layers", len(orphans), "err", err)
-		if err = s.abandon(orphans); err != nil {
-			time.Sleep(wait) // the target works on; without this server it would see ENOTCONN
-		}
+	if err = s.leave(err); errors.Is(err, errNotTaken) {
+		return err
 	}
 	_, lingering := s.split()
 	if len(lingering) > 0 {
@@ -108,6 +101,7 @@ type server struct {
 	swappers    map[int]chan struct{} // those that are connected, by their process; closed when one is no more
 	news        *news
 	succession  *succession // nil if nobody could follow this server
+	legacy      *legacy     // for the keeper that takes the layers off; nil while the first one lives
 }
 
 // holdNamespace keeps the target's mount namespace, and has the place name this process's hold of it.
@@ -230,6 +224,8 @@ func (s *server) handle(r *wire.Request) (any, []int, error) {
 		return out, nil, err
 	case callSwapper:
 		return nil, nil, s.attachSwapper(r)
+	case callInherit:
+		return s.handOver(r)
 	case callEnd:
 		var c endCall
 		if err := r.Decode(&c); err != nil {

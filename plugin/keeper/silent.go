@@ -120,6 +120,9 @@ func (c *Client) listener(key string) (pid int, ok bool) {
 	return peer.PID, err == nil // who called listen(2), see unix(7)
 }
 
+// hangs is what is said of a process that nothing stands in the way of.
+const hangs = "it hangs, or the machine has no time for it"
+
 // whyStill says why a process does nothing, and what makes it go on.
 func whyStill(pid int) string {
 	stat, err := graft.ReadStat(pid)
@@ -137,7 +140,7 @@ func whyStill(pid int) string {
 	case 'D':
 		return "it waits within the kernel (uninterruptible sleep)"
 	}
-	return "it hangs, or the machine has no time for it"
+	return hangs
 }
 
 // saying adds to a *SilentError what becomes of that which was asked for.

@@ -145,6 +145,18 @@ func (c *Client) AwaitFollowers(ctx context.Context) (alone []int, err error) {
 	return alone, err
 }
 
+// unheardWait is for who is just about to end, and for a killed keeper's successor where no swapper has to be waited for.
+const unheardWait = 10 * time.Second
+
+// Unheard waits for the successors of killed keepers, for a while. The error names the servers and holders that stand by layers of which List
+// knows nothing, because no keeper listens that could be asked.
+func (c *Client) Unheard(ctx context.Context) error {
+	return c.awaitStanding(ctx, func(all []standing) ([]standing, time.Duration) {
+		// A keeper that is about to start or to end has no layer.
+		return slices.DeleteFunc(unheard(all), func(s standing) bool { return s.job == "keeper" }), unheardWait
+	}, "stands by layers that are not listed, because no keeper listens that could be asked for them")
+}
+
 // Purge waits for the processes of the state directory to end and removes it. Whoever has taken the layers off is about to.
 func (c *Client) Purge(ctx context.Context) error {
 	err := c.awaitStanding(ctx, func(all []standing) ([]standing, time.Duration) {
@@ -179,11 +191,7 @@ func (c *Client) awaitStanding(ctx context.Context, left func([]standing) ([]sta
 		if time.Since(begin) > patience {
 			var errs []error
 			for _, s := range who {
-				why := whyStill(s.pid)
-				if s.alone {
-					why = Lingers
-				}
-				errs = append(errs, fmt.Errorf("process %d (%s) %s: %s", s.pid, s.job, complaint, why))
+				errs = append(errs, fmt.Errorf("process %d (%s) %s: %s", s.pid, s.job, complaint, c.why(s)))
 			}
 			return errors.Join(errs...)
 		}
@@ -193,4 +201,23 @@ func (c *Client) awaitStanding(ctx context.Context, left func([]standing) ([]sta
 		case <-time.After(lookAgain):
 		}
 	}
+}
+
+// why says what a process waits for, or where that is said.
+func (c *Client) why(s standing) string {
+	why := whyStill(s.pid)
+	switch {
+	case s.alone:
+		return Lingers
+	case s.job == "keeper" || why != hangs:
+		return why
+	}
+	why = "it has another keeper started again and again, until one takes the layers off, and the target works on without faults"
+	if s.job == "holder" {
+		why = "it has a keeper started that takes the layers off"
+	}
+	if log, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/2", s.pid)); err == nil && strings.HasPrefix(log, "/") {
+		why += ". " + log + " has what they say"
+	}
+	return why
 }

@@ -171,7 +171,7 @@ func (b *bench) serversOf(pid string) ([]int, error) {
 			return nil, err
 		}
 		switch {
-		case args[1] == "keeper" && strings.Contains(string(text), `"id":"pid-`+pid+`"`):
+		case args[1] == "keeper" && strings.Contains(string(text), "\x00pid-"+pid+"-"):
 			keeper = id
 		case args[1] == "server":
 			servers = append(servers, id)

@@ -3,7 +3,6 @@ package lab
 import (
 	"bytes"
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -109,18 +108,12 @@ func LookAt(pid int) (OwnProcess, bool) {
 	return p, true
 }
 
-// targetOf is the process that a keeper's arguments name: `--target JSON`, or what a server whose keeper died hands to the next.
+// targetOf is the process that a keeper's arguments name: `--target pid-PID-START`, or `--inherit` of a server whose keeper died.
 func targetOf(args []string) int {
 	for _, a := range args[2:] {
-		_, a, _ = strings.Cut(a, "{")
-		var t struct {
-			PID    int `json:"pid"`
-			Target struct {
-				PID int `json:"pid"`
-			} `json:"target"`
-		}
-		if json.Unmarshal([]byte("{"+a), &t) == nil && t.PID+t.Target.PID > 0 {
-			return t.PID + t.Target.PID
+		var pid int
+		if n, err := fmt.Sscanf(a, "pid-%d-", &pid); err == nil && n == 1 {
+			return pid
 		}
 	}
 	return 0

@@ -190,7 +190,7 @@ func (r *rig) killAll(g keeper.Graft) {
 func (r *rig) holds(pid int, g keeper.Graft) bool {
 	for range 5 {
 		args, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline") // it may have ended
-		if strings.Contains(string(args), `"pid":`+strconv.Itoa(g.Target.PID)+",") {
+		if strings.Contains(string(args), fmt.Sprintf("\x00pid-%d-", g.Target.PID)) {
 			return true
 		}
 		stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")

@@ -38,6 +38,7 @@ var jobs = map[string]struct {
 	"swapper ungraft": {(*walk).ungrafting, []string{"self", "keeper", "command"}},
 	"swapper move":    {(*walk).changing, []string{"self", "keeper", "command"}},
 	"server follow":   {(*walk).following, []string{"self", "keeper"}},
+	"server inherit":  {(*walk).inheriting, []string{"self", "keeper"}},
 	"server":          {(*walk).serving, []string{"self"}},
 	"stop":            {(*walk).stopping, []string{"self"}},
 	"release":         {(*walk).releasing, []string{"self"}},
@@ -156,6 +157,20 @@ func (w *walk) following() {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		w.t.Fatal(err)
 	}
+	at := w.await()
+	if w.victim != "self" {
+		w.kill(0, at)
+	}
+}
+
+// inheriting is a server whose keeper was killed, and that has another one take the layer off.
+func (w *walk) inheriting() {
+	w.target()
+	w.arm()
+	w.inject(w.h, w.path, "io error=EIO op=fsync ttl=10m")
+	w.env = nil
+	w.h.is("EIO", "fsync f")
+	w.signal("keeper", syscall.SIGKILL)
 	at := w.await()
 	if w.victim != "self" {
 		w.kill(0, at)
