@@ -69,14 +69,22 @@ func (c systemCall) among(list []int) bool { return slices.Contains(list, c.nr) 
 // exits has no memory.
 func withinExec(tid uint32) bool {
 	b, err := os.ReadFile(procOf(tid, "statm"))
-	f := strings.Fields(string(b))
+	return err == nil && withoutProgram(string(b))
+}
+
+func withoutProgram(statm string) bool {
+	f := strings.Fields(statm)
 	const size, text = 0, 3
-	return err == nil && len(f) > text && f[size] != "0" && f[text] == "0"
+	return len(f) > text && f[size] != "0" && f[text] == "0"
 }
 
 // lacks reports whether a thread is without a capability. One that is gone has none.
 func lacks(tid uint32, capability uint) bool {
-	for _, w := range statusLine(tid, "CapEff:") {
+	return lacking(statusLine(tid, "CapEff:"), capability)
+}
+
+func lacking(effective []string, capability uint) bool {
+	for _, w := range effective {
 		if set, err := strconv.ParseUint(w, 16, 64); err == nil {
 			return set&(1<<capability) == 0
 		}
@@ -85,9 +93,11 @@ func lacks(tid uint32, capability uint) bool {
 }
 
 // groupsOf reads the supplementary groups of a thread. A thread that is gone has none.
-func groupsOf(tid uint32) []uint32 {
+func groupsOf(tid uint32) []uint32 { return parseGroups(statusLine(tid, "Groups:")) }
+
+func parseGroups(words []string) []uint32 {
 	out := []uint32{}
-	for _, w := range statusLine(tid, "Groups:") {
+	for _, w := range words {
 		if g, err := strconv.ParseUint(w, 10, 32); err == nil {
 			out = append(out, uint32(g))
 		}
@@ -101,7 +111,11 @@ func statusLine(tid uint32, key string) []string {
 	if err != nil {
 		return nil
 	}
-	for line := range strings.Lines(string(b)) {
+	return lineOf(string(b), key)
+}
+
+func lineOf(status, key string) []string {
+	for line := range strings.Lines(status) {
 		if rest, ok := strings.CutPrefix(line, key); ok {
 			return strings.Fields(rest)
 		}

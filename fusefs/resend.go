@@ -145,13 +145,18 @@ func (r *reader) answerAgain(n int, s *ledgerSlot) []byte {
 	return r.settle(s, b)
 }
 
-// kept puts the answer that is booked into b, as one to the request; nil: it is not kept.
+// kept puts the answer that is booked into b, as one to the request; nil: it is not kept, or the kernel would refuse it
+// (fuse_dev_do_write in fs/fuse/dev.c).
 func (s *ledgerSlot) kept(b []byte, h *fuse.InHeader) []byte {
 	if s.length < uint32(headerSize) || s.length > answerBytes {
 		return nil
 	}
 	b = b[:copy(b, s.answer[:s.length])]
-	(*fuse.OutHeader)(unsafe.Pointer(&b[0])).Unique = h.Unique
+	o := (*fuse.OutHeader)(unsafe.Pointer(&b[0]))
+	if int(o.Length) != len(b) || o.Status > 0 || o.Status <= -512 || o.Status != 0 && len(b) != headerSize {
+		return nil
+	}
+	o.Unique = h.Unique
 	return b
 }
 
