@@ -246,7 +246,11 @@ func statusOf(pid int, field string) string {
 	if err != nil {
 		return ""
 	}
-	for line := range strings.Lines(string(b)) {
+	return fieldOf(string(b), field)
+}
+
+func fieldOf(status, field string) string {
+	for line := range strings.Lines(status) {
 		if v, ok := strings.CutPrefix(line, field+":"); ok {
 			return strings.TrimSpace(v)
 		}

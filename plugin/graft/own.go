@@ -3,6 +3,7 @@ package graft
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,11 +19,25 @@ import (
 // Job tells what a process does for faultgraft, empty for nothing, and for which state directory, where its arguments say that. They are
 // the same in all versions. Any process can have such arguments.
 func Job(pid int) (job, stateDir string) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
 		return "", "" // it has ended
 	}
-	args := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
+	defer func() { _ = f.Close() }() // read only
+	b, err := io.ReadAll(io.LimitReader(f, maxCmdline))
+	if err != nil {
+		return "", ""
+	}
+	return jobOf(string(b))
+}
+
+// maxCmdline is room for the arguments that tell a job, a path among them. What a process has as its arguments is as long as it says
+// (PR_SET_MM_MAP in prctl(2); get_mm_cmdline in fs/proc/base.c).
+const maxCmdline = 16 << 10
+
+// jobOf reads /proc/PID/cmdline.
+func jobOf(cmdline string) (job, stateDir string) {
+	args := strings.Split(strings.TrimRight(cmdline, "\x00"), "\x00")
 	switch {
 	case args[0] == holder.Name:
 		return "holder", ""

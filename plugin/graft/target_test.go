@@ -3,8 +3,11 @@ package graft
 import (
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/faultgraft/faultgraft/plugin/holder"
 )
 
 func TestParseStat(t *testing.T) {
@@ -107,4 +110,83 @@ func TestResolveStaysInTheTarget(t *testing.T) {
 		t.Fatalf("%+v, %v", l, err)
 	}
 	l.close()
+}
+
+// FuzzJob: any process can have any arguments. What they say is read as faultgraft writes it, and nothing else is a job.
+func FuzzJob(f *testing.F) {
+	for _, args := range [][]string{
+		{"faultgraft", "keeper", "--state-dir", "/run/faultgraft"}, {"faultgraft", "server", "--state-dir", "/x", "--more"}, {"faultgraft", "swap", "--progress=3"},
+		{"faultgraft", "swap", "me"}, {"faultgraft", "keeper", "--other", "/x"}, {"faultgraft", "keeper"}, {"faultgraft", "keeper", "--state-dir"}, {holder.Name}, {""}, {},
+	} {
+		f.Add(strings.Join(args, "\x00") + "\x00")
+	}
+	f.Fuzz(func(t *testing.T, cmdline string) {
+		job, dir := jobOf(cmdline)
+		args := strings.Split(cmdline, "\x00")
+		switch job {
+		case "":
+			if dir != "" {
+				t.Errorf("%q has no job, and the directory %q", cmdline, dir)
+			}
+		case "holder":
+			if args[0] != holder.Name || dir != "" {
+				t.Errorf("%q is a holder of %q", cmdline, dir)
+			}
+		case "keeper", "server":
+			if args[1] != job || args[2] != "--state-dir" || args[3] != dir {
+				t.Errorf("%q is a %s of %q", cmdline, job, dir)
+			}
+		case "swap":
+			if args[1] != job || dir != "" {
+				t.Errorf("%q is a %s of %q", cmdline, job, dir)
+			}
+		default:
+			t.Errorf("%q has the job %q", cmdline, job)
+		}
+	})
+}
+
+// A process with arguments of any length costs who looks at it no more than one with few.
+func TestJobOfLongArguments(t *testing.T) {
+	args := []string{"-c", "read x", "faultgraft"}
+	for range 16 {
+		args = append(args, strings.Repeat("x", 100<<10))
+	}
+	cmd := exec.Command("sh", args...)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = in.Close(); _ = cmd.Wait() }()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if job, _ := Job(cmd.Process.Pid); job != "" {
+		t.Errorf("a shell has the job %q", job)
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
+		t.Errorf("%d bytes were allocated for it", n)
+	}
+}
+
+// FuzzStatusField: a field of proc_pid_status(5) is on a line of its own.
+func FuzzStatusField(f *testing.F) {
+	own, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(string(own), "PPid")
+	f.Add("Name:\tPPid:\t7\nPPid:", "PPid")
+	f.Add("", "")
+	f.Fuzz(func(t *testing.T, status, field string) {
+		if v := fieldOf(status, field); v != "" && (strings.Contains(v, "\n") || !strings.Contains("\n"+status, "\n"+field+":")) {
+			t.Errorf("%s is %q by %q", field, v, status)
+		}
+		if v := fieldOf(field+":\t 4711 \n"+status, field); !strings.Contains(field, "\n") && v != "4711" {
+			t.Errorf("%q is %q", field, v)
+		}
+	})
 }
