@@ -178,17 +178,22 @@ func (f *estateFile) write(e estate) error {
 
 // read gives the estate as it was written last; an empty one before that.
 func (f *estateFile) read() (estate, error) {
-	var e estate
 	current := f.head().current.Load()
 	n := current &^ estateSecond
 	if n == 0 {
-		return e, nil
+		return estate{}, nil
 	}
 	if n > estateRoom {
-		return e, fmt.Errorf("what a server left is damaged: %d bytes", n)
+		return estate{}, fmt.Errorf("what a server left is damaged: %d bytes", n)
 	}
+	var e estate
 	if err := json.Unmarshal(f.room(current & estateSecond)[:n], &e); err != nil {
-		return e, fmt.Errorf("what a server left is damaged: %w", err)
+		return estate{}, fmt.Errorf("what a server left is damaged: %w", err)
+	}
+	for _, l := range e.Layers {
+		if len(l.Keep) == 0 { // also of one that is off what lies below is kept
+			return estate{}, fmt.Errorf("what a server left is damaged: of the layer of graft %q it has no descriptors", l.Call.Layer)
+		}
 	}
 	return e, nil
 }

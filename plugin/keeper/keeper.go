@@ -133,6 +133,9 @@ func (h *held) adopt(handle uint64, fd int) {
 	if h.adopted == nil {
 		h.adopted = map[uint64]int{}
 	}
+	if old, twice := h.adopted[handle]; twice {
+		_ = unix.Close(old)
+	}
 	h.adopted[handle] = fd
 }
 

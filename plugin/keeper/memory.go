@@ -1,7 +1,6 @@
 package keeper
 
 import (
-	"bufio"
 	"fmt"
 	"log/slog"
 	"os"
@@ -28,24 +27,38 @@ func dropProgramPages() error {
 	if err != nil {
 		return err
 	}
-	f, err := os.Open("/proc/self/maps")
+	b, err := os.ReadFile("/proc/self/maps")
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Close() }() // read only
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		var start, end uintptr
-		var prot string
-		if _, err := fmt.Sscanf(lines.Text(), "%x-%x %s", &start, &end, &prot); err != nil {
-			return fmt.Errorf("/proc/self/maps: %q: %w", lines.Text(), err)
-		}
-		// What can be written may have been: madvise(2) would throw it away.
-		if strings.Contains(prot, "w") || !strings.HasSuffix(lines.Text(), " "+exe) {
-			continue
-		}
-		if _, _, e := unix.Syscall(unix.SYS_MADVISE, start, end-start, unix.MADV_DONTNEED); e != 0 {
+	all, err := readOnlyMaps(string(b), exe)
+	if err != nil {
+		return fmt.Errorf("/proc/self/maps: %w", err)
+	}
+	for _, m := range all {
+		if _, _, e := unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, unix.MADV_DONTNEED); e != 0 {
 			return fmt.Errorf("madvise: %w", e)
 		}
 	}
 	return nil
+}
+
+type addresses struct{ start, end uintptr }
+
+// readOnlyMaps finds where a file is mapped and cannot be written to (proc_pid_maps(5)). What can be written may have
+// been: madvise(2) would throw it away.
+func readOnlyMaps(maps, file string) ([]addresses, error) {
+	var all []addresses
+	for line := range strings.Lines(maps) {
+		line = strings.TrimSuffix(line, "\n")
+		var m addresses
+		var prot string
+		if _, err := fmt.Sscanf(line, "%x-%x %s", &m.start, &m.end, &prot); err != nil || m.start >= m.end {
+			return nil, fmt.Errorf("%q is no map (%v)", line, err)
+		}
+		if !strings.Contains(prot, "w") && strings.HasSuffix(line, " "+file) {
+			all = append(all, m)
+		}
+	}
+	return all, nil
 }

@@ -198,6 +198,9 @@ type deskOfSwapper struct {
 
 func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 	h := d.h
+	if r.Method != callLayer && r.Method != callAdopted && r.Method != callKeep { // the others bring none
+		wire.CloseAll(r.FDs)
+	}
 	switch r.Method {
 	case callJob:
 		d.job.points().Pass("job")
@@ -224,6 +227,9 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 	case callRemains:
 		d.k.mu.Lock()
 		defer d.k.mu.Unlock()
+		if h.remains == nil {
+			return nil, nil, fmt.Errorf("keeper: graft %s has no dead server", h.ID)
+		}
 		h.lent = true
 		return remainsAnswer{Keeper: os.Getpid(), Descriptions: h.descriptions(), Objects: h.remains.objects}, nil, nil
 	case callKeep:
@@ -236,6 +242,9 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 		}
 		d.k.mu.Lock()
 		defer d.k.mu.Unlock()
+		if h.remains == nil {
+			return nil, nil, nil
+		}
 		owners := page(h.remains.owners, from)
 		var fds []int
 		for _, o := range owners {
@@ -252,7 +261,6 @@ func (d *deskOfSwapper) handle(r *wire.Request) (any, []int, error) {
 		d.result = &res
 		return nil, nil, nil
 	default:
-		wire.CloseAll(r.FDs)
 		return nil, nil, fmt.Errorf("keeper: unknown call %q of a swapper", r.Method)
 	}
 }

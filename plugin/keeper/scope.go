@@ -94,12 +94,17 @@ func threadGroup(tid int) (tgid int, start uint64, ok bool) {
 	if err != nil {
 		return 0, 0, false
 	}
-	_, rest, found := bytes.Cut(b, []byte("\nTgid:\t"))
-	line, _, _ := bytes.Cut(rest, []byte("\n"))
-	tgid, err = strconv.Atoi(string(line))
-	if !found || err != nil {
+	if tgid, ok = threadGroupIn(b); !ok {
 		return 0, 0, false
 	}
 	stat, err := graft.ReadStat(tgid)
 	return tgid, stat.StartTime, err == nil
+}
+
+// threadGroupIn reads proc_pid_status(5), in which a newline of a process's name is escaped.
+func threadGroupIn(status []byte) (tgid int, ok bool) {
+	_, rest, found := bytes.Cut(status, []byte("\nTgid:\t"))
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	tgid, err := strconv.Atoi(string(line))
+	return tgid, found && err == nil && tgid > 0
 }

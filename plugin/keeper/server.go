@@ -158,6 +158,9 @@ func (l *servedLayer) release() {
 }
 
 func (s *server) handle(r *wire.Request) (any, []int, error) {
+	if r.Method != callServe && r.Method != callSwapper { // the others bring none
+		wire.CloseAll(r.FDs)
+	}
 	switch r.Method {
 	case callServe:
 		return nil, nil, s.serve(r)
@@ -237,7 +240,6 @@ func (s *server) handle(r *wire.Request) (any, []int, error) {
 		}
 		return s.end(l, c.Wait), nil, nil
 	default:
-		wire.CloseAll(r.FDs)
 		return nil, nil, fmt.Errorf("server: unknown call %q", r.Method)
 	}
 }

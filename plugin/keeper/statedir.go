@@ -88,20 +88,26 @@ func whoLocks(inode *unix.Stat_t) string {
 	if err != nil {
 		return "another faultgraft command holds it"
 	}
-	of := fmt.Sprintf("%02x:%02x:%d", unix.Major(inode.Dev), unix.Minor(inode.Dev), inode.Ino)
-	for line := range strings.Lines(string(locks)) { // proc_locks(5)
-		f := strings.Fields(line)
-		if len(f) < 6 || f[1] != "FLOCK" || f[5] != of {
-			continue
-		}
-		pid, err := strconv.Atoi(f[4])
-		if err != nil {
-			continue
-		}
-		args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // it may have ended
-		return fmt.Sprintf("process %d (%s) holds it: %s", pid, strings.TrimSpace(string(bytes.ReplaceAll(args, []byte{0}, []byte(" ")))), whyStill(pid))
+	pid, ok := flockOf(string(locks), fmt.Sprintf("%02x:%02x:%d", unix.Major(inode.Dev), unix.Minor(inode.Dev), inode.Ino))
+	if !ok {
+		return "another faultgraft command held it until just now, try again"
 	}
-	return "another faultgraft command held it until just now, try again"
+	args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // it may have ended
+	return fmt.Sprintf("process %d (%s) holds it: %s", pid, strings.TrimSpace(string(bytes.ReplaceAll(args, []byte{0}, []byte(" ")))), whyStill(pid))
+}
+
+// flockOf finds who has a flock on an inode in proc_locks(5); a process of another PID namespace has number 0 there.
+func flockOf(locks, inode string) (pid int, ok bool) {
+	for line := range strings.Lines(locks) {
+		f := strings.Fields(line)
+		if len(f) < 6 || f[1] != "FLOCK" || f[5] != inode {
+			continue
+		}
+		if pid, err := strconv.Atoi(f[4]); err == nil && pid > 0 {
+			return pid, true
+		}
+	}
+	return 0, false
 }
 
 // keys lists the keepers that have a folder.
