@@ -1,8 +1,6 @@
 package kernel
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,9 +25,8 @@ const (
 // each line, see Documentation/fault-injection/fault-injection.rst.
 func parseInjectable(text []byte) map[string]errorKind {
 	kinds := map[string]errorKind{}
-	s := bufio.NewScanner(bytes.NewReader(text))
-	for s.Scan() {
-		if f := strings.Fields(s.Text()); len(f) > 0 {
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 1 {
 			kinds[f[0]] = errorKind(f[len(f)-1])
 		}
 	}

@@ -1,13 +1,13 @@
 package kernel
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,25 +41,28 @@ func (c Cgroup) Processes() ([]int, error) {
 // readProcs reads cgroup.procs. That of a threaded cgroup cannot be read; the
 // domain above it lists its processes (Documentation/admin-guide/cgroup-v2.rst, Threads).
 func readProcs(name string) ([]int, error) {
-	f, err := os.Open(name)
-	if errors.Is(err, os.ErrNotExist) {
+	text, err := os.ReadFile(name)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		return nil, nil // the cgroup was removed meanwhile
-	}
-	if err != nil {
+	case err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENODEV):
 		return nil, err
 	}
-	defer func() { _ = f.Close() }() // only read
+	pids, err := parseProcs(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return pids, nil
+}
+
+func parseProcs(text string) ([]int, error) {
 	var pids []int
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		pid, err := strconv.Atoi(lines.Text())
-		if err != nil {
-			return nil, fmt.Errorf("%s: %q is no process id", name, lines.Text())
+	for line := range strings.Lines(text) {
+		pid, err := strconv.Atoi(strings.TrimSuffix(line, "\n"))
+		if err != nil || pid < 0 {
+			return nil, fmt.Errorf("%q is no process id", line)
 		}
 		pids = append(pids, pid)
-	}
-	if err := lines.Err(); err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENODEV) {
-		return nil, err
 	}
 	return pids, nil
 }

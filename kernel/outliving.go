@@ -95,10 +95,11 @@ func (p *Pinned) understand(text []byte) error {
 	if all.Version > memoVersion {
 		return fmt.Errorf("it is of a later version of faultgraft: its form is %d, this one knows %d", all.Version, memoVersion)
 	}
-	if err := json.Unmarshal(text, &p.memo); err != nil {
+	var m memo
+	if err := json.Unmarshal(text, &m); err != nil {
 		return fmt.Errorf("what is kept of it: %w", err)
 	}
-	m := p.memo
+	p.memo = m
 	p.Rule, p.Backend, p.Functions, p.Note = m.Fault.Rule, m.Backend, []string{m.Function}, m.Note
 	return nil
 }

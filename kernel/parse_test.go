@@ -1,6 +1,9 @@
 package kernel
 
 import (
+	"encoding/json"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -93,4 +96,87 @@ func TestParseInjectable(t *testing.T) {
 	if d := cmp.Diff(map[string]errorKind{"should_fail_bio": kindErrno, "open_ctree": kindErrno}, got); d != "" {
 		t.Error(d)
 	}
+}
+
+// FuzzParseInjectable: each line names a function and a kind, and no line hides another.
+func FuzzParseInjectable(f *testing.F) {
+	f.Add("should_fail_bio\tERRNO\nopen_ctree [btrfs]\tERRNO\n\n")
+	f.Add("name\n\tERRNO\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		for name, kind := range parseInjectable([]byte(text)) {
+			says := slices.ContainsFunc(strings.Split(text, "\n"), func(line string) bool {
+				f := strings.Fields(line)
+				return len(f) > 1 && f[0] == name && f[len(f)-1] == string(kind)
+			})
+			if !says {
+				t.Errorf("%q is of kind %q by %q", name, kind, text)
+			}
+		}
+		long := strings.Repeat("x", 100_000) + "\n" // longer than a bufio.Scanner takes
+		if got := parseInjectable([]byte(text + "\n" + long + "last\tNULL\n"))["last"]; got != kindNull {
+			t.Errorf("the line after %q is of kind %q", text, got)
+		}
+	})
+}
+
+// FuzzParseProcs: cgroup.procs is read whole, or not at all.
+func FuzzParseProcs(f *testing.F) {
+	f.Add("1\n0\n4711\n")
+	f.Add("1\n-2\n")
+	f.Add("1\n\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		pids, err := parseProcs(text)
+		if err != nil {
+			if pids != nil {
+				t.Errorf("%v beside %v", pids, err)
+			}
+			return
+		}
+		if lines := strings.Count(strings.TrimSuffix(text, "\n")+"\n", "\n"); text != "" && len(pids) != lines {
+			t.Errorf("%d processes in %d lines of %q", len(pids), lines, text)
+		}
+		for _, pid := range pids {
+			if pid < 0 || !strings.Contains(text, strconv.Itoa(pid)) {
+				t.Errorf("process %d of %q", pid, text)
+			}
+		}
+	})
+}
+
+// FuzzUnderstand: what is pinned may be of any version. It is understood as it was written, or what all versions have is taken.
+func FuzzUnderstand(f *testing.F) {
+	whole, err := json.Marshal(memo{Version: memoVersion, Fault: Fault{ID: "k-1", Cgroup: Cgroup{ID: 7, Path: "/x"}, Owner: "o"}, Function: "should_failslab", Handle: 1, Started: 5, Ends: 6})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole)
+	f.Add([]byte(`{"version":99,"fault":{"id":"k-2","rule":7},"ends":1}`))
+	f.Add([]byte(`{"fault":{"id":"k-2","rule":{"trigger":7}},"ends":-1,"started":9223372036854775807}`))
+	f.Add([]byte(`{"version":1,"handle":5,"fault":{"id":"a"},"note":7}`))
+	f.Add([]byte("null"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		p := Pinned{ID: "k-0"}
+		err := p.understand(text)
+		if p.ID == "" {
+			t.Errorf("%q takes the name away", text)
+		}
+		if err != nil {
+			if p.memo.Handle != 0 || p.memo.Function != "" || p.Functions != nil {
+				t.Errorf("%+v beside %v", p, err)
+			}
+			return
+		}
+		again, err := json.Marshal(p.memo)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := Pinned{ID: "k-0"}
+		if err := q.understand(again); err != nil {
+			t.Fatalf("%s: %v", again, err)
+		}
+		third, err := json.Marshal(q.memo)
+		if err != nil || string(third) != string(again) || q.ID != p.ID || q.Cgroup != p.Cgroup || q.Owner != p.Owner {
+			t.Errorf("%s, and %s (%v)", again, third, err)
+		}
+	})
 }

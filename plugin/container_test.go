@@ -1,7 +1,9 @@
 package plugin
 
 import (
+	"bytes"
 	"encoding/json"
+	"maps"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/containers"
@@ -120,4 +122,39 @@ func TestCRIMetadataOfAnotherVersionIsAnError(t *testing.T) {
 	if _, err := fromContainerd(criNamespace, rec, nil); err == nil {
 		t.Error("annotations that may be there were taken for none")
 	}
+}
+
+// FuzzCRIMetadata: what the CRI plugin keeps with a container is read as v1, by any reader of JSON, or refused whole.
+func FuzzCRIMetadata(f *testing.F) {
+	for _, s := range []string{
+		`{"Version":"v1","Metadata":{"Config":{"metadata":{"name":"pg","namespace":"prod"},"annotations":{"wal.faultgraft.io":"io error=EIO"}}}}`,
+		`{"Version":"v2","Metadata":{"Config":{"annotations":{"wal.faultgraft.io":"x"}}}}`, `{"Metadata":{"Config":{"annotations":{"a":1}}},"Version":"v1"}`,
+		`{"Version":"v1"}`, `{"Version":"v1"`, "null", "[]", "",
+	} {
+		f.Add([]byte(s), []byte(`{"annotations":{"a.faultgraft.io":"x"}}`))
+	}
+	f.Fuzz(func(t *testing.T, b, spec []byte) {
+		rec := containers.Container{
+			ID: "c", Labels: map[string]string{labelCRIKind: "container"}, Spec: &anypb.Any{Value: spec},
+			Extensions: map[string]typeurl.Any{extensionContainer: &anypb.Any{Value: b}},
+		}
+		pod := containers.Container{ID: "s", Extensions: map[string]typeurl.Any{extensionSandbox: &anypb.Any{Value: b}}}
+		_, err := fromContainerd(criNamespace, rec, &pod)
+		got, cerr := criAnnotations(rec, extensionContainer)
+		if cerr != nil && (got != nil || err == nil) {
+			t.Errorf("annotations %v beside %v, and the container has %v", got, cerr, err)
+		}
+		if err != nil {
+			return
+		}
+		var form struct {
+			Version  string
+			Metadata struct {
+				Config struct{ Annotations map[string]string }
+			}
+		}
+		if err := json.NewDecoder(bytes.NewReader(b)).Decode(&form); err != nil || form.Version != "v1" || !maps.Equal(form.Metadata.Config.Annotations, got) {
+			t.Errorf("%q was read as %v, not %+v (%v)", b, got, form, err)
+		}
+	})
 }

@@ -283,10 +283,10 @@ func criMetadata(rec containers.Container, extension string) (criForm, error) {
 		return form, nil
 	}
 	if err := json.Unmarshal(any.GetValue(), &form); err != nil {
-		return form, fmt.Errorf("containerd: container %s: CRI metadata %s: %w", rec.ID, extension, err)
+		return criForm{}, fmt.Errorf("containerd: container %s: CRI metadata %s: %w", rec.ID, extension, err)
 	}
 	if form.Version != "v1" {
-		return form, fmt.Errorf("containerd: container %s: CRI metadata %s has version %q; this faultgraft knows v1", rec.ID, extension, form.Version)
+		return criForm{}, fmt.Errorf("containerd: container %s: CRI metadata %s has version %q; this faultgraft knows v1", rec.ID, extension, form.Version)
 	}
 	return form, nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"syscall"
 	"time"
@@ -120,22 +121,28 @@ func (b *batch) run() error {
 	if left > len(b.calls) {
 		return r.meddled(fmt.Sprintf("it left %d of %d calls", left, len(b.calls)))
 	}
-	done := len(b.calls) - left
-	if left > 0 {
-		done++ // the one that failed
-	}
 	if _, err := r.p.mem.ReadAt(image, int64(r.scratch+scratchHeader)); err != nil {
 		return r.memError("read", err)
 	}
-	copy(b.data, image)
+	done := b.results(image, left)
 	r.calls += done
-	for i := range b.calls[:done] {
-		b.calls[i].ret = int64(binary.LittleEndian.Uint64(calls[callBytes*i+56:]))
-	}
 	if left > 0 {
 		return &callError{index: done - 1, call: b.calls[done-1], comm: r.p.comm, tid: r.t.tid}
 	}
 	return nil
+}
+
+// results takes in what a run has left in memory, where left of the calls were not done, and tells how many were begun.
+func (b *batch) results(image []byte, left int) (begun int) {
+	begun = len(b.calls) - left
+	if left > 0 {
+		begun++ // the one that failed
+	}
+	calls := image[copy(b.data, image):]
+	for i := range b.calls[:begun] {
+		b.calls[i].ret = int64(binary.LittleEndian.Uint64(calls[callBytes*i+56:]))
+	}
+	return begun
 }
 
 // order tells the code to make n calls, whose table is at an offset of the scratch region.
@@ -299,13 +306,25 @@ func (r *remote) temps(files []int) ([]int, error) {
 	if _, err := r.p.mem.ReadAt(buf, int64(r.scratch+scratchTemps)); err != nil {
 		return nil, r.memError("read", err)
 	}
-	head := unix.CmsgLen(0)
-	if n := (int(binary.LittleEndian.Uint64(buf)) - head) / 4; n != len(files) {
-		return nil, fmt.Errorf("process %d (%s) received %d of %d files", r.p.pid, r.p.comm, n, len(files))
+	fds, err := received(buf, len(files))
+	if err != nil {
+		return nil, fmt.Errorf("process %d (%s): %w", r.p.pid, r.p.comm, err)
 	}
-	var fds []int
-	for i := range files {
-		fds = append(fds, int(binary.LittleEndian.Uint32(buf[head+4*i:])))
+	return fds, nil
+}
+
+// received reads the control message (cmsg(3)) of n files that the target has received.
+func received(control []byte, n int) (fds []int, err error) {
+	head := unix.CmsgLen(0)
+	if size := binary.LittleEndian.Uint64(control); size != uint64(unix.CmsgLen(4*n)) {
+		return nil, fmt.Errorf("it has not received %d files: the message about them has %d bytes", n, size)
+	}
+	for i := range n {
+		fd := binary.LittleEndian.Uint32(control[head+4*i:])
+		if fd > math.MaxInt32 {
+			return nil, fmt.Errorf("it has received a file as descriptor %d", fd)
+		}
+		fds = append(fds, int(fd))
 	}
 	return fds, nil
 }

@@ -69,9 +69,14 @@ func (r *remote) meddled(what string) error {
 
 // leftOf reads a reply: how many calls the code left undone.
 func (r *remote) leftOf(msg []byte) (int, error) {
-	n := binary.LittleEndian.Uint64(msg)
-	if n > math.MaxInt32 {
-		return 0, r.meddled(fmt.Sprintf("it left %d calls", n))
+	n, ok := leftIn(msg)
+	if !ok {
+		return 0, r.meddled(fmt.Sprintf("it left %d calls", uint64(n)))
 	}
-	return int(n), nil
+	return n, nil
+}
+
+func leftIn(msg []byte) (left int, ok bool) {
+	n := binary.LittleEndian.Uint64(msg)
+	return int(n), n <= math.MaxInt32
 }
