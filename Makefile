@@ -5,10 +5,10 @@ VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 LDFLAGS     := -s -w -X main.version=$(VERSION)
 PREFIX      ?= /usr/local
 GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
-SCRIPTS     := $(wildcard contrib/lab/*.sh contrib/testkernel/*.sh) $(addprefix contrib/testkernel/,init testrun arm64run) tracer/parasite/build.sh contrib/ci/need-go .ci/run
+SCRIPTS     := $(wildcard contrib/lab/*.sh contrib/testkernel/*.sh) $(addprefix contrib/testkernel/,init testrun arm64run) tracer/parasite/build.sh contrib/ci/need-go contrib/ci/fuzz .ci/run
 export FAULTGRAFT_BIN := $(CURDIR)/bin/faultgraft
 
-.PHONY: help build test test-vm test-arm64 demo soak bench lint man install uninstall lab lab-down clean go
+.PHONY: help build test fuzz test-vm test-arm64 demo soak bench lint man install uninstall lab lab-down clean go
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ build: go ## build the one static binary: bin/faultgraft
 
 test: go build ## run the tests by tier; TIERS="unit fs" runs some
 	@go run ./test/tiers $(TIERS)
+
+fuzz: go ## run each fuzzer of the tree for FUZZTIME=20s, one after another (root); PACKAGES=./fusefs runs some
+	@contrib/ci/fuzz $(or $(FUZZTIME),20s) $(or $(PACKAGES),./...)
 
 demo: go ## set everything up and break, and heal, a running container's disk (root)
 	@contrib/lab/packages.sh lab
