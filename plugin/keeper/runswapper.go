@@ -20,6 +20,11 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 	if j.Dead && j.Off && graft.ConnectionEnded(h.device) {
 		return &graft.Report{}, nil // its last user has gone, and its device number may be another file system's by now
 	}
+	turnOver := func() {}
+	if !j.Dead { // else the target waits
+		turnOver = k.dir.turns().take()
+	}
+	defer func() { turnOver() }() // it may be given back twice
 	conn, theirs, err := wire.Pair()
 	if err != nil {
 		return nil, err
@@ -101,6 +106,7 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 	close(over)
 	<-watched
 	err = awaitSwapper(cmd)
+	turnOver() // what it has left is another's work
 	text, exit := said.text(), new(exec.ExitError)
 	switch {
 	case d.result == nil && late != nil:

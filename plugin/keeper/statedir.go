@@ -23,6 +23,7 @@ const DefaultStateDir = "/run/faultgraft"
 //	ended/GRAFT.json          what a graft did that is over, until the agent has counted it
 //	daemon.sock, daemon.json  the daemon's
 //	stopped.json              no fault starts on this node; see Stopped
+//	turns/N                   locked by a keeper that has something moved; see turns
 //	keepers/KEY/control.sock  one folder for each keeper; KEY names the target
 //	keepers/KEY/keeper.log    what the keeper, its server and its swappers have to say
 type stateDir string
@@ -166,7 +167,7 @@ func Purge(dir string) error {
 			return err
 		}
 	}
-	for _, dir := range []string{d.keepers(), d.ended()} {
+	for _, dir := range []string{d.keepers(), d.ended(), d.turns().folder} {
 		if err := os.RemoveAll(dir); err != nil {
 			return err
 		}

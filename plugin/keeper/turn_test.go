@@ -1,0 +1,41 @@
+package keeper
+
+import (
+	"testing"
+	"time"
+)
+
+// Of swaps there are so many at once and no more; one that waits has its turn when another gives its back, and goes on without one rather than for ever.
+func TestSwapsTakeTurns(t *testing.T) {
+	all := stateDir(t.TempDir()).turns()
+	all.most, all.patience = 3, time.Hour
+	var back []func()
+	for range all.most {
+		back = append(back, all.take())
+	}
+	next := make(chan func())
+	go func() { next <- all.take() }()
+	select {
+	case <-next:
+		t.Fatal("there is one more at once")
+	case <-time.After(200 * time.Millisecond):
+	}
+	hurried := all
+	hurried.patience = 50 * time.Millisecond
+	hurried.take()()
+	back[1]()
+	select {
+	case b := <-next:
+		b()
+	case <-time.After(10 * time.Second):
+		t.Fatal("what was given back is not taken")
+	}
+	back[0]()
+	back[2]()
+	for range all.most { // one that had none gave none back
+		defer all.take()()
+	}
+	if (turns{"/proc/none", 3, time.Hour}).take() == nil {
+		t.Error("no place to note turns")
+	}
+}
