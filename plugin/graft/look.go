@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +18,11 @@ import (
 // execve(2): the kernel holds its exec_update_lock until it has closed the close-on-exec files (begin_new_exec and
 // do_close_on_exec of fs/exec.c, ptrace_may_access of kernel/ptrace.c; seen on Linux 6.18). If one of these is on a
 // file system that does not answer, whoever looks waits as long as that. Any process of the machine can be so.
-const lookPatience = time.Second
+// What counts is the time that the look waits in the kernel: on a busy machine it may take long to come to that.
+const (
+	lookPatience = time.Second
+	lookTick     = lookPatience / 10
+)
 
 // onlooker looks at processes, and goes on without those that cannot be looked at now.
 type onlooker struct {
@@ -53,47 +56,20 @@ func (o *onlooker) filter(pids []int, keep func(pid int) bool) []int {
 // walk looks at processes until one does not let it. It returns how many are dealt with, and whether it gave up on the last of them.
 func (o *onlooker) walk(pids []int, keep func(pid int) bool, kept *[]int) (n int, gaveUp bool) {
 	answers := make([]bool, len(pids))
-	var at atomic.Int64 // looks that have come back; orders the answers too
-	done := make(chan struct{})
-	var given atomic.Bool
-	go func() {
-		defer close(done)
-		for i, pid := range pids {
-			if given.Load() {
-				return
-			}
-			answers[i] = keep(pid)
-			at.Add(1)
-		}
-	}()
-	tick := time.NewTicker(lookPatience)
-	defer tick.Stop()
-	last := int64(-1)
-	for {
-		select {
-		case <-done:
-			last = at.Load()
-		case <-tick.C:
-			if now := at.Load(); now != last {
-				last = now
-				continue
-			}
-			given.Store(true)
-		}
-		break
-	}
+	l := lookAt(len(pids), func(i int) { answers[i] = keep(pids[i]) })
+	last := l.wait()
 	for i := range last {
 		if answers[i] {
 			*kept = append(*kept, pids[i])
 		}
 	}
-	if int(last) == len(pids) {
+	if last == len(pids) {
 		return len(pids), false
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.waiting[pids[last]] = done
-	return int(last) + 1, true
+	o.waiting[pids[last]] = l.done
+	return last + 1, true
 }
 
 // look has one process looked at, and gives up when that takes long: it reports whether the look has come back.
@@ -101,18 +77,13 @@ func (o *onlooker) look(pid int, at func()) bool {
 	if o.stuckNow(pid) {
 		return false
 	}
-	done := make(chan struct{})
-	go func() { defer close(done); at() }()
-	patience := time.NewTimer(lookPatience)
-	defer patience.Stop()
-	select {
-	case <-done:
+	l := lookAt(1, func(int) { at() })
+	if l.wait() == 1 {
 		return true
-	case <-patience.C:
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.waiting[pid] = done
+	o.waiting[pid] = l.done
 	return false
 }
 
@@ -171,7 +142,8 @@ func comesBack(pid int) bool {
 func closedExec(pid int) bool {
 	const longest = 100 * time.Millisecond
 	for pause := time.Millisecond; closesInExec(pid); pause = min(2*pause, longest) {
-		time.Sleep(pause)
+		wait := unix.NsecToTimespec(int64(pause))
+		_ = unix.Nanosleep(&wait, nil) // not time.Sleep: this is a look that waits
 	}
 	return true
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/faultgraft/faultgraft/plugin/graft"
 	"github.com/faultgraft/faultgraft/plugin/wire"
+	"golang.org/x/sys/unix"
 )
 
 // ErrNoGraft says that no keeper knows the graft.
@@ -121,14 +122,11 @@ func (c *Client) refused(t Target, req Request, why error) error {
 // start makes sure that the target has a keeper.
 func (c *Client) start(ctx context.Context, key string, t Target) error {
 	dir := c.dir()
-	unlock, err := dir.lock(key, startWait)
-	if err != nil {
+	done, err := c.mayStart(ctx, key)
+	if done == nil {
 		return err
 	}
-	defer unlock()
-	if alive(dir.socket(key)) {
-		return nil
-	}
+	defer done()
 	t.Labels = shownLabels(t.Labels)
 	atClient.Pass("folder")
 	target, err := targetFile(t)
@@ -182,6 +180,39 @@ func (c *Client) start(ctx context.Context, key string, t Target) error {
 	}
 	said, _ := os.ReadFile(dir.log(key)) // what there is of it goes into the error
 	return fmt.Errorf("the keeper did not start: %w: %s", err, lastLine(said))
+}
+
+// mayStart waits until the target has a keeper (done is nil), or it is for the caller to start one, who has the keeper's folder and a turn until it
+// calls done. Nobody waits for one of these with the other in hand: many callers may have the same target, or none of theirs.
+func (c *Client) mayStart(ctx context.Context, key string) (done func(), err error) {
+	dir := c.dir()
+	queued, free := dir.turns().queue(), time.Now()
+	for pause := firstPause; ; pause = longer(pause) {
+		if alive(dir.socket(key)) {
+			return nil, nil
+		}
+		unlock, err := dir.tryLock(key)
+		switch {
+		case err == nil && alive(dir.socket(key)):
+			unlock()
+			return nil, nil
+		case err == nil:
+			free = time.Now()
+			if back, ok := queued.try(); ok {
+				return func() { back(); unlock() }, nil
+			}
+			unlock()
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return nil, err
+		case time.Since(free) > startWait:
+			return nil, dir.locked(key)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
 }
 
 func (c *Client) executable() string { return cmp.Or(c.Executable, "/proc/self/exe") }

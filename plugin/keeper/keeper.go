@@ -355,8 +355,12 @@ func (k *keeper) log(e Event) {
 
 // running returns the server, started when there is none.
 func (k *keeper) running() (*serverClient, error) {
-	if _, err := k.serving(); err != nil {
+	s, err := k.serving()
+	if err != nil {
 		return nil, err
+	}
+	if s == nil || !s.alive() {
+		defer k.dir.turns().take()()
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -366,8 +370,7 @@ func (k *keeper) running() (*serverClient, error) {
 	if k.server != nil && len(k.grafts) > 1 { // besides the one that asks
 		return nil, errors.New("the server has just died, and its layers are being taken off: try again in a few seconds")
 	}
-	s, err := startServer(k.o.StateDir, nil, k.newsDesk, k.o.Logger)
-	if err != nil {
+	if s, err = startServer(k.o.StateDir, nil, k.newsDesk, k.o.Logger); err != nil {
 		return nil, err
 	}
 	k.server, s.since = s, time.Now()

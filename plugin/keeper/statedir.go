@@ -23,7 +23,7 @@ const DefaultStateDir = "/run/faultgraft"
 //	ended/GRAFT.json          what a graft did that is over, until the agent has counted it
 //	daemon.sock, daemon.json  the daemon's
 //	stopped.json              no fault starts on this node; see Stopped
-//	turns/N                   locked by a keeper that has something moved; see turns
+//	turns                     locked by who has something moved or starts a keeper; see turns
 //	keepers/KEY/control.sock  one folder for each keeper; KEY names the target
 //	keepers/KEY/keeper.log    what the keeper, its server and its swappers have to say
 type stateDir string
@@ -45,35 +45,56 @@ func (d stateDir) make() error {
 // lock makes a keeper's folder, and serialises who starts one there and who takes it away; unlock gives it back. It is the folder
 // that is locked: who is suspended with it holds up nobody who has to do with another target.
 func (d stateDir) lock(key string, wait time.Duration) (unlock func(), err error) {
-	folder := d.keeper(key)
-	for end := time.Now().Add(wait); ; time.Sleep(10 * time.Millisecond) {
-		if err := d.make(); err != nil {
-			return nil, err
-		}
-		if err := os.Mkdir(folder, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-			return nil, fmt.Errorf("state directory: %w", err)
-		}
-		f, err := os.Open(folder)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // it was just taken away
-		}
-		if err != nil {
-			return nil, fmt.Errorf("state directory: %w", err)
-		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil && isStill(f, folder) {
-			return func() { _ = f.Close() }, nil
-		}
-		var inode unix.Stat_t
-		serr := unix.Fstat(int(f.Fd()), &inode)
-		_ = f.Close()
-		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || serr != nil {
-			return nil, fmt.Errorf("lock %s: %w", folder, errors.Join(err, serr))
+	pause := firstPause
+	for end := time.Now().Add(wait); ; pause = longer(pause) {
+		unlock, err := d.tryLock(key)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return unlock, err
 		}
 		if time.Now().After(end) {
-			return nil, fmt.Errorf("lock %s: %s", folder, whoLocks(&inode))
+			return nil, d.locked(key)
 		}
+		time.Sleep(pause)
 	}
+}
+
+// tryLock is lock for who does not wait; unix.EWOULDBLOCK: somebody else has it.
+func (d stateDir) tryLock(key string) (unlock func(), err error) {
+	folder := d.keeper(key)
+	if err := d.make(); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(folder, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	f, err := os.Open(folder)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, unix.EWOULDBLOCK // it was just taken away
+	}
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil && isStill(f, folder) {
+		return func() { _ = f.Close() }, nil
+	}
+	_ = f.Close() // nothing was written
+	if err == nil || errors.Is(err, unix.EINTR) {
+		err = unix.EWOULDBLOCK
+	}
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("lock %s: %w", folder, err)
+	}
+	return nil, err
+}
+
+// locked is the error of who has waited for a keeper's folder.
+func (d stateDir) locked(key string) error {
+	var inode unix.Stat_t
+	if err := unix.Stat(d.keeper(key), &inode); err != nil {
+		return fmt.Errorf("lock %s: %w", d.keeper(key), err)
+	}
+	return fmt.Errorf("lock %s: %s", d.keeper(key), whoLocks(&inode))
 }
 
 // isStill: the open folder is the one at its path.
@@ -142,7 +163,7 @@ func Purge(dir string) error {
 			return fmt.Errorf("purge %s: keeper %s still runs; recover its grafts first", dir, k)
 		}
 	}
-	names := []string{"events.jsonl", "events.jsonl.1", "daemon.json", "policies.json", "stopped.json", "daemon.log", "daemon.log.1", "counters.json", "counters.json.corrupt", "audit.json", "audit.jsonl"}
+	names := []string{"events.jsonl", "events.jsonl.1", "daemon.json", "policies.json", "stopped.json", "daemon.log", "daemon.log.1", "counters.json", "counters.json.corrupt", "audit.json", "audit.jsonl", filepath.Base(d.turns().file)}
 	if agent := filepath.Join(dir, "daemon.sock"); !alive(agent) { // it was killed, or for want of memory could not tidy up
 		names = append(names, filepath.Base(agent))
 	}
@@ -167,7 +188,7 @@ func Purge(dir string) error {
 			return err
 		}
 	}
-	for _, dir := range []string{d.keepers(), d.ended(), d.turns().folder} {
+	for _, dir := range []string{d.keepers(), d.ended()} {
 		if err := os.RemoveAll(dir); err != nil {
 			return err
 		}

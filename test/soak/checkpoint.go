@@ -100,7 +100,7 @@ func (s *soak) onlyTheAgent(ctx context.Context) error {
 }
 
 // inState are the names that the state directory may have while an agent runs and no graft is on; keepers and ended are empty.
-var inState = []string{"audit.json", "audit.jsonl", "audit.jsonl.1", "counters.json", "daemon.json", "daemon.log", "daemon.sock", "ended", "events.jsonl", "events.jsonl.1", "keepers", "policies.json"}
+var inState = []string{"audit.json", "audit.jsonl", "audit.jsonl.1", "counters.json", "daemon.json", "daemon.log", "daemon.sock", "ended", "events.jsonl", "events.jsonl.1", "keepers", "policies.json", "turns"}
 
 func (s *soak) stateIsClean(ctx context.Context) error {
 	state, err := s.lab.Path("/run/faultgraft")
