@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/faultgraft/faultgraft/plugin/keeper"
@@ -21,7 +22,7 @@ const (
 // orphanRecoverer finds and takes off what keepers left that were killed with all who would follow them; keeper.Client is one.
 type orphanRecoverer interface {
 	Abandoned() ([]string, error)
-	RecoverOrphansElsewhere(ctx context.Context) (keeper.RecoveredOrphans, error)
+	RecoverOrphans(ctx context.Context, own bool) (keeper.OrphanRecovery, error)
 }
 
 var _ orphanRecoverer = (*keeper.Client)(nil)
@@ -58,18 +59,23 @@ func (a *agent) followOrphans(ctx context.Context) {
 
 // recoverOrphans gives why something is left; empty: nothing is. told was said before.
 func (a *agent) recoverOrphans(ctx context.Context, keepers orphanRecoverer, told string) (why string) {
-	done, err := keepers.RecoverOrphansElsewhere(ctx)
+	done, err := keepers.RecoverOrphans(ctx, false)
 	for _, g := range done.Off {
 		a.log.Warn("took off a layer that nobody served any more: all its processes were killed", "graft", g.ID, "path", g.Path, "pid", g.Target.PID)
 	}
+	left := done.Passed
 	for _, l := range done.Left {
-		why += l + "\n"
+		left = append(left, l.String())
 	}
+	if err == nil && len(done.Left) == 0 { // else the folders tell that there is more to do
+		_, err = keeper.Sweep(a.opts.StateDir)
+	}
+	why = strings.Join(left, "\n")
 	if err != nil {
-		why += err.Error()
+		why += "\n" + err.Error()
 	}
 	if why != "" && why != told && ctx.Err() == nil {
-		a.log.Warn("layers that nobody serves are left", "left", done.Left, "err", err)
+		a.log.Warn("layers that nobody serves are left", "left", left, "err", err)
 	}
 	return why
 }

@@ -16,8 +16,7 @@ const firstFD = 3
 
 func processLogger() *slog.Logger { return slog.New(slog.NewTextHandler(os.Stderr, nil)) }
 
-// newKeeperCommand, newServerCommand and newSwapCommand are the processes that
-// stand by a target, and newOrphansCommand one of the agent's; faultgraft starts them itself.
+// newKeeperCommand, newServerCommand and newSwapCommand are the processes that stand by a target; faultgraft starts them itself.
 func newKeeperCommand(g *global) *cobra.Command {
 	o := keeper.Options{Version: version, Logger: processLogger()}
 	var target, inherit string // they name the target, for who looks at processes
@@ -82,15 +81,6 @@ func newSwapCommand() *cobra.Command {
 	c.Flags().BoolVar(&asks, "asks", false, "")     // see keeper.RunAsker
 	c.Flags().BoolVar(&orphan, "orphan", false, "") // see keeper.RunOrphanTaker
 	return c
-}
-
-func newOrphansCommand(g *global) *cobra.Command {
-	return &cobra.Command{
-		Use: "orphans", Hidden: true, Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			return keeper.RunOrphans(c.Context(), g.stateDir, c.OutOrStdout())
-		},
-	}
 }
 
 func newPluginCommand(g *global) *cobra.Command {

@@ -46,7 +46,7 @@ Labels of containers and policies say what a node agent (faultgraft plugin) puts
 		newInjectCommand(g), newUpdateCommand(g), newReleaseCommand(g), newStopCommand(g),
 		newApplyCommand(g), newDeleteCommand(g), newPauseCommand(g), newResumeCommand(g), newPsCommand(g), newShowCommand(g), newEventsCommand(g), newRecoverCommand(g),
 		newValidateCommand(g), newSchemaCommand(), newDoctorCommand(g), newPluginCommand(g), newCheckConfigCommand(g), newHookCommand(g), newRuncCommand(), newCDICommand(g), newPurgeCommand(g),
-		newKeeperCommand(g), newServerCommand(g), newSwapCommand(), newOrphansCommand(g),
+		newKeeperCommand(g), newServerCommand(g), newSwapCommand(),
 	)
 	root.AddCommand(newTopCommand(g), newManCommand(root))
 	completeArguments(g, root)

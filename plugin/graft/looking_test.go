@@ -54,7 +54,7 @@ func TestLooksOnABusyMachine(t *testing.T) {
 	for pid := range 4 {
 		all.Go(func() {
 			if !o.look(pid, func() {
-				for end := time.Now().Add(3 * lookPatience); time.Now().Before(end); { // busy, or waiting to be
+				for end := time.Now().Add(lookPatience + 5*lookTick); time.Now().Before(end); { // busy, or waiting to be
 					time.Sleep(time.Microsecond)
 				}
 			}) {

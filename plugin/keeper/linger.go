@@ -25,12 +25,11 @@ const (
 // reports whether it is still in use.
 func (k *keeper) end(id string, wait time.Duration) (lingers bool) {
 	for range maxFollowed {
-		server := k.settled()
-		if server == nil || !server.alive() {
+		server, err := k.serving()
+		if err != nil || server == nil || !server.alive() { // no server knows it any more; who follows is not told of it
 			return false
 		}
-		err := server.call(callEnd, endCall{Layer: id, Wait: wait}, &lingers)
-		if err == nil {
+		if err = server.call(callEnd, endCall{Layer: id, Wait: wait}, &lingers); err == nil {
 			break
 		}
 		if server.alive() {

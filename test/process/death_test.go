@@ -29,6 +29,7 @@ func TestRecoverFromHungServer(t *testing.T) {
 
 // So it is where the server hangs when its faults have ended already, and the swapper is about to begin.
 func TestServerHangsInMidUngraft(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.env = []string{failing("keeper ungraft", "stop:quiet")}
 	p := r.write("f", "0123456789")

@@ -21,6 +21,7 @@ func TestKillKeeperOfLongNames(t *testing.T) { killKeeperOf(t, 13, "<", 230) }
 func TestKillKeeperOfManyLayers(t *testing.T) { killKeeperOf(t, 88, "d", 3) }
 
 func killKeeperOf(t *testing.T, layers int, letter string, length int) {
+	t.Parallel()
 	r := newRig(t)
 	h := r.sharedTarget()
 	name := strings.Repeat(letter, length)
@@ -70,6 +71,7 @@ func TestServerCannotHandItsLayersOver(t *testing.T) {
 
 // ps knows nothing of the layers of a server whose keeper was killed and has no successor yet: it says so, with who that is.
 func TestPsNamesServersWithoutAKeeper(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	h := r.startFaulted("10m")
 	server := r.oneServer()

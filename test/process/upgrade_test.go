@@ -232,6 +232,7 @@ func TestEarlierCommand(t *testing.T) {
 // A later command asks for something that the keeper's version does not know: it is refused, in words that say what to do, and
 // nothing is changed. A rule of which a part was left out would do more than its author said.
 func TestCommandOfALaterLanguage(t *testing.T) {
+	t.Parallel()
 	later := programs.MustVersion(t, programs.Version{Name: "v9.0.0-later", Changes: map[string][2]string{
 		"policy/rule.go": {"	Hang bool `json:\"hang,omitempty\"`\n", "	Hang bool `json:\"hang,omitempty\"`\n	Later bool `json:\"later\"`\n"},
 	}})

@@ -44,7 +44,9 @@ var tiers = []tier{
 	{
 		name: "swap", what: "real target programs, grafted and swapped",
 		folders: []string{"tracer/...", "plugin/graft/...", "plugin/keeper/...", "test/process/...", "test/property/..."},
-		run:     goTest, again: goTestAgain,
+		// those side by side wait for deadlines most of the time
+		flags: []string{"-parallel", "6"},
+		run:   goTest, again: goTestAgain,
 		unable: needs(root, fuse, packages("test"), ptrace),
 	},
 	{
