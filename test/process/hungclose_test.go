@@ -73,7 +73,6 @@ func (x *hungCloses) end() {
 // The file system under the path does not answer closes, for which the target would wait in the middle of the exchange: the graft is refused
 // before anything is changed, and made when it answers.
 func TestGraftWhereClosesHang(t *testing.T) {
-	t.Parallel()
 	x := newHungCloses(t)
 	x.fs.ok("hang closes")
 	args := []string{"inject", "--pid", fmt.Sprint(x.h.pid()), "--path", x.data, "io error=EIO op=fsync ttl=5m"}
@@ -102,7 +101,6 @@ func TestGraftWhereClosesHang(t *testing.T) {
 // It stops to answer while there is a layer: no swapper can be started, as that would close the keeper's copies of the originals. An ungraft
 // ends with words, and is done when the file system answers; the faults end at once.
 func TestUngraftWhereClosesHang(t *testing.T) {
-	t.Parallel()
 	x := newHungCloses(t)
 	g := x.inject(x.h, x.data, "io error=EIO op=fsync ttl=5m")
 	x.h.is("EIO", "fsync f")
@@ -162,7 +160,6 @@ func TestClosesHangInMidGraft(t *testing.T) {
 // The target's server is killed meanwhile: its calls wait for another one, or are answered by it. Others go on, and when the file system answers the target's calls
 // end as ever, with its faults.
 func TestServerIsKilledWhereClosesHang(t *testing.T) {
-	t.Parallel()
 	x := newHungCloses(t)
 	x.inject(x.h, x.data, "io error=EIO op=fsync ttl=5m")
 	x.h.is("EIO", "fsync f")

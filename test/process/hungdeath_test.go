@@ -13,7 +13,6 @@ import (
 // The file system below does not answer closes, and the target's server is killed: none can be started, as that would close the keeper's
 // copies of the target's files. Who asks for something gets words, and it is done when the file system answers.
 func TestRecoverWithoutAServerWhereClosesHang(t *testing.T) {
-	t.Parallel()
 	x := newHungCloses(t)
 	g := x.inject(x.h, x.data, "io error=EIO op=fsync ttl=5m", "io latency=1ms op=read ttl=5m")
 	x.h.is("EIO", "fsync f")
@@ -47,7 +46,6 @@ func TestRecoverWithoutAServerWhereClosesHang(t *testing.T) {
 
 // The same with its keeper: faults end, and the server goes on until another keeper can be started.
 func TestKeeperIsKilledWhereClosesHang(t *testing.T) {
-	t.Parallel()
 	x := newHungCloses(t)
 	g := x.inject(x.h, x.data, "io error=EIO op=fsync ttl=5m")
 	x.h.is("EIO", "fsync f")
@@ -125,7 +123,6 @@ func (x *hungCloses) awaitOthersOnly() {
 // The server is killed, and the node is stopped: that ends with words, although nobody can follow the server. When the file system answers, what
 // waited goes on without faults.
 func TestStopWithoutAServerWhereClosesHang(t *testing.T) {
-	t.Parallel()
 	x := newHungCloses(t)
 	g := x.inject(x.h, x.data, "io error=EIO op=fsync ttl=5m")
 	x.h.is("EIO", "fsync f")

@@ -89,7 +89,5 @@ func TestPsNamesServersWithoutAKeeper(t *testing.T) {
 	resume()
 	r.awaitUnmounted(h.holder, 20*time.Second)
 	h.asBefore()
-	if l := r.list(); len(l) != 0 {
-		t.Errorf("%+v", l)
-	}
+	r.awaitOff(10*time.Second, "the graft stays on the list")
 }

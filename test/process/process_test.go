@@ -337,6 +337,23 @@ func (r *rig) launchAs(attr *syscall.SysProcAttr, args ...string) *holder {
 
 func (h *holder) pid() int { return h.cmd.Process.Pid }
 
+// whereThreadsAre says for each thread of a process in which state it is, and where in the kernel.
+func whereThreadsAre(pid int) string {
+	var all strings.Builder
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	for _, task := range tasks {
+		status, _ := os.ReadFile(filepath.Join(task, "status"))
+		stack, _ := os.ReadFile(filepath.Join(task, "stack"))
+		for line := range strings.Lines(string(status)) {
+			if strings.HasPrefix(line, "State:") || strings.HasPrefix(line, "TracerPid:") || strings.HasPrefix(line, "SigQ:") {
+				all.WriteString(line)
+			}
+		}
+		fmt.Fprintf(&all, "%s\n", stack)
+	}
+	return all.String()
+}
+
 func (h *holder) stop() {
 	_ = h.in.Close()
 	done := make(chan struct{})
@@ -344,7 +361,7 @@ func (h *holder) stop() {
 	select {
 	case <-done:
 	case <-time.After(30 * time.Second):
-		h.t.Errorf("the target does not end")
+		h.t.Errorf("the target does not end: %s", whereThreadsAre(h.pid()))
 		_ = h.cmd.Process.Kill()
 		<-done
 	}

@@ -50,7 +50,6 @@ func TestFailedRecoversAreTriedAgainInOneChain(t *testing.T) {
 
 // Where closes hang, no process can be started, and each try waits for that. Who asks for the same hears the same, at once.
 func TestRecoversAtOnceWhereClosesHang(t *testing.T) {
-	t.Parallel()
 	x := newHungCloses(t)
 	g := x.inject(x.h, x.data, "io error=EIO op=fsync ttl=5m")
 	x.fs.ok("hang closes")

@@ -44,9 +44,7 @@ var tiers = []tier{
 	{
 		name: "swap", what: "real target programs, grafted and swapped",
 		folders: []string{"tracer/...", "plugin/graft/...", "plugin/keeper/...", "test/process/...", "test/property/..."},
-		// those side by side wait for deadlines most of the time
-		flags: []string{"-parallel", "6"},
-		run:   goTest, again: goTestAgain,
+		run:     goTest, again: goTestAgain,
 		unable: needs(root, fuse, packages("test"), ptrace),
 	},
 	{
