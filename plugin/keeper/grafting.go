@@ -28,6 +28,15 @@ func (k *keeper) inject(req Request, who string) (Graft, error) {
 	if err := checkRules(req.Rules); err != nil {
 		return Graft{}, err
 	}
+	k.mu.Lock()
+	k.injects++
+	k.mu.Unlock()
+	defer func() {
+		k.mu.Lock()
+		k.injects--
+		k.mu.Unlock()
+		k.endIfIdle()
+	}()
 	k.swap.Lock()
 	defer k.swap.Unlock()
 	if h := k.active(path.Clean(req.Path), req.Origin); h != nil {
@@ -70,7 +79,6 @@ func (k *keeper) inject(req Request, who string) (Graft, error) {
 			k.end(h.ID, endDeadline) // the layer was made; that it was never mounted is no reason for it to stay
 		}
 		k.log(Event{Type: EventRefused, Graft: h.ID, Path: h.Path, By: h.Origin, Who: who, Rules: texts(activate(req.Rules, time.Now())), Message: err.Error()})
-		k.endIfIdle()
 		return Graft{}, err
 	}
 	return g, nil

@@ -86,6 +86,7 @@ type keeper struct {
 	last    error // why the server that follows, or serves, has no rules and is there to have the layers taken off
 	// generation is that of the claim that servers of this keeper have (see package holder).
 	generation byte
+	injects    int // that wait or are at work
 	ending     bool
 	ended      chan struct{} // closed when nothing is left to keep
 }
@@ -336,11 +337,11 @@ func (k *keeper) watchTarget() {
 	k.endIfIdle()
 }
 
-// endIfIdle ends the keeper when it holds nothing.
+// endIfIdle ends the keeper when it holds nothing, and nobody waits for a graft: of many callers that are refused each would start a keeper otherwise.
 func (k *keeper) endIfIdle() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if len(k.grafts) == 0 && !k.ending {
+	if len(k.grafts) == 0 && k.injects == 0 && !k.ending {
 		k.ending = true
 		close(k.ended)
 	}

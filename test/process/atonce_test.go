@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -75,4 +76,35 @@ func TestManyGraftsAtOnce(t *testing.T) {
 		}
 		same(t, before[i], h.snapshot())
 	}
+}
+
+// Many grafts at once that are refused: one keeper says so to all callers. It had ended after each refusal, so that each caller started the next one, and
+// the last ones gave up after 10 s.
+func TestManyRefusalsAtOnce(t *testing.T) {
+	r := newRig(t)
+	h := r.start()
+	h.ok("open f %s rdwr", r.write("f", "0123456789"))
+	rule, err := policy.ParseRule("rule-1", "io error=EIO op=fsync path=/** ttl=30m", policy.Defaults{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &keeper.Client{StateDir: r.state, Executable: binaries.faultgraft}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			_, err := client.Inject(ctx, keeper.Target{PID: h.pid()}, keeper.Request{
+				Path: filepath.Join(r.data, fmt.Sprint("none", i)), Rules: []policy.Rule{rule}, Origin: keeper.OriginUser,
+			})
+			if err == nil || !strings.Contains(err.Error(), "no such file or directory") {
+				t.Errorf("graft %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	g := r.inject(h, r.data, "io error=EIO op=fsync ttl=10m")
+	h.is("EIO", "fsync f")
+	r.recover(g)
+	h.is("ok", "fsync f")
 }
