@@ -51,14 +51,14 @@ func TestLooksThatWait(t *testing.T) {
 func TestLooksOnABusyMachine(t *testing.T) {
 	o := onlooker{waiting: map[int]<-chan struct{}{}}
 	var all sync.WaitGroup
-	for pid := range 4 {
+	for pid, pause := range []time.Duration{0, 20 * time.Millisecond} { // busy, and seldom chosen
 		all.Go(func() {
 			if !o.look(pid, func() {
-				for end := time.Now().Add(lookPatience + 5*lookTick); time.Now().Before(end); { // busy, or waiting to be
-					time.Sleep(time.Microsecond)
+				for end := time.Now().Add(2 * lookPatience); time.Now().Before(end); {
+					time.Sleep(pause)
 				}
 			}) {
-				t.Error("given up")
+				t.Errorf("given up with pauses of %v", pause)
 			}
 		})
 	}
