@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -163,16 +164,18 @@ func (f *estateFile) room(second uint64) []byte {
 
 // write replaces the estate.
 func (f *estateFile) write(e estate) error {
-	b, err := json.Marshal(e)
-	if err != nil {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // a path of such characters would take six times the room
+	if err := enc.Encode(e); err != nil {
 		return err
 	}
-	if len(b) > estateRoom {
-		return fmt.Errorf("what another server would need to know: %d bytes, there is room for %d", len(b), estateRoom)
+	if b.Len() > estateRoom {
+		return fmt.Errorf("what another server would need to know: %d bytes, there is room for %d", b.Len(), estateRoom)
 	}
 	next := ^f.head().current.Load() & estateSecond
-	copy(f.room(next), b)
-	f.head().current.Store(next | uint64(len(b)))
+	copy(f.room(next), b.Bytes())
+	f.head().current.Store(next | uint64(b.Len()))
 	return nil
 }
 

@@ -50,6 +50,20 @@ func TestEstate(t *testing.T) {
 			t.Errorf("layer g: %v, layer h: %v", got.layer("g"), got.layer("h"))
 		}
 	}
+	long := estate{}
+	for range 500 {
+		long.Layers = append(long.Layers, estateLayer{Call: serveCall{Layer: strings.Repeat("<&>", 4<<10)}, Keep: []int{5}})
+	}
+	if err := f.write(long); err != nil {
+		t.Errorf("500 layers with long paths: %v", err)
+	}
+	if got, err := other.read(); err != nil || cmp.Diff(long, got) != "" {
+		t.Errorf("500 layers with long paths, read: %v", err)
+	}
+	long.Layers = long.Layers[:4]
+	if err := f.write(long); err != nil {
+		t.Fatal(err)
+	}
 	if err := f.write(estate{OOMScoreAdj: strings.Repeat("x", estateRoom)}); err == nil {
 		t.Error("more than there is room for was written")
 	}
