@@ -25,6 +25,11 @@ func (k *keeper) runSwapper(h *held, j job) (*graft.Report, error) {
 		turnOver = k.dir.turns().take()
 	}
 	defer func() { turnOver() }() // it may be given back twice
+	if !j.Detach && len(j.Reswap) == 0 {
+		if err := CheckStopped(k.o.StateDir); err != nil { // while it waited for its turn
+			return nil, err
+		}
+	}
 	conn, theirs, err := wire.Pair()
 	if err != nil {
 		return nil, err
