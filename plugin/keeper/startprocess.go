@@ -14,6 +14,9 @@ import (
 // startPatience is how long a process may take to start, on a machine that is busy.
 const startPatience = 10 * time.Second
 
+// startPatienceOfTest shortens it for what a keeper, server or holder starts.
+const startPatienceOfTest = "FAULTGRAFT_TEST_START_PATIENCE"
+
 // errNotStarted: what is wrong, for a person. The kernel closes the copies of our close-on-exec files within execve(2) (do_close_on_exec,
 // fs/exec.c), and some may be originals of the target's files. A close of a file of a FUSE file system waits for its server, whatever
 // signal comes (fuse_flush of fs/fuse/file.c sets args.force; request_wait_answer of fs/fuse/dev.c; Linux 6.18).
@@ -44,7 +47,11 @@ func awaitExec(pid int) {
 // startProcess is cmd.Start for a process that may have copies of the target's files. One that comes late is killed. While that has not come out
 // of its execve nobody waits for it once more: the waits of many callers, one after the other, would be as long as there are callers.
 func startProcess(cmd *exec.Cmd) error {
-	late := time.After(startPatience)
+	patience := startPatience
+	if d, err := time.ParseDuration(os.Getenv(startPatienceOfTest)); err == nil {
+		patience = d
+	}
+	late := time.After(patience)
 	if overdue.Load() {
 		return errNotStarted
 	}

@@ -23,6 +23,7 @@ type hungCloses struct {
 func newHungCloses(t *testing.T) *hungCloses {
 	t.Helper()
 	r := newRig(t)
+	r.env = append(r.env, "FAULTGRAFT_TEST_START_PATIENCE=4s")
 	x := &hungCloses{rig: r, fs: r.hungfs(r.data)}
 	p := r.write("f", "0123456789")
 	x.h = r.start()

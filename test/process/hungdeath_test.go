@@ -68,7 +68,7 @@ func TestKeeperIsKilledWhereClosesHang(t *testing.T) {
 		t.Errorf("recover: %q, %v; want %s", out, err, words)
 	}
 	untraced(t, x.h.pid())
-	time.Sleep(15 * time.Second) // longer than a start is waited for
+	time.Sleep(6 * time.Second) // longer than a start is waited for
 	x.h.is("ok", "fsync f")
 	x.h.is("ok abc", "read g 100")
 	x.h.ok("lseek g 0")
